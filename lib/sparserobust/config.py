@@ -1,0 +1,288 @@
+"""The vocabulary: what a run is made of, as frozen settings that are checked when made and hashed to be found again.
+
+    run = data + model + objective (who attacks in training) + sparsifier + recipe + seed [+ start: another run]
+
+`Model`, `Attack`, `Objective`, `Sparsifier` and `Measurement` are families: each member is one small frozen class,
+holding its settings and its formula, registered under its `kind`. In plain data (YAML, JSON) a member is written
+`{kind: pgd, epsilon: 8/255, ...}`.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from fractions import Fraction
+from functools import cache, cached_property
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+
+from sparserobust.errors import UserError
+
+settings = dataclass(frozen=True, kw_only=True)
+
+
+class Settings(ABC):  # noqa: B024
+    """Base of all settings. Equal settings have equal `identity`; a setting at its default does not enter it, so a
+    new setting with a default leaves every earlier result valid."""
+
+    kind: ClassVar[str] = ""
+    family: ClassVar[dict[str, type["Settings"]]] = {}
+
+    def __init_subclass__(cls, kind: str = "", **kwargs):
+        super().__init_subclass__(**kwargs)
+        if Settings in cls.__bases__:
+            cls.family = {}
+        if kind:
+            cls.kind = kind
+            cls.family[kind] = cls
+
+    def __post_init__(self):
+        for name, hint in _hints(type(self)).items():
+            object.__setattr__(self, name, _coerced(getattr(self, name), hint, f"{self.label()}: {name}"))
+        self.check()
+
+    @classmethod
+    def label(cls) -> str:
+        return f"{cls.__name__} ({cls.kind})" if cls.kind else cls.__name__
+
+    def check(self) -> None:  # noqa: B027
+        """Raise `UserError` if the values make no sense together."""
+
+    def require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(f"{self.label()}: {message}")
+
+    def plain(self) -> dict:
+        """JSON-ready: the kind, and every field that differs from its default."""
+        result = {"kind": self.kind} if self.kind else {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            if value != default:
+                result[f.name] = value.plain() if isinstance(value, Settings) else value
+        return result
+
+    @classmethod
+    def parse(cls, plain: Mapping) -> Self:
+        """The inverse of `plain`; unknown kinds and keys are `UserError`s that name the nearest known one."""
+        if not isinstance(plain, Mapping):
+            raise UserError(f"{cls.label()}: expected settings such as {{key: value}}, got {plain!r}")
+        plain = dict(plain)
+        if cls.family and not cls.kind:
+            kind = plain.pop("kind", None)
+            cls = cls.family.get(kind) or _unknown("kind", kind, cls.label(), cls.family)
+        elif cls.kind:
+            plain.pop("kind", None)
+        known = {f.name: f for f in fields(cls)}
+        for key in plain:
+            if key not in known:
+                _unknown("setting", key, cls.label(), known)
+        for key, f in known.items():
+            if key not in plain and f.default is MISSING and f.default_factory is MISSING:
+                raise UserError(f"{cls.label()}: setting '{key}' is missing")
+        return cls(**plain)
+
+    @cached_property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits that name these settings."""
+        text = json.dumps(self.plain(), sort_keys=True)
+        return hashlib.sha256(f"{type(self).__name__}:{text}".encode()).hexdigest()[:12]
+
+
+def _unknown(what: str, given: Any, where: str, known: Mapping):
+    near = difflib.get_close_matches(str(given), known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    raise UserError(f"{where}: unknown {what} '{given}'; {hint}")
+
+
+@cache
+def _hints(cls: type) -> dict:
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def _coerced(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint`, where that is safe; `8/255` and `1e-6` may be written as text, as YAML needs."""
+    wrong = UserError(f"{where} should be {_type_name(hint)}, not {value!r}")
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(h for h in get_args(hint) if h is not types.NoneType)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise wrong
+        return tuple(_coerced(v, get_args(hint)[0], where) for v in value)
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return hint.parse(value)
+        raise wrong
+    if hint is float and not isinstance(value, bool):
+        try:
+            number = float(Fraction(value)) if isinstance(value, str) else float(value)
+        except (ValueError, TypeError, ZeroDivisionError):
+            raise wrong from None
+        if math.isnan(number):
+            raise wrong
+        return number
+    if type(value) is not hint:
+        raise wrong
+    return value
+
+
+def _type_name(hint: Any) -> str:
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    return names.get(hint) or str(getattr(hint, "__name__", hint)).replace("sparserobust.config.", "")
+
+
+# --------------------------------------------------------------------------------------------- the five families
+
+
+class Model(Settings):
+    """Settings of a network."""
+
+    @abstractmethod
+    def build(self, image_shape: tuple[int, int, int], classes: int):
+        """A fresh `torch.nn.Module` mapping images (n, c, h, w) in [0, 1] to logits (n, classes), initialised from
+        torch's global generator."""
+
+    @property
+    @abstractmethod
+    def cost(self) -> float:
+        """Relative cost of one forward and backward pass; only used to order and to forecast runs."""
+
+
+class Attack(Settings):
+    """Settings of an attack; called, it returns the attacked images."""
+
+    @abstractmethod
+    def __call__(self, model, images, labels, generator=None):
+        """`images` (n, c, h, w) in [0, 1] and `labels` (n,) to adversarial images of the same shape. A pure function:
+        the model comes back in the mode, and with the buffers and gradients, in which it went in."""
+
+    @property
+    @abstractmethod
+    def cost(self) -> float:
+        """Gradients taken per image."""
+
+
+class Objective(Settings):
+    """Settings of a training loss; called, it returns the loss of a batch."""
+
+    @abstractmethod
+    def __call__(self, model, images, labels, generator):
+        """Scalar loss of a batch, differentiable in the weights of `model`, which is in training mode."""
+
+    @property
+    @abstractmethod
+    def cost(self) -> float:
+        """Forward-backward passes per step."""
+
+
+class Sparsifier(Settings):
+    """Settings of what makes a network sparse. The training loop knows nothing of a sparsifier but these moments.
+    `state` is a dictionary of tensors that belongs to the sparsifier and is kept in checkpoints."""
+
+    def start(self, model) -> dict:
+        """Before training: the state to begin with."""
+        return {}
+
+    def added_loss(self, model, state: dict):
+        """What is added to the loss of a batch (a scalar tensor, or 0.0)."""
+        return 0.0
+
+    def before_step(self, model, state: dict, lr: float) -> None:
+        """After `backward`, before the optimiser moves."""
+
+    def after_step(self, model, state: dict, lr: float) -> None:
+        """After the optimiser has moved."""
+
+    def after_epoch(self, model, state: dict) -> None:
+        """After an epoch, before its checkpoint."""
+
+    def sparse_weights(self, model, state: dict) -> dict:
+        """Name to tensor: the weights that are validated and handed over at the end, where they differ."""
+        return {}
+
+
+@settings
+class Dense(Sparsifier, kind="dense"):
+    """No sparsifier."""
+
+
+class Measurement(Settings):
+    """Settings of something that is measured on a trained network; called, it returns JSON-ready results."""
+
+    @abstractmethod
+    def __call__(self, model, splits) -> dict:
+        """`model` in eval mode, `splits` a `sparserobust.data.Splits`; must contain the headline number as `value`."""
+
+
+# ----------------------------------------------------------------------------------------------------- the run
+
+
+@settings
+class Data(Settings):
+    """A data set, and how training images are varied."""
+
+    name: str = "digits"
+    train_images: int | None = None  # use only this many training images
+    crop_padding: int = 0  # random crop out of an image padded by this many zeros
+    flip: bool = False  # random horizontal flip
+
+    def check(self):
+        self.require(self.crop_padding >= 0, "crop_padding cannot be negative")
+        self.require(self.train_images is None or self.train_images > 0, "train_images must be positive")
+
+
+@settings
+class Recipe(Settings):
+    """How long and how fast. SGD with Nesterov momentum; weight decay acts on all parameters."""
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.1  # the highest learning rate of the schedule
+    schedule: str = "onecycle"  # onecycle (linear up for 40 %, linear down) | multistep | constant
+    milestones: tuple[float, ...] = ()  # multistep: epochs at which lr is divided by 10
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    averaging: float = 0.0  # decay of an exponential moving average of the weights; 0: none
+    select: str = "last"  # last epoch | best: highest robust accuracy on the validation split
+    precision: str = "bfloat16"  # bfloat16 autocast where the processor has it | float32
+
+    def check(self):
+        self.require(self.epochs >= 0, "epochs cannot be negative")
+        self.require(self.batch_size > 0, "batch_size must be positive")
+        self.require(self.lr > 0, "lr must be positive")
+        self.require(0 <= self.averaging < 1, "averaging must lie in [0, 1)")
+        for key, known in (("schedule", ("onecycle", "multistep", "constant")), ("select", ("last", "best")),
+                           ("precision", ("bfloat16", "float32"))):
+            if getattr(self, key) not in known:
+                _unknown(key, getattr(self, key), self.label(), dict.fromkeys(known))
+        self.require(bool(self.milestones) == (self.schedule == "multistep"), "milestones go with schedule multistep")
+
+
+@settings
+class Run(Settings):
+    """Everything that determines a trained network."""
+
+    data: Data
+    model: Model
+    objective: Objective
+    recipe: Recipe
+    sparsifier: Sparsifier = field(default_factory=Dense)
+    seed: int = 0
+    start: "Run | None" = None  # the run whose weights this one takes over
+
+    def check(self):
+        self.require(self.seed >= 0, "seed cannot be negative")
+        self.require(self.start is None or self.start.model == self.model, "start: the other run has another model")
+
+    @property
+    def cost(self) -> float:
+        """Relative cost of training; only used to order and to forecast runs."""
+        return self.recipe.epochs * self.objective.cost * self.model.cost

@@ -1,0 +1,233 @@
+"""Data sets as tensors: images (n, c, h, w) float32 in [0, 1], labels (n,) int64, split into train, validation, test.
+
+The test split is the official one. Validation is carved from the official training images with a fixed seed, the same
+for every run. `digits` ships inside scikit-learn; the others are taken from the data folder when their files carry the
+official md5 sums, else downloaded with torchvision's checked download.
+"""
+
+import hashlib
+import urllib.error
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparserobust.config import Data
+from sparserobust.environment import stream
+from sparserobust.errors import UserError
+from sparserobust.paths import data_folder, writable
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (n, c, h, w) float32 in [0, 1] and labels (n,) int64, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, n: int | None) -> "Split":
+        """The first n images (all, for None)."""
+        return self if n is None else Split(self.images[:n], self.labels[:n])
+
+    def to(self, device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of one data set."""
+
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.train.images.shape[1:])
+
+    def to(self, device) -> "Splits":
+        return replace(self, train=self.train.to(device), validation=self.validation.to(device),
+                       test=self.test.to(device))
+
+
+def load(settings: Data | str, device: torch.device | str = "cpu") -> Splits:
+    """The splits of a data set, by settings or by name. Raises `UserError`: unknown name, no network, damaged file."""
+    settings = Data(name=settings) if isinstance(settings, str) else settings
+    if settings.name not in _SOURCES:
+        raise UserError(f"unknown data set '{settings.name}'; known: {', '.join(_SOURCES)}")
+    splits = _load(settings.name)
+    wanted = settings.train_images
+    if wanted is not None and wanted > len(splits.train):
+        raise UserError(f"train_images: {settings.name} has only {len(splits.train)} training images, not {wanted}")
+    return replace(splits, train=splits.train.first(wanted)).to(device)
+
+
+def augmented(images: Tensor, settings: Data, generator: torch.Generator) -> Tensor:
+    """A batch with an own random crop and flip for each image, as one gather; shape and device stay."""
+    if not settings.crop_padding and not settings.flip:
+        return images
+    n, _, height, width = images.shape
+    pad, device = settings.crop_padding, images.device
+    padded = torch.nn.functional.pad(images, (pad,) * 4) if pad else images
+    rows = torch.arange(height, device=device).expand(n, height)
+    columns = torch.arange(width, device=device).expand(n, width)
+    if settings.flip:
+        flipped = torch.rand(n, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+    if pad:
+        rows = rows + torch.randint(2 * pad + 1, (n, 1), generator=generator, device=device)
+        columns = columns + torch.randint(2 * pad + 1, (n, 1), generator=generator, device=device)
+    # indexing around the channel axis puts that axis last, which is what channels_last convolutions read
+    image = torch.arange(n, device=device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+# ------------------------------------------------------------------------------------------------- sources
+
+CIFAR10_FILES = {  # md5 sums of the files of the official binary archive
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+CIFAR10_URL, CIFAR10_MD5 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+IDX_FILES = {  # md5 sums of the unpacked official files
+    "MNIST": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "FashionMNIST": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+}
+
+
+@cache
+def _load(name: str) -> Splits:
+    """Splits on the CPU, read once per process."""
+    source, validation = _SOURCES[name]
+    (images, labels), test, classes = source()
+    order = torch.randperm(len(labels), generator=stream(0, "validation split", name))
+    held, kept = order[:validation], order[validation:]
+    return Splits(Split(images[kept], labels[kept]), Split(images[held], labels[held]), Split(*test), tuple(classes))
+
+
+def _tensors(images: np.ndarray, labels: np.ndarray, largest: float = 255) -> tuple[Tensor, Tensor]:
+    """Pixel values up to `largest` (n, c, h, w) and labels, as tensors."""
+    return torch.from_numpy(np.ascontiguousarray(images)).float().div_(largest), torch.from_numpy(
+        labels.astype(np.int64))
+
+
+def _digits():
+    """1,797 handwritten digits, 8x8, grey values 0 to 16 (Alpaydin & Kaynak 1998). It has no official split: 500 test
+    images are drawn with a fixed seed."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images, labels = _tensors(raw.images[:, None], raw.target, largest=16)
+    order = torch.randperm(len(labels), generator=stream(0, "test split", "digits"))
+    test, rest = order[:500], order[500:]
+    return (images[rest], labels[rest]), (images[test], labels[test]), [str(d) for d in range(10)]
+
+
+def _cifar10():
+    folder = data_folder() / "cifar-10-batches-bin"
+    if not folder.exists():
+        def download():
+            from torchvision.datasets.utils import download_and_extract_archive
+
+            download_and_extract_archive(CIFAR10_URL, str(data_folder()), md5=CIFAR10_MD5, remove_finished=True)
+
+        _fetched(download, "CIFAR-10", f"the six .bin files of the official binary archive into {folder}")
+    batches = [np.frombuffer(_checked(folder / f, md5), np.uint8).reshape(-1, 3073) for f, md5 in CIFAR10_FILES.items()]
+    train, test = np.concatenate(batches[:5]), batches[5]
+    read = lambda rows: _tensors(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0])  # noqa: E731
+    return read(train), read(test), CIFAR10_CLASSES
+
+
+def _idx(name: str):
+    folder = data_folder() / name / "raw"
+    if not all((folder / f).exists() for f in IDX_FILES[name]):
+        def download():
+            from torchvision import datasets
+
+            getattr(datasets, name)(data_folder(), download=True)
+
+        _fetched(download, name, f"the four unpacked idx files into {folder}")
+
+    def read(images, labels):
+        return _tensors(np.frombuffer(_checked(folder / images, IDX_FILES[name][images]), np.uint8, offset=16)
+                        .reshape(-1, 1, 28, 28),
+                        np.frombuffer(_checked(folder / labels, IDX_FILES[name][labels]), np.uint8, offset=8))
+
+    files = list(IDX_FILES[name])
+    return read(*files[:2]), read(*files[2:]), [str(c) for c in range(10)]
+
+
+def _torchvision(name: str):
+    """CIFAR-100 and SVHN, read and md5-checked by torchvision itself."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    parts = [{"train": True}, {"train": False}] if name == "CIFAR100" else [{"split": "train"}, {"split": "test"}]
+    read = []
+    for part in parts:
+        def fetch(part=part):
+            return kind(data_folder(), download=True, **part)
+
+        d = _fetched(fetch, name, f"its official files into {data_folder()}, as torchvision lays them out")
+        images, labels = np.asarray(d.data), np.asarray(d.targets if name == "CIFAR100" else d.labels)
+        read.append(_tensors(images.transpose(0, 3, 1, 2) if name == "CIFAR100" else images, labels))
+    classes = d.classes if name == "CIFAR100" else [str(c) for c in range(10)]
+    return *read, classes
+
+
+def _fetched(download, name: str, remedy: str):
+    """Run a download; whatever goes wrong is one line that says what to put where."""
+    writable(data_folder())
+    try:
+        return download()
+    except ImportError:
+        raise UserError(f"downloading {name} needs torchvision: pip install 'sparserobust[lab]'") from None
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        why = " ".join(str(getattr(error, "reason", error)).split())
+        raise UserError(f"{name} is not here and could not be downloaded ({why}): put {remedy}") from None
+
+
+def _checked(path: Path, md5: str) -> bytes:
+    """The bytes of a file, if they are the official ones."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): put the official file there, or delete its folder to "
+                        "download it anew") from None
+    if hashlib.md5(content).hexdigest() != md5:
+        raise UserError(f"{path} is damaged (its md5 is not the official one) and was not used: "
+                        "delete its folder to download it anew")
+    return content
+
+
+_SOURCES = {  # name: how to read it, size of the validation split
+    "digits": (_digits, 97),
+    "mnist": (lambda: _idx("MNIST"), 5000),
+    "fashion_mnist": (lambda: _idx("FashionMNIST"), 5000),
+    "cifar10": (_cifar10, 5000),
+    "cifar100": (lambda: _torchvision("CIFAR100"), 5000),
+    "svhn": (lambda: _torchvision("SVHN"), 5000),
+}
+NAMES = tuple(_SOURCES)

@@ -1,0 +1,44 @@
+"""Accuracy, clean and under attack, counted in float32."""
+
+import torch
+
+from sparserobust.attacks import AutoAttack, l2_norm, predicted
+from sparserobust.config import Attack, Measurement, settings
+from sparserobust.environment import global_seed, stream
+from sparserobust.models import noise_off
+
+BATCH = 250
+
+
+@settings
+class Accuracy(Measurement, kind="accuracy"):
+    """Share of the first `images` test images (all, for None) that are classified correctly after the attack (clean,
+    for None). A noisy network answers with one fresh draw; `noise: false` silences it for attacker and answer."""
+
+    attack: Attack | None = None
+    images: int | None = None
+    noise: bool = True
+
+    def check(self):
+        self.require(self.images is None or self.images > 0, "images must be positive")
+
+    def __call__(self, model, splits):
+        split = splits.test.first(self.images)
+        correct, length, flags = 0, 0.0, []
+        batch = max(1, BATCH // getattr(self.attack, "eot_draws", 1))
+        if not self.noise:
+            with noise_off(model):
+                return Accuracy(attack=self.attack, images=self.images)(model, splits)
+        with global_seed(0, "evaluation noise", self.identity):
+            chance = stream(0, "evaluation", self.identity, device=split.images.device)
+            for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
+                images = images.contiguous(memory_format=torch.channels_last)
+                if isinstance(self.attack, AutoAttack):
+                    attacked, raised = self.attack.run(model, images, labels, chance)
+                    flags += [flag for flag in raised if flag not in flags]
+                else:
+                    attacked = self.attack(model, images, labels, chance) if self.attack else images
+                correct += int((predicted(model, attacked) == labels).sum())
+                length += float(l2_norm(attacked - images).sum())
+        return {"value": correct / len(split), "count": correct, "total": len(split),
+                "mean_l2": length / len(split), "flags": flags}

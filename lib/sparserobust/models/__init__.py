@@ -1,0 +1,6 @@
+"""Networks."""
+
+from sparserobust.models.noise import is_noisy, noise_off
+from sparserobust.models.preact_resnet import Ensemble, PreActResNet
+
+__all__ = ["Ensemble", "PreActResNet", "is_noisy", "noise_off"]

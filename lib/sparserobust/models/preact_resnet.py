@@ -1,0 +1,97 @@
+"""Pre-activation CIFAR ResNets and their Feynman-Kac ensembles (Wang et al. 2019; Dinh et al. 2020).
+
+An ensemble En_n is n copies of the net, with Gaussian noise after each residual addition, trained together; its output
+is the mean of their logits. It is the discretisation of the Feynman-Kac formula: noise is the diffusion, the mean over
+members the expectation.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sparserobust.config import Model, settings
+from sparserobust.models.noise import Noise
+
+
+@settings
+class PreActResNet(Model, kind="preact_resnet"):
+    """Depth 6n+2, widths w, 2w, 4w. `members` nets in an ensemble; `noise` relative to the standard deviation of the
+    activations it is added to (0.1 in the papers' ensembles)."""
+
+    depth: int = 20
+    width: int = 16
+    members: int = 1
+    noise: float = 0.0
+
+    def check(self):
+        self.require(self.depth >= 8 and self.depth % 6 == 2, f"depth must be 6n+2 (8, 14, 20, ...), not {self.depth}")
+        self.require(self.width >= 1 and self.members >= 1, "width and members start at 1")
+        self.require(self.noise >= 0, "noise cannot be negative")
+
+    @property
+    def cost(self) -> float:
+        return self.members * (self.depth - 2) * (1 + self.width / 16)
+
+    def build(self, image_shape, classes):
+        nets = [Member(image_shape[0], classes, (self.depth - 2) // 6, self.width, self.noise)
+                for _ in range(self.members)]
+        return Ensemble(nets)
+
+
+class Ensemble(nn.Module):
+    """Images (n, c, h, w) in [0, 1] to the mean of the members' logits, (n, classes)."""
+
+    def __init__(self, members: list[nn.Module]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.members[0](images)
+        for member in self.members[1:]:
+            logits = logits + member(images)
+        return logits / len(self.members)
+
+
+class Member(nn.Module):
+    """One net: stem without norm, three stages with strides 1, 2, 2, then norm, ReLU, global mean, linear."""
+
+    def __init__(self, channels: int, classes: int, blocks: int, width: int, noise: float):
+        super().__init__()
+        self.stem = _convolution(channels, width, 3)
+        stages, channels = [], width
+        for stage in range(3):
+            for block in range(blocks):
+                out = width * 2**stage
+                stages.append(Block(channels, out, 2 if stage and not block else 1, noise))
+                channels = out
+        self.blocks = nn.Sequential(*stages)
+        self.norm = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.blocks(self.stem(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+class Block(nn.Module):
+    """norm, ReLU, conv, norm, ReLU, conv, plus the input (through a 1x1 convolution of the activated input where the
+    shape changes), plus noise."""
+
+    def __init__(self, channels: int, out: int, stride: int, noise: float):
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(channels), _convolution(channels, out, 3, stride)
+        self.norm2, self.conv2 = nn.BatchNorm2d(out), _convolution(out, out, 3)
+        self.shortcut = _convolution(channels, out, 1, stride) if stride != 1 or channels != out else None
+        self.noise = Noise(noise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = torch.relu(self.norm1(x))
+        residual = x if self.shortcut is None else self.shortcut(active)
+        out = self.conv2(torch.relu(self.norm2(self.conv1(active))))
+        return self.noise(out + residual)
+
+
+def _convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """No bias; weights from N(0, 2 / (kernel^2 out))."""
+    layer = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+    nn.init.normal_(layer.weight, 0.0, (2 / (kernel**2 * out)) ** 0.5)
+    return layer

@@ -1,0 +1,204 @@
+"""The run store: every run is trained once, every measurement taken once, and both are found again by their settings.
+
+    <store>/<run identity>/record.json         settings, history, counts; there if and only if the run is complete
+                           model.safetensors   its weights; their sha256 is in the record
+                           provenance.json     machine, versions, seconds
+                           measured/*.json     one file per measurement
+    data/published/<scale>/<run identity>.json record, provenance and measurements of a run, without weights
+
+Same settings, same machine: the record is the same bit for bit, whether training was interrupted or not.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from sparserobust import data, files, paths, sparsity, training
+from sparserobust.config import Measurement, Run
+from sparserobust.environment import device, provenance
+from sparserobust.errors import UserError
+
+FORMAT = 1  # raised when a change of the library makes stored results wrong: they are then computed anew
+log = logging.getLogger("sparserobust")
+Report = Callable[[str, float], None]  # what is being done, and the epochs done
+
+
+def _silent(doing: str, epochs_done: float) -> None:
+    pass
+
+
+class Store:
+    """A folder of runs. `use_published` lets records that are part of the repository stand in for computing."""
+
+    def __init__(self, folder: Path | str | None = None, use_published: bool = True):
+        self.folder = paths.writable(Path(folder or paths.store_folder()))
+        self.use_published = use_published
+        self._verified: dict[str, dict] = {}
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def measure(self, run: Run, measurement: Measurement, report: Report = _silent) -> dict:
+        """The result of a measurement on a run: stored, published, or taken now, training the run if need be. Has
+        `value`; most have `count` and `total`; `where` says whether it is `published`, and `processor` on what."""
+        found = self.find(run, measurement)
+        if found is None:
+            self._take(run, measurement, report)
+            found = self.find(run, measurement)
+        return found
+
+    def find(self, run: Run, measurement: Measurement) -> dict | None:
+        """As `measure`, but None where it would have to be computed."""
+        path = self._measured(run, measurement)
+        if path.exists() and self._complete(run):
+            try:
+                entry = files.read_json(path)
+                return entry["result"] | {"where": "store", "processor": entry["provenance"]["processor"]}
+            except (files.Corrupt, KeyError, TypeError):
+                log.warning("run %s: %s is damaged, it is measured anew", run.identity, path.name)
+                path.unlink()
+        published = self._published_runs.get(run.identity)
+        entry = published and published["measured"].get(measurement.identity)
+        if entry:
+            return entry["result"] | {"where": "published", "processor": entry["provenance"]["processor"]}
+        return None
+
+    def record(self, run: Run, report: Report = _silent) -> dict:
+        """Settings, history and counts of a run, trained if it is nowhere to be found."""
+        complete = self._complete(run)
+        if complete is None and run.identity in self._published_runs:
+            return self._published_runs[run.identity]["record"]
+        return complete or self.train(run, report)
+
+    def seconds(self, run: Run) -> float:
+        """Training time of a run that is stored or published."""
+        published = self._published_runs.get(run.identity)
+        if self._complete(run) is None and published:
+            return published["provenance"]["seconds"]
+        return files.read_json(self._home(run) / "provenance.json")["seconds"]
+
+    def model(self, run: Run) -> torch.nn.Module:
+        """The trained network, in eval mode on this machine's device; trained now if its weights are not here."""
+        self.train(run)
+        model = training.build(run, data.load(run.data))
+        weights, _ = files.load_tensors(self._home(run) / "model.safetensors")
+        model.load_state_dict(weights)
+        return model.to(device(), memory_format=torch.channels_last).eval()
+
+    # ------------------------------------------------------------------------------------------------ working
+
+    def train(self, run: Run, report: Report = _silent) -> dict:
+        """Train a run unless it is complete, and return its record. Of several processes that want the same run one
+        trains and the others wait."""
+        from filelock import FileLock
+
+        complete = self._complete(run)
+        if complete:
+            return complete
+        start = None
+        if run.start is not None:
+            self.train(run.start, report)
+            start, _ = files.load_tensors(self._home(run.start) / "model.safetensors")
+        with FileLock(paths.writable(self.folder / ".locks") / f"{run.identity}.lock"):
+            return self._complete(run) or self._train(run, start, report)
+
+    def _train(self, run: Run, start, report: Report) -> dict:
+        aside, home = self.folder / f".partial-{run.identity}", self._home(run)
+        if home.exists():
+            _set_aside(home)
+        checkpoint = paths.writable(aside) / "checkpoint.safetensors"
+        begun = time.monotonic()
+        splits = data.load(run.data, device())
+        trained = training.train(run, splits, start, checkpoint, lambda epochs: report("training", epochs))
+        files.save_tensors(aside / "model.safetensors", trained.model.state_dict())
+        record = {
+            "format": FORMAT, "run": run.plain(), "history": trained.history,
+            "parameters": sparsity.parameters(trained.model), "sparsity": sparsity.sparsity(trained.model),
+            "channel_sparsity": sparsity.channel_sparsity(trained.model),
+            "weights_sha256": files.sha256(aside / "model.safetensors"),
+        }
+        files.write_json(aside / "provenance.json", provenance() | {"seconds": time.monotonic() - begun})
+        files.write_json(aside / "record.json", record)
+        checkpoint.unlink(missing_ok=True)
+        aside.rename(home)
+        return self._complete(run)
+
+    def _take(self, run: Run, measurement: Measurement, report: Report) -> None:
+        self.train(run, report)
+        model = self.model(run)
+        report(f"measuring {measurement.kind}", run.recipe.epochs)
+        begun = time.monotonic()
+        result = measurement(model, data.load(run.data, device()))
+        entry = {"measurement": measurement.plain(), "result": result,
+                 "provenance": provenance() | {"seconds": time.monotonic() - begun}}
+        files.write_json(self._measured(run, measurement), entry)
+
+    # ---------------------------------------------------------------------------------------------- publishing
+
+    def publish(self, runs: list[Run], scale: str) -> list[Path]:
+        """Write what is known of these runs, weights apart, into `data/published/<scale>/`."""
+        written = []
+        for run in runs:
+            record = self._complete(run)
+            if record is None:
+                raise UserError(f"run {run.identity} is not complete in {self.folder}: train it before publishing")
+            home = self._home(run)
+            measured = {p.stem: files.read_json(p) for p in sorted((home / "measured").glob("*.json"))}
+            path = paths.published_folder() / scale / f"{run.identity}.json"
+            files.write_json(path, {"record": record, "provenance": files.read_json(home / "provenance.json"),
+                                    "measured": measured})
+            written.append(path)
+        return written
+
+    @cached_property
+    def _published_runs(self) -> dict[str, dict]:
+        found = {}
+        for path in sorted(paths.published_folder().glob("*/*.json")) if self.use_published else ():
+            try:
+                entry = files.read_json(path)
+                if entry["record"]["format"] == FORMAT:
+                    found[path.stem] = entry
+            except (files.Corrupt, KeyError, TypeError):
+                raise UserError(f"{path} is damaged: restore it with git checkout -- {path.name}") from None
+        return found
+
+    # ------------------------------------------------------------------------------------------------- layout
+
+    def _home(self, run: Run) -> Path:
+        return self.folder / run.identity
+
+    def _measured(self, run: Run, measurement: Measurement) -> Path:
+        return self._home(run) / "measured" / f"{measurement.identity}.json"
+
+    def _complete(self, run: Run) -> dict | None:
+        """The record of a run if it is whole: readable, of this format and these settings, its weights unaltered."""
+        if run.identity in self._verified:
+            return self._verified[run.identity]
+        home = self._home(run)
+        if not (home / "record.json").exists():
+            return None
+        try:
+            record = files.read_json(home / "record.json")
+            if record["format"] != FORMAT:
+                return None
+            if record["run"] != json.loads(json.dumps(run.plain())):
+                raise files.Corrupt(f"{home / 'record.json'} holds other settings")
+            if files.sha256(home / "model.safetensors") != record["weights_sha256"]:
+                raise files.Corrupt(f"{home / 'model.safetensors'} is not what was written")
+        except (files.Corrupt, OSError, KeyError, TypeError) as error:
+            log.warning("run %s is damaged and will be trained anew: %s", run.identity, error)
+            return None
+        self._verified[run.identity] = record
+        return record
+
+
+def _set_aside(home: Path) -> None:
+    """Move a damaged or outdated run out of the way, replacing an earlier one."""
+    aside = home.with_name(f".damaged-{home.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    home.rename(aside)

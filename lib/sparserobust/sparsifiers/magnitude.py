@@ -1,0 +1,44 @@
+"""Magnitude pruning: the smallest weights are set to zero and held there."""
+
+import torch
+
+from sparserobust.config import Sparsifier, settings
+from sparserobust.sparsity import prunable
+
+
+@settings
+class Magnitude(Sparsifier, kind="magnitude"):
+    """Prunes the weights a run starts with (its `start`), then trains what is left at a fixed mask; with a recipe of 0
+    epochs it only prunes. Convolution and linear weights; `scope` global ranks them together, layerwise each layer."""
+
+    sparsity: float  # share of weights to remove
+    scope: str = "global"
+
+    def check(self):
+        self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
+        self.require(self.scope in ("global", "layerwise"), f"scope is global or layerwise, not '{self.scope}'")
+
+    @torch.no_grad()
+    def start(self, model):
+        weights = prunable(model)
+        scored = {name: w.abs() for name, w in weights.items()}
+        if self.scope == "global":
+            kept = _largest(torch.cat([s.flatten() for s in scored.values()]), self.sparsity)
+            parts = kept.split([s.numel() for s in scored.values()])
+            masks = {name: part.view_as(s) for (name, s), part in zip(scored.items(), parts, strict=True)}
+        else:
+            masks = {name: _largest(s.flatten(), self.sparsity).view_as(s) for name, s in scored.items()}
+        self.after_step(model, masks, 0.0)
+        return masks
+
+    @torch.no_grad()
+    def after_step(self, model, state, lr):
+        for name, w in prunable(model).items():
+            w.mul_(state[name])
+
+
+def _largest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """Mask (n,) of ones for all but the round(sparsity * n) smallest scores; ties are broken by position."""
+    mask = torch.ones_like(scores)
+    mask[scores.argsort(stable=True)[: round(sparsity * len(scores))]] = 0
+    return mask

@@ -1,0 +1,172 @@
+"""Many runs side by side: a grid of runs in, a tidy frame of measurements out."""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas
+
+from sparserobust.config import Measurement, Run
+from sparserobust.environment import cores, device
+from sparserobust.errors import UserError
+from sparserobust.progress import Progress, bar, duration
+from sparserobust.runs import Store
+
+Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), and the run under "run"
+
+
+def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
+          threads: int = 1) -> pandas.DataFrame:
+    """Train what is not trained yet, measure what is not measured yet, and return one row per grid row and measurement:
+    the grid row's labels, `run` (its identity), `metric` (the measurement's name in `measurements`), `value`, `count`,
+    `total`, `where` and `processor`.
+
+    `workers` processes of `threads` threads work side by side (default: one per core, one on a GPU). A run that fails
+    leaves the others alone; when all are through, `UserError` names the failed ones with their reasons.
+    """
+    store = store or Store()
+    jobs = _missing(grid, measurements, store)
+    if jobs:
+        failures = _work(jobs, store, workers or (1 if device().type == "cuda" else cores()), threads)
+        if failures:
+            raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
+                                       *(f"  {name}: {why}" for name, why in failures.items())]))
+    return _frame(grid, measurements, store)
+
+
+def _missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> list[dict]:
+    """One job per distinct run of which something is not known yet, the longest first."""
+    jobs = {}
+    for row in grid:
+        run = row["run"]
+        missing = [m for m in measurements.values() if store.find(run, m) is None]
+        if missing and run.identity not in jobs:
+            labels = ", ".join(f"{k} {v}" for k, v in row.items() if k != "run" and v is not None)
+            jobs[run.identity] = {"run": run, "measurements": missing, "label": labels}
+    return sorted(jobs.values(), key=lambda job: -job["run"].cost)
+
+
+def _frame(grid: Grid, measurements: dict[str, Measurement], store: Store) -> pandas.DataFrame:
+    rows = []
+    for row in grid:
+        labels = {k: v for k, v in row.items() if k != "run"} | {"run": row["run"].identity}
+        for name, measurement in measurements.items():
+            result = store.measure(row["run"], measurement)
+            rows.append(labels | {"metric": name} | {k: result.get(k) for k in ("value", "count", "total", "where",
+                                                                                  "processor")})
+    return pandas.DataFrame(rows)
+
+
+def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> dict[str, str]:
+    """Run the jobs; returns what failed, label to reason."""
+    board = _Board(jobs)
+    pool: queue.Queue[_Worker] = queue.Queue()
+    started = [_Worker(threads) for _ in range(min(workers, len(jobs)))]
+    for worker in started:
+        pool.put(worker)
+
+    def work(job):
+        worker = pool.get()
+        try:
+            plain = {"run": job["run"].plain(), "measurements": [m.plain() for m in job["measurements"]],
+                     "store": str(store.folder), "use_published": store.use_published}
+            board.finished(job, worker.do(plain, lambda answer: board.heard(job, answer)))
+        finally:
+            pool.put(worker)
+
+    executor = ThreadPoolExecutor(len(started))
+    try:
+        for future in [executor.submit(work, job) for job in jobs]:
+            future.result()
+    except BaseException:  # an interrupt: what is finished is kept, what is under way goes on from its checkpoint
+        executor.shutdown(wait=False, cancel_futures=True)
+        board.progress.close("interrupted: finished runs are kept, the others go on from their last epoch")
+        raise
+    finally:
+        for worker in started:
+            worker.stop()
+    board.close()
+    return board.failures
+
+
+class _Worker:
+    """A worker process, started anew if it dies."""
+
+    def __init__(self, threads: int):
+        self.threads, self.process = threads, None
+        self._start()
+
+    def _start(self):
+        self.process = subprocess.Popen([sys.executable, "-m", "sparserobust.worker", str(self.threads)],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def do(self, job: dict, hear) -> str | None:
+        """Do a job; returns None, or why it failed."""
+        if self.process.poll() is not None:
+            self._start()
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            for line in self.process.stdout:
+                answer = json.loads(line)
+                if "done" in answer or "failed" in answer:
+                    return answer.get("failed")
+                hear(answer)
+        except BrokenPipeError:
+            pass
+        return f"its process died (exit code {self.process.wait()}); was memory short?"
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class _Board:
+    """What is known of the jobs under way, shown as one line."""
+
+    def __init__(self, jobs: list[dict]):
+        self.jobs, self.begun, self.lock = jobs, time.monotonic(), threading.Lock()
+        self.share = {job["run"].identity: 0.0 for job in jobs}  # of its training done; 1 when finished
+        self.current: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.done = 0
+        self.progress = Progress()
+        self._show()
+
+    def heard(self, job: dict, answer: dict) -> None:
+        with self.lock:
+            if "doing" in answer:
+                run: Run = job["run"]
+                share = answer["epochs"] / max(run.recipe.epochs, 1)
+                # what follows training costs time too: a run counts as nine tenths done when it is trained
+                self.share[run.identity] = max(self.share[run.identity], 0.9 * min(share, 1.0))
+                self.current[run.identity] = f"{job['label']} ({answer['doing']} {share:.0%})"
+            self._show()
+
+    def finished(self, job: dict, failure: str | None) -> None:
+        with self.lock:
+            identity = job["run"].identity
+            self.current.pop(identity, None)
+            self.share[identity] = 1.0
+            self.done += 1
+            if failure:
+                self.failures[job["label"] or identity] = failure
+            self._show()
+
+    def _show(self):
+        cost = {job["run"].identity: max(job["run"].cost, 1.0) for job in self.jobs}
+        share = sum(cost[i] * s for i, s in self.share.items()) / sum(cost.values())
+        elapsed = time.monotonic() - self.begun
+        left = f", about {duration(elapsed * (1 - share) / share)} left" if share > 0.02 else ""
+        now = "; ".join(self.current.values())
+        self.progress.show(f"{bar(share)} {self.done} of {len(self.jobs)} runs{left}. {now}")
+
+    def close(self):
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        self.progress.close(f"{self.done - len(self.failures)} runs trained and measured{failed}, "
+                            f"in {duration(time.monotonic() - self.begun)}")

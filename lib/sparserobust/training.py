@@ -1,0 +1,233 @@
+"""The training loop: one for all methods. It can be killed at any moment and goes on from the last whole epoch, with
+the same result bit for bit, because every stream of chance is named by seed and epoch rather than continued."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparserobust import files
+from sparserobust.attacks import PGD, predicted
+from sparserobust.config import Objective, Recipe, Run
+from sparserobust.data import Split, Splits, augmented
+from sparserobust.environment import global_seed, has_bfloat16, stream
+from sparserobust.errors import UserError
+from sparserobust.sparsity import channel_sparsity, sparsity
+
+log = logging.getLogger("sparserobust")
+
+VALIDATION_IMAGES = 500  # of the validation split, after every epoch
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network in eval mode, and one dictionary per epoch of what was seen on the way."""
+
+    model: nn.Module
+    history: list[dict]
+
+
+def build(run: Run, splits: Splits) -> nn.Module:
+    """The untrained network of a run, on the CPU, initialised from the run's seed."""
+    with global_seed(run.seed, "init"):
+        return run.model.build(splits.image_shape, len(splits.classes))
+
+
+def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, checkpoint: Path | None = None,
+          report: Callable[[float], None] = lambda epochs_done: None) -> Trained:
+    """Train a run on the device on which `splits` lies.
+
+    `start` is a state dictionary to begin from; `checkpoint` a file that is written after each epoch and taken up if it
+    is there; `report` is called now and then with the number of epochs done.
+    """
+    device = splits.train.images.device
+    model = build(run, splits)
+    if start is not None:
+        model.load_state_dict(start)
+    model = model.to(device, memory_format=torch.channels_last)
+    job = _Job(run, model)
+    job.resume(checkpoint)
+    recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
+    told = time.monotonic()
+    for epoch in range(job.epoch, recipe.epochs):
+        model.train()
+        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch)).to(device)
+        augmentation = stream(run.seed, "augmentation", epoch, device=device)
+        attack = stream(run.seed, "attack", epoch, device=device)
+        losses = torch.zeros((), device=device)
+        with global_seed(run.seed, "noise", epoch):
+            for step, index in enumerate(order.split(recipe.batch_size)):
+                images = augmented(splits.train.images[index], run.data, augmentation)
+                lr = learning_rate(recipe, epoch, step / batches)
+                losses += job.step(images, splits.train.labels[index], attack, lr) * len(index)
+                if time.monotonic() - told > 2:
+                    report(epoch + (step + 1) / batches)
+                    told = time.monotonic()
+        loss = float(losses) / len(splits.train)
+        if not math.isfinite(loss):
+            raise UserError(f"the training loss of run {run.identity} is {loss} after epoch {epoch + 1}: "
+                            "lower lr, or the sparsifier's beta times lr (a pull above 2 diverges)")
+        job.end_epoch(epoch, loss, splits.validation)
+        if checkpoint is not None:
+            job.save(checkpoint)
+        report(epoch + 1)
+    model.load_state_dict(job.final_weights(), strict=False)
+    return Trained(model.eval(), job.history)
+
+
+def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
+    """Learning rate at `fraction` (0 to 1) of an epoch, counted from 0."""
+    if recipe.schedule == "constant":
+        return recipe.lr
+    if recipe.schedule == "multistep":
+        return recipe.lr * 0.1 ** sum(epoch >= m for m in recipe.milestones)
+    done = (epoch + fraction) / recipe.epochs
+    return recipe.lr * (done / 0.4 if done < 0.4 else (1 - done) / 0.6)
+
+
+def validation_attack(objective: Objective) -> PGD | None:
+    """PGD-10 at the radius of training, or None after natural training."""
+    epsilon = getattr(getattr(objective, "attack", objective), "epsilon", None)
+    return epsilon and PGD(epsilon=epsilon, step_size=epsilon / 4, steps=10)
+
+
+@contextmanager
+def weights_replaced(model: nn.Module, weights: dict[str, Tensor]):
+    """Other values for some parameters inside the block."""
+    parameters = {name: p for name, p in model.named_parameters() if name in weights}
+    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(weights[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(kept[name])
+
+
+class _Job:
+    """What changes while a run is trained, and how it is kept in a checkpoint."""
+
+    def __init__(self, run: Run, model: nn.Module):
+        self.run, self.model = run, model
+        self.epoch, self.history, self.steps = 0, [], 0
+        self.parameters = dict(model.named_parameters())
+        recipe = run.recipe
+        self.optimiser = torch.optim.SGD(self.parameters.values(), lr=recipe.lr, momentum=recipe.momentum,
+                                         nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay)
+        self.state = run.sparsifier.start(model)
+        self.average = {n: torch.zeros_like(p) for n, p in self.parameters.items()} if recipe.averaging else {}
+        self.best: dict[str, Tensor] = {}
+        device = next(model.parameters()).device
+        bfloat16 = recipe.precision == "bfloat16" and has_bfloat16(device.type)
+        self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+
+    def step(self, images, labels, attack, lr: float) -> Tensor:
+        run, model = self.run, self.model
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.zero_grad()
+        with self.autocast():
+            loss = run.objective(model, images, labels, attack)
+        (loss + run.sparsifier.added_loss(model, self.state)).backward()
+        run.sparsifier.before_step(model, self.state, lr)
+        self.optimiser.step()
+        run.sparsifier.after_step(model, self.state, lr)
+        self.steps += 1
+        if self.average:
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    self.average[name].lerp_(p, 1 - run.recipe.averaging)
+        return loss.detach()
+
+    def end_epoch(self, epoch: int, loss: float, validation: Split) -> None:
+        run, model = self.run, self.model
+        run.sparsifier.after_epoch(model, self.state)
+        weights = self.handed_over()
+        row = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}
+        with weights_replaced(model, weights), self.autocast():
+            row |= {"sparsity": sparsity(model), "channel_sparsity": channel_sparsity(model)}
+            row |= self._validated(validation.first(VALIDATION_IMAGES), epoch)
+            if run.recipe.select == "best" and row["validation"] >= max(
+                    (r["validation"] for r in self.history), default=0):
+                self.best = {n: t.clone() for n, t in model.state_dict().items()}
+        self.history.append(row)
+        self.epoch = epoch + 1
+
+    def handed_over(self) -> dict[str, Tensor]:
+        """Parameters as they would be delivered now, where they differ from those being trained."""
+        correction = 1 - self.run.recipe.averaging**self.steps if self.average else 1
+        averaged = {name: a / correction for name, a in self.average.items()}
+        return averaged | self.run.sparsifier.sparse_weights(self.model, self.state)
+
+    def final_weights(self) -> dict[str, Tensor]:
+        return self.best or self.handed_over()
+
+    def _gap(self, weights: dict[str, Tensor]) -> float:
+        """|w - u| / |w|: how much is torn away when the delivered weights replace the trained ones."""
+        if not weights:
+            return 0.0
+        trained = torch.cat([self.parameters[n].detach().flatten() for n in weights])
+        delivered = torch.cat([t.flatten() for t in weights.values()])
+        return float((trained - delivered).norm() / trained.norm())
+
+    def _validated(self, split: Split, epoch: int) -> dict:
+        """Accuracies on the validation split; `validation` is the one that selects. The attacked one costs time: it is
+        taken after every epoch only where it selects, else after the last."""
+        last = epoch + 1 == self.run.recipe.epochs
+        attack = validation_attack(self.run.objective) if last or self.run.recipe.select == "best" else None
+        with global_seed(self.run.seed, "validation noise", epoch):
+            clean = float((predicted(self.model, split.images) == split.labels).double().mean())
+            if attack is None:
+                return {"validation_clean": clean, "validation": clean}
+            chance = stream(self.run.seed, "validation", epoch, device=split.images.device)
+            attacked = attack(self.model, split.images, split.labels, chance)
+            robust = float((predicted(self.model, attacked) == split.labels).double().mean())
+        return {"validation_clean": clean, "validation_robust": robust, "validation": robust}
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def save(self, path: Path) -> None:
+        momentum = {n: self.optimiser.state[p]["momentum_buffer"] for n, p in self.parameters.items()
+                    if self.optimiser.state[p].get("momentum_buffer") is not None}
+        groups = {"model": self.model.state_dict(), "momentum": momentum, "sparsifier": self.state,
+                  "average": self.average, "best": self.best}
+        tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
+        metadata = {"run": self.run.identity, "epoch": str(self.epoch), "steps": str(self.steps),
+                    "history": json.dumps(self.history)}
+        files.save_tensors(path, tensors, metadata)
+
+    def resume(self, path: Path | None) -> None:
+        """Take up a checkpoint if there is one; a damaged one is said and thrown away."""
+        if path is None or not path.exists():
+            return
+        try:
+            tensors, metadata = files.load_tensors(path)
+        except files.Corrupt as error:
+            log.warning("run %s: its checkpoint is damaged, training starts anew (%s)", self.run.identity, error)
+            path.unlink()
+            return
+        if metadata.get("run") != self.run.identity:
+            raise UserError(f"{path} belongs to another run: delete it, or name another file")
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, t in tensors.items():
+            group, name = key.split("/", 1)
+            groups.setdefault(group, {})[name] = t
+        like = lambda name, t: torch.empty_like(self.parameters[name]).copy_(t)  # noqa: E731  (same memory layout)
+        self.model.load_state_dict(groups["model"])
+        for name, t in groups.get("momentum", {}).items():
+            self.optimiser.state[self.parameters[name]]["momentum_buffer"] = like(name, t)
+        self.state = {n: like(n, t) if n in self.parameters else t for n, t in groups.get("sparsifier", {}).items()}
+        self.average = {n: like(n, t) for n, t in groups.get("average", {}).items()}
+        self.best = groups.get("best", {})
+        self.epoch, self.steps = int(metadata["epoch"]), int(metadata["steps"])
+        self.history = json.loads(metadata["history"])

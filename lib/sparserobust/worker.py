@@ -1,0 +1,49 @@
+"""One worker process of a sweep: reads jobs from standard input and tells how they go, a JSON line each.
+
+A job is {"run": ..., "measurements": [...], "store": folder, "use_published": ...}; the answers are {"doing", "epochs"}
+while it works, then {"done": true} or {"failed": reason}.
+"""
+
+import json
+import os
+import sys
+import traceback
+
+import torch
+
+import sparserobust.analysis
+import sparserobust.evaluation  # noqa: F401  (registers measurements)
+from sparserobust.config import Measurement, Run
+from sparserobust.errors import UserError
+from sparserobust.runs import Store
+
+
+def main(threads: int) -> None:
+    torch.set_num_threads(threads)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+
+    def tell(**answer):
+        answers.write(json.dumps(answer) + "\n")
+
+    def report(doing: str, epochs: float) -> None:
+        tell(doing=doing, epochs=epochs)
+
+    tell(ready=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            run, store = Run.parse(job["run"]), Store(job["store"], job["use_published"])
+            store.train(run, report)
+            for measurement in job["measurements"]:
+                store.measure(run, Measurement.parse(measurement), report)
+            tell(done=True)
+        except UserError as error:
+            tell(failed=str(error))
+        except Exception as error:
+            traceback.print_exc()
+            tell(failed=f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,298 @@
+import re
+
+import pandas
+import pytest
+import yaml
+from sparserobust import reported
+from sparserobust.errors import UserError
+
+PAPERS = ["fk_resnet", "iwi", "rsr", "sparsity_theory", "tscnc"]
+GROUPS = {"ResNet20": 675, "En2ResNet20": 1350, "En5ResNet20": 3375, "ResNet38": 1347}  # input channels
+OWN = {  # all that is on record of these papers' own numbers; who adds one adds its id or key here, on purpose
+    "iwi": set(),
+    "rsr": {"C1", "C2", "C3", "T0", "sparsity_resnet18_percent"},
+    "sparsity_theory": {"C7"},
+    "tscnc": set(),
+}
+CLAIM = {
+    "id": "C1", "statement": "s", "quantity": "q", "unit": "percent", "direction": "increase", "value": 1.5,
+    "kind": "reported", "grade": "paper", "source": "Table 9",
+}  # fmt: skip
+TABLE = {
+    "id": "T1", "caption": "c", "kind": "reported", "grade": "paper", "source": "Table 9", "unit": None,
+    "columns": ["net", "beta", "A1"], "rows": [["a", None, 1], ["a", 0.1, 2.0]], "notes": [],
+}  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Put a file x.yaml with these claims and tables (or this text) where the library looks."""
+    monkeypatch.setattr(reported, "FOLDER", tmp_path)
+
+    def write(claims=(CLAIM,), tables=(TABLE,), text=None):
+        data = {"citation": {"title": "x"}, "claims": list(claims), "tables": list(tables), "hyperparameters": {}}
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(data) if text is None else text)
+
+    return write
+
+
+def refusal(call, *arguments, **more) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **more)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def all_claims():
+    return [(paper, claim) for paper in PAPERS for claim in reported.load(paper).claims.values()]
+
+
+# --- the five files
+
+
+def test_the_five_papers_are_there():
+    assert reported.papers() == PAPERS
+
+
+def test_table_1_of_fk_resnet():
+    table = reported.load("fk_resnet").reported_table("T1")
+    assert len(table) == 8
+    assert list(table.columns) == ["net", "beta", "lambda", "A1", "A2", "A3", "A4", "sparsity"]
+    assert list(table.sparsity) == [0, 80.91, 56.88, 39.92, 0, 89.86, 70.55, 56.34]
+    assert list(table.A3) == [47.25, 43.79, 45.79, 46.67, 50.02, 46.62, 49.26, 49.54]
+
+
+def test_number_of_claims_and_tables():
+    counts = {paper: (len(reported.load(paper).claims), len(reported.load(paper).tables)) for paper in PAPERS}
+    assert counts == {
+        "fk_resnet": (44, 10), "iwi": (7, 3), "rsr": (12, 14), "sparsity_theory": (9, 8), "tscnc": (9, 7),
+    }  # fmt: skip
+
+
+def test_differences_equal_their_operands():
+    pairs = [(paper, claim) for paper, claim in all_claims() if len(claim.operands) == 2 and claim.id != "C3.ratio"]
+    assert {claim.id for _, claim in all_claims() if claim.derived} <= {claim.id for _, claim in pairs}
+    assert len(pairs) == 43  # 38 derived ones and the two headlines of fk_resnet, three of PNI
+    for paper, claim in pairs:
+        treatment, reference = claim.operands.values()
+        assert claim.value == pytest.approx(treatment - reference, abs=0.005), (paper, claim.id)
+
+
+def test_headline_ratio_is_a_lower_bound():
+    claim = reported.load("fk_resnet").claim("C3.ratio")
+    pruned_ensemble, pruned_single = claim.operands.values()
+    assert claim.lower_bound and claim.reported == 2.0
+    assert pruned_ensemble / pruned_single == pytest.approx(2.11, abs=0.005)
+
+
+def test_operands_are_cells_of_the_table_they_cite():
+    record = reported.load("fk_resnet")
+    cited = [(claim, re.search(r"Table (\d)", claim.source)) for claim in record.claims.values() if claim.operands]
+    assert sum(table is None for _, table in cited) == 1  # C1 stands in the running text
+    for claim, table in cited:
+        cells = record.reported_table(f"T{table[1]}" if table else "F1").to_numpy().ravel()
+        assert set(claim.operands.values()) <= set(cells), claim.id
+
+
+def test_printed_channel_sparsity_is_a_count_of_groups():
+    record = reported.load("fk_resnet")
+    nets = pandas.concat([record.reported_table("T2"), record.reported_table("T3")])
+    printed = list(zip(nets.net, nets.channel_sparsity, strict=True))
+    channel = record.reported_table("T4").query("granularity == 'channel'")
+    printed += [("ResNet20", percent) for percent in channel.sparsity]
+    assert len(printed) == 9 + 6 + 2
+    for net, percent in printed:
+        removed = round(percent / 100 * GROUPS[net])
+        assert round(100 * removed / GROUPS[net], 2) == percent, (net, percent)
+
+
+def test_derived_group_counts():
+    _, table = reported.load("fk_resnet").other_table("D1")
+    assert list(table.groups_total) == [GROUPS[net] for net in table.net]
+    assert list((100 * table.groups_removed / table.groups_total).round(2)) == list(table.percent)
+
+
+def test_layer_totals_of_the_public_sparse_models():
+    _, table = reported.load("sparsity_theory").other_table("T7")
+    assert table.groupby("network")[["nonzero", "total"]].sum().to_numpy().tolist() == [[4952, 266200], [3977, 430500]]
+
+
+@pytest.mark.parametrize(("paper", "kind", "tables"), [
+    ("fk_resnet", "companion", ["T5"]),
+    ("fk_resnet", "derived", ["D1", "parameters"]),
+    ("rsr", "companion", [
+        "README_resnet20", "P1", "P1_alpha", "P2", "P3", "P4", "P5", "P6", "P_fig3_eps", "P_fig3_steps",
+    ]),
+    ("sparsity_theory", "derived", ["T6", "T7", "T8"]),
+    ("tscnc", "anchor", ["T2", "T2b", "T3.c10_unstructured", "T3.c10_structured", "T3.svhn_unstructured"]),
+    ("tscnc", "derived", ["T4"]),
+])  # fmt: skip
+def test_foreign_tables(paper, kind, tables):
+    assert [name for name, table in reported.load(paper).tables.items() if table.kind == kind] == tables
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_foreign_tables_are_refused_as_the_papers(paper):
+    record = reported.load(paper)
+    foreign = [table for table in record.tables.values() if table.kind != "reported"]
+    assert foreign
+    for table in foreign:
+        message = refusal(record.reported_table, table.id)
+        assert f"kind {table.kind}" in message and f"other_table('{table.id}')" in message
+        assert refusal(record.reported_row, table.id) == message
+        heading, frame = record.other_table(table.id)
+        assert heading.startswith(f"{table.kind}: ") and heading.endswith("not this paper's numbers")
+        assert len(frame) == len(table.rows)
+
+
+def test_foreign_claims_have_no_reported_number():
+    claim = reported.load("rsr").claim("C7.PGD")
+    assert (claim.value, claim.reported) == (9.26, None)
+
+
+@pytest.mark.parametrize("paper", OWN)
+def test_no_other_number_is_said_to_be_the_papers(paper):
+    record = reported.load(paper)
+    own = {claim.id for claim in record.claims.values() if claim.reported is not None}
+    own |= {table.id for table in record.tables.values() if table.kind == "reported"}
+    for section in record.hyperparameters.values():
+        if section["kind"] == "reported":
+            own |= {key for key, value in section.items() if value is not None and key != "kind"}
+    assert own == OWN[paper]
+
+
+def test_the_few_numbers_of_rsr_and_sparsity_theory():
+    record = reported.load("rsr")
+    assert [record.claim(name).reported for name in ("C1", "C2", "C3")] == [0.68, 8.72, 85]
+    row = record.reported_row("T0", network="ResNet-18")
+    assert (row["sparsity_percent"], row["delta_clean"], row["delta_perturbed"]) == (85, 0.68, 8.72)
+    assert reported.load("sparsity_theory").claim("C7").reported == 90
+
+
+def test_every_section_of_hyperparameters_has_a_kind():
+    kinds = [section["kind"] for paper in PAPERS for section in reported.load(paper).hyperparameters.values()]
+    assert len(kinds) == 16 and set(kinds) <= set(reported.KINDS)
+
+
+def test_no_cell_is_a_number_read_as_text():
+    """YAML takes 1e-6 for text; only net names and column heads may look like numbers."""
+    texts = {cell for paper in PAPERS for table in reported.load(paper).tables.values()
+             for row in table.rows for cell in row if isinstance(cell, str)}  # fmt: skip
+    assert {text for text in texts if re.fullmatch(r"[-+.\deE]+", text)} == {"20", "32", "44", "56"}
+
+
+# --- asking
+
+
+def test_reported_row():
+    record = reported.load("fk_resnet")
+    assert record.reported_row("T1", net="ResNet20", beta=None)["A1"] == 76.07
+    assert record.reported_row("T1", net="En2ResNet20", beta=0.1 + 1e-17, **{"lambda": 1e-6})["sparsity"] == 70.55
+    assert record.reported_row("T2", net="ResNet20", lambda1=0.02) is None
+    assert "4 rows" in refusal(record.reported_row, "T1", net="ResNet20")
+    assert "no column gamma" in refusal(record.reported_row, "T1", gamma=1)
+
+
+def test_unknown_names_list_the_known_ones():
+    message = refusal(reported.load, "resnet")
+    assert "'resnet'" in message and all(paper in message for paper in PAPERS)
+    record = reported.load("iwi")
+    assert "C1, C2, C3, C4, C5, C6, C7" in refusal(record.claim, "C8")
+    assert "T1, T2, T3" in refusal(record.reported_table, "T9")
+    assert "reported_table('T1')" in refusal(reported.load("fk_resnet").other_table, "T1")
+
+
+def test_how_to_add():
+    claim, table = reported.how_to_add("iwi", "C4"), reported.how_to_add("iwi", "T3")
+    assert "data/reported/iwi.yaml" in claim and "`value`" in claim and "`rows`" not in claim
+    assert "id: T3" in table and "`rows`" in table and "`source`" in table
+    assert "companion" in refusal(reported.how_to_add, "rsr", "P3")
+    assert "no entry Z" in refusal(reported.how_to_add, "rsr", "Z")
+
+
+def test_following_how_to_add_adds_the_number(write):
+    blank = CLAIM | {"kind": "open", "grade": "open", "value": None, "source": None}
+    write(claims=[blank])
+    assert reported.load("x").claim("C1").reported is None
+    write(claims=[blank | {"value": 3.25, "source": "p. 4", "kind": "reported", "grade": "paper"}])
+    assert reported.load("x").claim("C1").reported == 3.25
+
+
+def test_a_file_is_read_once(write):
+    write()
+    assert reported.load("x") is reported.load("x")
+
+
+# --- mistakes in a file
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"kind": "printed"}, ["claim C1", "'printed'", "reported, companion"]),
+    ({"kind": ["reported"]}, ["claim C1", "kind"]),
+    ({"grade": "code"}, ["claim C1", "grade paper", "'code'"]),
+    ({"companion": True}, ["claim C1", "companion"]),
+    ({"anchor": True}, ["claim C1", "anchor"]),
+    ({"kind": "companion"}, ["claim C1", "companion"]),
+    ({"source": None}, ["claim C1", "source"]),
+    ({"kind": "open"}, ["claim C1", "open"]),
+    ({"value": "1e-6"}, ["claim C1", "not a number"]),
+    ({"value": True}, ["claim C1", "not a number"]),
+    ({"vaule": 3}, ["claim C1", "vaule"]),
+])  # fmt: skip
+def test_wrong_claim(write, change, words):
+    write(claims=[CLAIM | change])
+    message = refusal(reported.load, "x")
+    assert all(word in message for word in ["x.yaml", *words])
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"kind": "printed"}, ["table T1", "'printed'"]),
+    ({"grade": "derived"}, ["table T1", "grade paper"]),
+    ({"companion": True}, ["table T1", "companion"]),
+    ({"source": ""}, ["table T1", "source"]),
+    ({"kind": "open"}, ["table T1", "open"]),
+    ({"rows": [["a", 1, 2], ["a", 1]]}, ["table T1", "row 2", "2 cells", "3 columns"]),
+    ({"rows": None}, ["table T1"]),
+    ({"rows": [1]}, ["table T1"]),
+])  # fmt: skip
+def test_wrong_table(write, change, words):
+    write(tables=[TABLE | change])
+    message = refusal(reported.load, "x")
+    assert all(word in message for word in ["x.yaml", *words])
+
+
+def test_ids_are_unique(write):
+    write(claims=[CLAIM, CLAIM])
+    assert refusal(reported.load, "x") == "x.yaml, claim C1: id C1 is used twice"
+    write(tables=[TABLE | {"id": "C1"}])
+    assert refusal(reported.load, "x") == "x.yaml, table C1: id C1 is used twice"
+
+
+@pytest.mark.parametrize(("text", "word"), [
+    ("", "citation"),
+    ("- 1", "citation"),
+    ("citation: {}\nclaims: {}\n", "claims"),
+    ("citation: {}\nclaims: []\ntables: []\n", "hyperparameters"),
+    ("citation: {}\nclaims: [3]\ntables: []\nhyperparameters: {}\n", "claim 1"),
+    ("citation: {title: [}\n", "line 1"),
+    ("citation: {date: 2020-99-99}\n", "cannot be read"),
+])  # fmt: skip
+def test_broken_file(write, text, word):
+    write(text=text)
+    message = refusal(reported.load, "x")
+    assert "x.yaml" in message and word in message
+
+
+def test_missing_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(reported, "FOLDER", tmp_path / "nowhere")
+    assert reported.papers() == []
+    assert "no YAML file" in refusal(reported.load, "iwi")
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(reported, "FOLDER", tmp_path)
+    (tmp_path / "x.yaml").mkdir()
+    assert "x.yaml cannot be read" in refusal(reported.load, "x")
+    (tmp_path / "y.yaml").write_bytes(b"\xff\xfe\xff")
+    assert "y.yaml cannot be read" in refusal(reported.load, "y")
