@@ -1,11 +1,20 @@
 """Sparse & Robust: five papers on pruning and adversarial robustness, as notebooks that run.
 
     import sparserobust as sr
+
+    run = sr.Run(data=sr.Data(name="digits"), model=sr.models.PreActResNet(depth=8, width=8),
+                 objective=sr.objectives.Natural(), recipe=sr.Recipe(epochs=3), seed=0)
+    model = sr.Store().model(run)
+
+Importing this needs torch and numpy only; tables, figures and attack suites are imported where they are used.
 """
 
-from sparserobust import attacks, models, objectives, sparsifiers
-from sparserobust.config import Data, Dense, Recipe, Run
+from sparserobust import analysis, attacks, data, evaluation, models, objectives, sparsifiers, sparsity
+from sparserobust.config import Data, Dense, Measurement, Recipe, Run
 from sparserobust.errors import UserError
+from sparserobust.evaluation import Accuracy
+from sparserobust.runs import Store
 
 __version__ = "0.1.0"
-__all__ = ["Data", "Dense", "Recipe", "Run", "UserError", "attacks", "models", "objectives", "sparsifiers"]
+__all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks",
+           "data", "evaluation", "models", "objectives", "sparsifiers", "sparsity"]

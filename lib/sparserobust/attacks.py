@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparserobust.config import Attack, settings
 from sparserobust.errors import UserError
+from sparserobust.models import is_noisy
 
 
 @contextmanager
@@ -338,21 +339,22 @@ class DeepFool(Attack, kind="deepfool"):
 @settings
 class AutoAttack(Attack, kind="autoattack"):
     """AutoAttack (Croce & Hein 2020) through pyautoattack: `standard` for deterministic networks, `rand` (20 draws) for
-    noisy ones. The warnings it gives are in `flags` after a call of `run`. Accuracy is counted on a fresh forward
-    pass: the defender draws its noise after the attacker has committed."""
+    noisy ones, `matched` for whichever the network is. Where accuracy is counted afterwards on a fresh forward pass,
+    as this library does, a defender draws its noise after the attacker has committed."""
 
     epsilon: float
     norm: str = "linf"
-    version: str = "standard"
+    version: str = "matched"
 
     def check(self):
         check_radius(self)
         self.require(self.norm in ("linf", "l2"), f"norm is linf or l2, not '{self.norm}'")
-        self.require(self.version in ("standard", "rand"), f"version is standard or rand, not '{self.version}'")
+        self.require(self.version in ("matched", "standard", "rand"),
+                     f"version is matched, standard or rand, not '{self.version}'")
 
     @property
     def cost(self) -> float:
-        return 1500 if self.version == "standard" else 4000
+        return 4000 if self.version == "rand" else 1500
 
     def __call__(self, model, images, labels, generator=None):
         return self.run(model, images, labels, generator)[0]
@@ -363,6 +365,7 @@ class AutoAttack(Attack, kind="autoattack"):
             from pyautoattack import AutoAttack as Suite
         except ImportError:
             raise UserError("AutoAttack needs pyautoattack: pip install 'sparserobust[lab]'") from None
+        version = self.version if self.version != "matched" else "rand" if is_noisy(model) else "standard"
         seed = 0 if generator is None else generator.initial_seed() % 2**31
         flags = _Warnings()
         log = logging.getLogger("auto-attack")
@@ -371,7 +374,7 @@ class AutoAttack(Attack, kind="autoattack"):
         try:
             with under_attack(model), torch.random.fork_rng():
                 suite = Suite(model, norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=self.epsilon,
-                              version=self.version, device=images.device, seed=seed)
+                              version=version, device=images.device, seed=seed)
                 adversarial, _ = suite.run_standard_evaluation(images, labels, batch_size=len(images))
         finally:
             log.removeHandler(flags)

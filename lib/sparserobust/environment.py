@@ -95,3 +95,10 @@ def commit() -> str:
 def in_notebook() -> bool:
     """Whether output goes to a notebook rather than a terminal."""
     return "ipykernel" in sys.modules
+
+
+def summary() -> str:
+    """One line for the top of a notebook: machine and versions."""
+    p = provenance()
+    return (f"{p['processor']} ({p['device']}, {cores()} cores), {p['platform']}, Python {p['python']}, "
+            f"torch {p['torch']}, commit {p['commit']}")

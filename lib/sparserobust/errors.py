@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """A mistake a person can mend; its message is one line that says how."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback; the cell still counts as failed."""
+        return [f"{type(self).__name__}: {self}"]

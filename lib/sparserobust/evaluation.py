@@ -1,11 +1,13 @@
 """Accuracy, clean and under attack, counted in float32."""
 
+from dataclasses import replace
+
 import torch
 
 from sparserobust.attacks import AutoAttack, l2_norm, predicted
 from sparserobust.config import Attack, Measurement, settings
 from sparserobust.environment import global_seed, stream
-from sparserobust.models import noise_off
+from sparserobust.models import is_noisy, noise_off
 
 BATCH = 250
 
@@ -23,21 +25,23 @@ class Accuracy(Measurement, kind="accuracy"):
         self.require(self.images is None or self.images > 0, "images must be positive")
 
     def __call__(self, model, splits):
-        split = splits.test.first(self.images)
-        correct, length, flags = 0, 0.0, []
-        batch = max(1, BATCH // getattr(self.attack, "eot_draws", 1))
         if not self.noise:
             with noise_off(model):
-                return Accuracy(attack=self.attack, images=self.images)(model, splits)
+                return replace(self, noise=True)(model, splits)
+        split, attack = splits.test.first(self.images), self.attack
+        draws = getattr(attack, "eot_draws", 1)
+        if draws > 1 and not is_noisy(model):  # every draw would be the same
+            attack, draws = replace(attack, eot_draws=1), 1
+        correct, length, flags, batch = 0, 0.0, [], max(1, BATCH // draws)
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
             for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
                 images = images.contiguous(memory_format=torch.channels_last)
-                if isinstance(self.attack, AutoAttack):
-                    attacked, raised = self.attack.run(model, images, labels, chance)
+                if isinstance(attack, AutoAttack):
+                    attacked, raised = attack.run(model, images, labels, chance)
                     flags += [flag for flag in raised if flag not in flags]
                 else:
-                    attacked = self.attack(model, images, labels, chance) if self.attack else images
+                    attacked = attack(model, images, labels, chance) if attack else images
                 correct += int((predicted(model, attacked) == labels).sum())
                 length += float(l2_norm(attacked - images).sum())
         return {"value": correct / len(split), "count": correct, "total": len(split),

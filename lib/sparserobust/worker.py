@@ -11,8 +11,6 @@ import traceback
 
 import torch
 
-import sparserobust.analysis
-import sparserobust.evaluation  # noqa: F401  (registers measurements)
 from sparserobust.config import Measurement, Run
 from sparserobust.errors import UserError
 from sparserobust.runs import Store

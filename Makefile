@@ -1,0 +1,45 @@
+# Two commands do everything: `make reproduce` and `make test`. Each sets up what it needs in .venv first.
+PYTHON ?= python3
+SCALE ?= quick
+BIN := .venv/bin
+UV := $(BIN)/uv
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test lab clean lock notebooks
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@echo "  SCALE=laptop or SCALE=paper with make reproduce; PYTHON=python3.12 for another interpreter"
+
+setup: $(READY) ## the project's own environment in .venv, from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "setting up .venv (once; about 5 GB are installed)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+reproduce: $(READY) ## run every notebook, redraw every table and figure, judge every claim
+	@$(BIN)/sparserobust reproduce --scale $(SCALE)
+
+test: $(READY) ## style, unit tests, notebooks against their stored outputs
+	@$(BIN)/ruff check lib tests benchmarks
+	@$(BIN)/python -m pytest tests
+
+lab: $(READY) ## JupyterLab in the notebooks folder
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+notebooks: $(READY) ## execute the committed notebooks anew, in place
+	@$(BIN)/sparserobust refresh
+
+lock: $(READY) ## new pins for requirements.lock, after a change of pyproject.toml
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean: ## remove the environment, executed notebooks and trained runs; data, published records and figures stay
+	@rm -rf .venv build data/runs .pytest_cache .ruff_cache .hypothesis lib/*.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "removed .venv, build/, data/runs/ and caches"

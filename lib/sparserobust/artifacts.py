@@ -1,0 +1,74 @@
+"""Saving figures and tables with where they come from: files, captions, runs, data, machine, in one manifest."""
+
+import hashlib
+import html
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pandas
+
+from sparserobust import files, paths, tables
+from sparserobust.environment import provenance
+
+
+class Artifacts:
+    """The figures and tables of one notebook at one scale, in `figures/<scale>/<notebook>/`."""
+
+    def __init__(self, scale: str, notebook: str):
+        self.folder = paths.writable(paths.figures_folder(scale, notebook))
+        self.scale, self.notebook = scale, notebook
+        self.entries: dict[str, dict] = {}
+
+    def figure(self, figure, name: str, caption: str, frame: pandas.DataFrame | None = None):
+        """Save a matplotlib figure as PNG and return it, to be shown. `frame` names the runs it was drawn from."""
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        self._add(f"{name}.png", buffer.getvalue(), caption, frame)
+        return figure
+
+    def table(self, table: pandas.DataFrame, name: str, caption: str, frame: pandas.DataFrame | None = None):
+        """Save a table for people (Markdown, with its caption) and for programs (CSV); `frame`, a tidy frame it was
+        made from, is saved beside it with every count. Returns something a notebook shows, caption first."""
+        csv = table.copy()
+        if isinstance(csv.columns, pandas.MultiIndex):
+            csv.columns = [" ".join(column) for column in csv.columns]
+        self._add(f"{name}.csv", csv.to_csv(lineterminator="\n").encode(), caption, frame)
+        self._add(f"{name}.md", f"{caption}\n\n{tables.markdown(table)}".encode(), caption, frame)
+        if frame is not None:
+            tidy = frame.drop(columns=["where", "processor"], errors="ignore")
+            self._add(f"{name}_tidy.csv", tidy.to_csv(index=False, lineterminator="\n").encode(), caption, frame)
+        return Captioned(table, caption)
+
+    def finish(self) -> pandas.DataFrame:
+        """Write `manifest.json`, and return what was made."""
+        machine = {k: v for k, v in provenance().items() if k != "commit"}
+        files.write_json(self.folder / "manifest.json", {"scale": self.scale, "notebook": self.notebook,
+                                                         "drawn_on": machine, "files": self.entries})
+        return pandas.DataFrame([{"file": name, "what it shows": e["caption"]} for name, e in self.entries.items()])
+
+    def _add(self, name: str, content: bytes, caption: str, frame: pandas.DataFrame | None) -> None:
+        files.write(self.folder / name, content)
+        known = frame is not None
+        self.entries[name] = {
+            "caption": caption, "sha256": hashlib.sha256(content).hexdigest(),
+            "runs": sorted(set(frame["run"])) if known else [],
+            "computed_on": sorted(set(frame["processor"])) if known else []}
+
+
+class Captioned:
+    """A table with its caption above, in a notebook and in text."""
+
+    def __init__(self, table: pandas.DataFrame, caption: str):
+        self.table, self.caption = table, caption
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.caption)}</p>" + self.table.to_html()
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n\n{self.table.to_string()}"
+
+
+def entries(folder: Path) -> dict[str, dict]:
+    """What a folder of figures holds, from its manifest."""
+    return json.loads((folder / "manifest.json").read_text())["files"]

@@ -1,0 +1,139 @@
+"""Running notebooks without a browser: Papermill, made strict. Unknown parameters are errors, text is turned into the
+type the notebook declares, failures end in one line, and a long cell shows how far it is."""
+
+import difflib
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from sparserobust.errors import UserError
+from sparserobust.paths import PROJECT, writable
+from sparserobust.progress import duration
+
+NOTEBOOKS = PROJECT / "notebooks"
+
+
+def names() -> list[str]:
+    """Notebooks of the project, in order."""
+    return sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
+def find(name: str) -> Path:
+    """The notebook of this name; `UserError` with the nearest known one otherwise."""
+    name = Path(name).stem
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.3)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names())}"
+        raise UserError(f"no notebook '{name}'; {hint}")
+    return NOTEBOOKS / f"{name}.ipynb"
+
+
+def run(name: str, parameters: dict[str, str], output: Path | None = None, quiet: bool = False) -> Path:
+    """Execute a notebook with parameters (as text, typed by the notebook's parameters cell) and return the executed
+    copy, by default `build/<scale>/<name>.ipynb`. A failure is a `UserError` in one line; the copy shows where."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    notebook = find(name)
+    values = typed(notebook, parameters)
+    output = Path(output or PROJECT / "build" / str(values.get("scale", "quick")) / notebook.name)
+    writable(output.parent)
+    with tempfile.TemporaryDirectory() as folder:
+        watch = Path(folder) / "progress"
+        os.environ["SPARSEROBUST_PROGRESS"] = str(watch)
+        try:
+            with _Watcher(watch, notebook.stem, silent=quiet):
+                papermill.execute_notebook(notebook, output, values, kernel_name="python3", progress_bar=False,
+                                           cwd=NOTEBOOKS)
+        except PapermillExecutionError as error:
+            why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
+            raise UserError(f"{notebook.name}, cell {error.cell_index}: {why}") from None
+        finally:
+            del os.environ["SPARSEROBUST_PROGRESS"]
+    return output
+
+
+def typed(notebook: Path, parameters: dict[str, str]) -> dict:
+    """Parameters given as text, as the types that the notebook declares: `false` is False, `[0, 1]` a list, `none`
+    nothing. Unknown names and values of another type are `UserError`s."""
+    import papermill
+    import yaml
+
+    declared = papermill.inspect_notebook(str(notebook))
+    result = {}
+    for name, text in parameters.items():
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(declared)}"
+            raise UserError(f"{notebook.name} has no parameter '{name}'; {hint}")
+        wanted = declared[name]["inferred_type_name"]
+        value = text if wanted == "str" else yaml.safe_load(text)
+        if value is not None and type(value).__name__ != wanted:
+            raise UserError(f"parameter '{name}' of {notebook.name} should be of type {wanted}, not {text!r}")
+        result[name] = value
+    return result
+
+
+class _Watcher:
+    """Shows in the terminal what a notebook's kernel says of its progress in a file."""
+
+    def __init__(self, path: Path, title: str, silent: bool = False):
+        self.path, self.title, self.silent = path, title, silent
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.thread.join()
+
+    def _watch(self):
+        shown, live, seconds = "", sys.stderr.isatty(), 0.0
+        while not self.stopped.wait(0.5):
+            seconds += 0.5
+            line = self.path.read_text() if self.path.exists() else "starting"
+            if self.silent or (not live and (line == shown or seconds < 15)):
+                continue  # in a log, a line every 15 seconds is enough
+            end = "\x1b[K" if live else "\n"
+            print(("\r" if live else "") + f"{self.title}: {line}"[: 158 if live else None], end=end, file=sys.stderr,
+                  flush=True)
+            shown, seconds = line, 0.0 if not live else seconds
+        if live and not self.silent:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def refresh(name: str) -> Path:
+    """Execute a notebook at its defaults and write the result over the committed one, without what differs from run to
+    run: times, paths, progress."""
+    import nbformat
+
+    executed = run(name, {})
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).clear()
+            if "text" in output:
+                output["text"] = re.sub(rf"{re.escape(str(PROJECT))}/?", "", output["text"])
+    nbformat.write(notebook, find(name))
+    return find(name)
+
+
+def reproduce(chosen: list[str], scale: str) -> list[str]:
+    """Run notebooks one after the other, telling of each how long it took; returns lines that say where to look."""
+    lines = []
+    for name in chosen:
+        begun = time.monotonic()
+        print(f"{name}: scale {scale} ...", flush=True)
+        output = run(name, {"scale": scale})
+        print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
+        lines.append(f"{name}: executed notebook {output.relative_to(PROJECT)}, figures and tables in "
+                     f"figures/{scale}/{name}/")
+    return lines

@@ -1,0 +1,105 @@
+"""The command line: `sparserobust --help`."""
+
+import argparse
+import sys
+
+from sparserobust import __version__
+from sparserobust.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a mistake of the user is one line on standard error and exit code 1."""
+    parser = argparse.ArgumentParser(prog="sparserobust", description="Five papers on pruning and adversarial "
+                                     "robustness, as notebooks that run.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    command = commands.add_parser("run", help="execute one notebook")
+    command.add_argument("notebook", help="its name, such as 01_fk_resnet")
+    command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                         help="set a parameter, such as -p scale laptop")
+    command.add_argument("-o", "--output", help="where the executed copy goes (default: build/<scale>/)")
+
+    command = commands.add_parser("reproduce", help="execute all notebooks, then print the claims ledger")
+    command.add_argument("--scale", default="quick")
+
+    command = commands.add_parser("ledger", help="print the claims ledger of a scale")
+    command.add_argument("--scale", default="quick")
+
+    command = commands.add_parser("publish", help="copy the records of a scale's runs into data/published")
+    command.add_argument("--scale", required=True)
+
+    command = commands.add_parser("data", help="fetch and check data sets")
+    command.add_argument("name", nargs="+", help="such as cifar10")
+
+    command = commands.add_parser("refresh", help="execute the committed notebooks anew, in place")
+
+    chosen = parser.parse_args(arguments)
+    try:
+        globals()[f"_{chosen.command}"](chosen)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: finished runs are kept, the others go on from their last epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(chosen) -> None:
+    from sparserobust import batch
+
+    print(f"executed: {batch.run(chosen.notebook, dict(chosen.parameter), chosen.output)}")
+
+
+def _reproduce(chosen) -> None:
+    from sparserobust import batch, scales
+
+    scales.load(chosen.scale, "fk_resnet")  # a misspelt scale should not cost the start of a kernel
+    lines = batch.reproduce(batch.names(), chosen.scale)
+    _ledger(chosen)
+    print("\nwhere to look:", *lines, sep="\n  ")
+
+
+def _ledger(chosen) -> None:
+    import pandas
+
+    from sparserobust.paths import figures_folder
+
+    found = sorted(figures_folder(chosen.scale, ".").glob("*/claims.csv"))
+    if not found:
+        raise UserError(f"no claims judged at scale '{chosen.scale}' yet: run sparserobust reproduce --scale "
+                        f"{chosen.scale}")
+    for path in found:
+        print(f"\nclaims of {path.parent.name}, scale {chosen.scale}:")
+        print(pandas.read_csv(path).fillna("").to_string(index=False))
+
+
+def _publish(chosen) -> None:
+    from sparserobust.papers import fk_resnet
+    from sparserobust.runs import Store
+
+    experiment = fk_resnet.experiment(chosen.scale)
+    wanted = {row["run"].identity: row["run"] for row in experiment.grid + experiment.histogram_grid}
+    written = Store().publish(list(wanted.values()), chosen.scale)
+    print(f"{len(written)} records in {written[0].parent}: commit them, and every figure redraws from them")
+
+
+def _data(chosen) -> None:
+    from sparserobust import data
+
+    for name in chosen.name:
+        splits = data.load(name)
+        print(f"{name}: {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test "
+              f"images of shape {splits.image_shape}")
+
+
+def _refresh(chosen) -> None:
+    from sparserobust import batch
+
+    for name in batch.names():
+        print(f"{batch.refresh(name).name}: executed and written in place")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What is special to one paper: its grids per scale, its tables, its claims. Nothing general."""

@@ -1,0 +1,38 @@
+"""The scale files, `notebooks/scales/*.yaml`: a scale is data, not a branch in the code."""
+
+import difflib
+
+from sparserobust.errors import UserError
+from sparserobust.paths import scales_folder
+
+
+def names() -> list[str]:
+    """Known scales, in alphabetical order."""
+    return sorted(path.stem for path in scales_folder().glob("*.yaml"))
+
+
+def load(scale: str, paper: str) -> dict:
+    """The settings of one paper at one scale. `UserError` for an unknown scale or a broken file."""
+    import yaml
+
+    if scale not in names():
+        near = difflib.get_close_matches(str(scale), names(), n=1)
+        raise UserError(f"unknown scale '{scale}': " + (f"did you mean '{near[0]}'? " if near else "")
+                        + f"known: {', '.join(names())}")
+    path = scales_folder() / f"{scale}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or paper not in content:
+        raise UserError(f"{path.name} has no section '{paper}'")
+    return content[paper]
+
+
+def checked_seeds(seeds, scale_seeds: list[int]) -> list[int]:
+    """The seeds to use: those given, or the scale's own for None; an empty or wrong list is a `UserError`."""
+    seeds = scale_seeds if seeds is None else seeds
+    whole = isinstance(seeds, list | tuple) and all(type(s) is int and s >= 0 for s in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds should be a list of different whole numbers from 0, such as [0, 1, 2], not {seeds!r}")
+    return list(seeds)

@@ -1,0 +1,66 @@
+"""Tidy frames into tables a person reads: reported beside ours, with spread."""
+
+import math
+
+import pandas
+
+from sparserobust.claims import binomial_interval
+
+RATE_METRICS_ARE_PERCENT = 100.0
+
+
+def summary(frame: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
+    """One row per group and metric, rates in percent: `mean`, `sd` over seeds (nan for one), `n_seeds`, pooled `count`
+    and `total`, and the Wilson interval `low`, `high` of the pooled count."""
+    rows = []
+    for keys, group in frame.groupby([*by, "metric"], dropna=False, sort=False):
+        values = group["value"] * RATE_METRICS_ARE_PERCENT
+        count, total = int(group["count"].sum()), int(group["total"].sum())
+        low, high = binomial_interval(count, total)
+        rows.append(dict(zip([*by, "metric"], keys, strict=True)) | {
+            "mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else math.nan, "n_seeds": len(values),
+            "count": count, "total": total, "low": 100 * low, "high": 100 * high,
+            "where": "/".join(sorted(set(group["where"]))), "processor": "/".join(sorted(set(group["processor"])))})
+    return pandas.DataFrame(rows)
+
+
+def cell(row: pandas.Series) -> str:
+    """`75.2 ± 0.4` over seeds; for one seed `75.2 [74.3, 76.0]`, the interval due to the finite test set."""
+    if row["n_seeds"] > 1:
+        return f"{row['mean']:.1f} ± {row['sd']:.1f}"
+    return f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+
+
+def beside(reported: pandas.DataFrame, ours: pandas.DataFrame, keys: dict[str, str],
+           metrics: dict[str, tuple[str | None, str]]) -> pandas.DataFrame:
+    """Reported beside ours, one row per reported row.
+
+    `ours` is a `summary`; `keys` maps columns of `reported` to columns of `ours` that name the same row; `metrics` maps
+    a heading to (column of `reported` or None, metric). Columns come in pairs (heading, reported) and (heading, ours);
+    what was not reported, or not run, stays empty.
+    """
+    table = {}
+    for heading, (column, metric) in metrics.items():
+        if column:
+            table[heading, "reported"] = ["" if pandas.isna(v) else f"{v:.2f}" for v in reported[column]]
+        table[heading, "ours"] = [_lookup(ours, {keys[k]: row[k] for k in keys}, metric)
+                                  for row in reported.to_dict("records")]
+    names = [" ".join("dense" if pandas.isna(v) else f"{k} {v:g}" if isinstance(v, float) else str(v)
+                      for k, v in row.items()) for row in reported[list(keys)].to_dict("records")]
+    frame = pandas.DataFrame(table, index=pandas.Index(names, name="row"))
+    frame.columns = pandas.MultiIndex.from_tuples(frame.columns)
+    return frame
+
+
+def _lookup(ours: pandas.DataFrame, match: dict, metric: str) -> str:
+    chosen = ours[ours["metric"] == metric]
+    for column, value in match.items():
+        chosen = chosen[chosen[column].isna() if pandas.isna(value) else chosen[column] == value]
+    return cell(chosen.iloc[0]) if len(chosen) else ""
+
+
+def markdown(table: pandas.DataFrame) -> str:
+    """GitHub-flavoured Markdown; two-level headings become `A1 reported`, `A1 ours`."""
+    flat = table.copy()
+    flat.columns = [" ".join(c) if isinstance(c, tuple) else str(c) for c in flat.columns]
+    return flat.to_markdown(disable_numparse=True) + "\n"
