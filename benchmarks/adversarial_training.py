@@ -10,12 +10,13 @@ import argparse
 import statistics
 import time
 
-import sparserobust as sr
 import torch
+from torch.nn.functional import cross_entropy
+
+import sparserobust as sr
 from sparserobust import environment, training
 from sparserobust.config import Run
 from sparserobust.data import Split, Splits
-from torch.nn.functional import cross_entropy
 
 EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 10
 

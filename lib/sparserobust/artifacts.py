@@ -27,17 +27,20 @@ class Artifacts:
         self._add(f"{name}.png", buffer.getvalue(), caption, frame)
         return figure
 
+    def measurements(self, frame: pandas.DataFrame) -> None:
+        """Save the tidy frame behind all tables and figures, with every count, as `measurements.csv`."""
+        tidy = frame.drop(columns=["where", "processor"])
+        self._add("measurements.csv", tidy.to_csv(index=False, lineterminator="\n").encode(),
+                  "Every measurement of every run.", frame)
+
     def table(self, table: pandas.DataFrame, name: str, caption: str, frame: pandas.DataFrame | None = None):
-        """Save a table for people (Markdown, with its caption) and for programs (CSV); `frame`, a tidy frame it was
-        made from, is saved beside it with every count. Returns something a notebook shows, caption first."""
+        """Save a table for people (Markdown, with its caption) and for programs (CSV); `frame` names the runs it was
+        made from. Returns something a notebook shows, caption first."""
         csv = table.copy()
         if isinstance(csv.columns, pandas.MultiIndex):
             csv.columns = [" ".join(column) for column in csv.columns]
         self._add(f"{name}.csv", csv.to_csv(lineterminator="\n").encode(), caption, frame)
         self._add(f"{name}.md", f"{caption}\n\n{tables.markdown(table)}".encode(), caption, frame)
-        if frame is not None:
-            tidy = frame.drop(columns=["where", "processor"], errors="ignore")
-            self._add(f"{name}_tidy.csv", tidy.to_csv(index=False, lineterminator="\n").encode(), caption, frame)
         return Captioned(table, caption)
 
     def finish(self) -> pandas.DataFrame:

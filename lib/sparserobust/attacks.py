@@ -81,6 +81,7 @@ class FGSM(Attack, kind="fgsm"):
 
     def check(self):
         check_radius(self)
+        self.require(self.eot_draws >= 1, "eot_draws starts at 1")
 
     @property
     def cost(self) -> float:
@@ -103,6 +104,7 @@ class RandomisedFGSM(Attack, kind="rfgsm"):
     def check(self):
         check_radius(self)
         self.require(0 <= self.start <= 1, "start is a fraction of epsilon, between 0 and 1")
+        self.require(self.eot_draws >= 1, "eot_draws starts at 1")
 
     @property
     def cost(self) -> float:
@@ -247,8 +249,9 @@ class CarliniWagnerL2(Attack, kind="cw_l2"):
 @settings
 class CarliniWagnerReleased(Attack, kind="cw_released"):
     """The "C&W" of the Feynman-Kac papers as their code runs it (BaoWangMath/EnResNet, `Attack_PGD_*.py`): Adam on
-    pixels, |d|^2 + 10 max(0, z_predicted - z_runner_up), a fixed constant, the iterate of lowest total loss, no ball.
-    Weak: it minimises length as much as the margin, and stops at the boundary. `scale` multiplies the perturbation
+    pixels, |d|^2 + 10 max(0, z_first - z_second) with the two leading classes of the clean image, a fixed constant, no
+    ball; what is kept is where Adam goes from the iterate of lowest total loss. Weak: it minimises length as much as
+    the margin, and stops at the boundary. `scale` multiplies the perturbation
     (the code rescales it by a command-line epsilon whose value for the paper's table is not on record; 1: as found).
     Clipped to the box here, which the code omits."""
 
@@ -268,17 +271,18 @@ class CarliniWagnerReleased(Attack, kind="cw_released"):
     def __call__(self, model, images, labels, generator=None):
         with under_attack(model):
             with torch.no_grad():
-                labels = mean_logits(model, images, self.eot_draws).argmax(1)
+                first, second = mean_logits(model, images, self.eot_draws).topk(2).indices.unbind(1)
             x = images.clone().requires_grad_(True)
             optimiser = torch.optim.Adam([x], lr=self.lr)
             best, best_loss = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
             for _ in range(self.steps):
-                gap = margin(mean_logits(model, x, self.eot_draws), labels).clamp_min(0)
-                loss = l2_norm(x - images) ** 2 + self.constant * gap
-                lower = loss < best_loss
-                best[lower], best_loss[lower] = x.detach()[lower], loss.detach()[lower]
+                logits = mean_logits(model, x, self.eot_draws)
+                gap = (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None])).squeeze(1)
+                loss = (x - images).flatten(1).pow(2).sum(1) + self.constant * gap.clamp_min(0)
                 (x.grad,) = torch.autograd.grad(loss.sum(), x)
                 optimiser.step()
+                lower = loss < best_loss
+                best[lower], best_loss[lower] = x.detach()[lower], loss.detach()[lower]
         return (images + self.scale * (best - images)).clamp(0, 1)
 
 
@@ -373,13 +377,33 @@ class AutoAttack(Attack, kind="autoattack"):
         propagate, log.propagate = log.propagate, False
         try:
             with under_attack(model), torch.random.fork_rng():
-                suite = Suite(model, norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=self.epsilon,
+                suite = Suite(_RowMajor(model), norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=self.epsilon,
                               version=version, device=images.device, seed=seed)
-                adversarial, _ = suite.run_standard_evaluation(images, labels, batch_size=len(images))
+                adversarial, _ = suite.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
         finally:
             log.removeHandler(flags)
             log.propagate = propagate
         return adversarial.detach(), flags.lines
+
+
+class _RowMajor(nn.Module):
+    """A model whose input gradients are contiguous, as pyautoattack takes for granted."""
+
+    class Gate(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.contiguous()
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(self.Gate.apply(x))
 
 
 class _Warnings(logging.Handler):

@@ -80,7 +80,7 @@ def _publish(chosen) -> None:
     from sparserobust.runs import Store
 
     experiment = fk_resnet.experiment(chosen.scale)
-    wanted = {row["run"].identity: row["run"] for row in experiment.grid + experiment.histogram_grid}
+    wanted = {row["run"].identity: row["run"] for row in experiment.grid}
     written = Store().publish(list(wanted.values()), chosen.scale)
     print(f"{len(written)} records in {written[0].parent}: commit them, and every figure redraws from them")
 

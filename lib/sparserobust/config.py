@@ -73,7 +73,7 @@ class Settings(ABC):  # noqa: B024
         plain = dict(plain)
         if cls.family and not cls.kind:
             kind = plain.pop("kind", None)
-            cls = cls.family.get(kind) or _unknown("kind", kind, cls.label(), cls.family)
+            cls = cls.family[kind] if kind in list(cls.family) else _unknown("kind", kind, cls.label(), cls.family)
         elif cls.kind:
             plain.pop("kind", None)
         known = {f.name: f for f in fields(cls)}
@@ -124,11 +124,11 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
     if hint is float and not isinstance(value, bool):
         try:
             number = float(Fraction(value)) if isinstance(value, str) else float(value)
-        except (ValueError, TypeError, ZeroDivisionError):
+        except (ValueError, TypeError, ArithmeticError):
             raise wrong from None
-        if math.isnan(number):
+        if not math.isfinite(number):
             raise wrong
-        return number
+        return number + 0.0  # minus zero is zero
     if type(value) is not hint:
         raise wrong
     return value
@@ -259,6 +259,8 @@ class Recipe(Settings):
         self.require(self.batch_size > 0, "batch_size must be positive")
         self.require(self.lr > 0, "lr must be positive")
         self.require(0 <= self.averaging < 1, "averaging must lie in [0, 1)")
+        self.require(0 <= self.momentum < 1, "momentum must lie in [0, 1)")
+        self.require(self.weight_decay >= 0, "weight_decay cannot be negative")
         for key, known in (("schedule", ("onecycle", "multistep", "constant")), ("select", ("last", "best")),
                            ("precision", ("bfloat16", "float32"))):
             if getattr(self, key) not in known:

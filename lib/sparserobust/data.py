@@ -129,17 +129,20 @@ def _load(name: str) -> Splits:
 
 def _tensors(images: np.ndarray, labels: np.ndarray, largest: float = 255) -> tuple[Tensor, Tensor]:
     """Pixel values up to `largest` (n, c, h, w) and labels, as tensors."""
-    return torch.from_numpy(np.ascontiguousarray(images)).float().div_(largest), torch.from_numpy(
-        labels.astype(np.int64))
+    return torch.from_numpy(images.astype(np.float32)).div_(largest), torch.from_numpy(labels.astype(np.int64))
 
 
 def _digits():
     """1,797 handwritten digits, 8x8, grey values 0 to 16 (Alpaydin & Kaynak 1998). It has no official split: 500 test
     images are drawn with a fixed seed."""
-    from sklearn.datasets import load_digits
+    from importlib.util import find_spec
 
-    raw = load_digits()
-    images, labels = _tensors(raw.images[:, None], raw.target, largest=16)
+    package = find_spec("sklearn")
+    if package is None:
+        raise UserError("the digits come with scikit-learn: pip install 'sparserobust[lab]'")
+    # read as `sklearn.datasets.load_digits` does, without the seconds that importing scikit-learn takes
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images, labels = _tensors(table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1], largest=16)
     order = torch.randperm(len(labels), generator=stream(0, "test split", "digits"))
     test, rest = order[:500], order[500:]
     return (images[rest], labels[rest]), (images[test], labels[test]), [str(d) for d in range(10)]

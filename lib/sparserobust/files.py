@@ -1,5 +1,6 @@
 """Reading and writing files so that a crash leaves either the old file or the new one, never half of one."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -26,7 +27,8 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {path}: free some and start again, finished work is kept") from None
         raise UserError(f"cannot write {path} ({error.strerror}): finished work is kept") from None

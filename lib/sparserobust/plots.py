@@ -9,7 +9,7 @@ import seaborn
 import torch
 from matplotlib.figure import Figure
 
-from sparserobust.claims import binomial_interval
+from sparserobust.estimates import binomial_interval
 
 PALETTE = seaborn.color_palette("colorblind")
 MARKERS = "osD^vP"

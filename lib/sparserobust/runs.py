@@ -124,7 +124,8 @@ class Store:
         }
         files.write_json(aside / "provenance.json", provenance() | {"seconds": time.monotonic() - begun})
         files.write_json(aside / "record.json", record)
-        checkpoint.unlink(missing_ok=True)
+        for leftover in (checkpoint, *aside.glob(".*")):  # of writes that were killed
+            leftover.unlink(missing_ok=True)
         aside.rename(home)
         return self._complete(run)
 
@@ -148,10 +149,13 @@ class Store:
             if record is None:
                 raise UserError(f"run {run.identity} is not complete in {self.folder}: train it before publishing")
             home = self._home(run)
-            measured = {p.stem: files.read_json(p) for p in sorted((home / "measured").glob("*.json"))}
+            try:
+                measured = {p.stem: files.read_json(p) for p in sorted((home / "measured").glob("*.json"))}
+                made = files.read_json(home / "provenance.json")
+            except files.Corrupt as error:
+                raise UserError(f"{error}: delete it, sweep again, then publish") from None
             path = paths.published_folder() / scale / f"{run.identity}.json"
-            files.write_json(path, {"record": record, "provenance": files.read_json(home / "provenance.json"),
-                                    "measured": measured})
+            files.write_json(path, {"record": record, "provenance": made, "measured": measured})
             written.append(path)
         return written
 

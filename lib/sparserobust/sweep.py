@@ -34,7 +34,7 @@ def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None 
         failures = _work(jobs, store, workers or (1 if device().type == "cuda" else cores()), threads)
         if failures:
             raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
-                                       *(f"  {name}: {why}" for name, why in failures.items())]))
+                                       *(f"  {name}: {why}" for name, why in failures)]))
     return _frame(grid, measurements, store)
 
 
@@ -45,7 +45,8 @@ def _missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> 
         run = row["run"]
         missing = [m for m in measurements.values() if store.find(run, m) is None]
         if missing and run.identity not in jobs:
-            labels = ", ".join(f"{k} {v}" for k, v in row.items() if k != "run" and v is not None)
+            labels = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in row.items()
+                              if k != "run" and v is not None)
             jobs[run.identity] = {"run": run, "measurements": missing, "label": labels}
     return sorted(jobs.values(), key=lambda job: -job["run"].cost)
 
@@ -61,8 +62,8 @@ def _frame(grid: Grid, measurements: dict[str, Measurement], store: Store) -> pa
     return pandas.DataFrame(rows)
 
 
-def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> dict[str, str]:
-    """Run the jobs; returns what failed, label to reason."""
+def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tuple[str, str]]:
+    """Run the jobs; returns what failed, as (label, reason)."""
     board = _Board(jobs)
     pool: queue.Queue[_Worker] = queue.Queue()
     started = [_Worker(threads) for _ in range(min(workers, len(jobs)))]
@@ -101,8 +102,10 @@ class _Worker:
         self._start()
 
     def _start(self):
-        self.process = subprocess.Popen([sys.executable, "-m", "sparserobust.worker", str(self.threads)],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        # a session of its own: an interrupt from the keyboard is this process's to handle, not the worker's
+        self.process = subprocess.Popen([sys.executable, "-m", "sparserobust.worker", str(self.threads)], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1,
+                                        start_new_session=True)
 
     def do(self, job: dict, hear) -> str | None:
         """Do a job; returns None, or why it failed."""
@@ -133,7 +136,7 @@ class _Board:
         self.jobs, self.begun, self.lock = jobs, time.monotonic(), threading.Lock()
         self.share = {job["run"].identity: 0.0 for job in jobs}  # of its training done; 1 when finished
         self.current: dict[str, str] = {}
-        self.failures: dict[str, str] = {}
+        self.failures: list[tuple[str, str]] = []
         self.done = 0
         self.progress = Progress()
         self._show()
@@ -145,7 +148,8 @@ class _Board:
                 share = answer["epochs"] / max(run.recipe.epochs, 1)
                 # what follows training costs time too: a run counts as nine tenths done when it is trained
                 self.share[run.identity] = max(self.share[run.identity], 0.9 * min(share, 1.0))
-                self.current[run.identity] = f"{job['label']} ({answer['doing']} {share:.0%})"
+                much = f" {share:.0%}" if answer["doing"] == "training" else ""
+                self.current[run.identity] = f"{job['label']} ({answer['doing']}{much})"
             self._show()
 
     def finished(self, job: dict, failure: str | None) -> None:
@@ -155,7 +159,7 @@ class _Board:
             self.share[identity] = 1.0
             self.done += 1
             if failure:
-                self.failures[job["label"] or identity] = failure
+                self.failures.append((job["label"] or identity, failure))
             self._show()
 
     def _show(self):

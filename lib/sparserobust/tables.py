@@ -4,9 +4,7 @@ import math
 
 import pandas
 
-from sparserobust.claims import binomial_interval
-
-RATE_METRICS_ARE_PERCENT = 100.0
+from sparserobust.estimates import binomial_interval, matching
 
 
 def summary(frame: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
@@ -14,7 +12,7 @@ def summary(frame: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
     and `total`, and the Wilson interval `low`, `high` of the pooled count."""
     rows = []
     for keys, group in frame.groupby([*by, "metric"], dropna=False, sort=False):
-        values = group["value"] * RATE_METRICS_ARE_PERCENT
+        values = 100 * group["value"]
         count, total = int(group["count"].sum()), int(group["total"].sum())
         low, high = binomial_interval(count, total)
         rows.append(dict(zip([*by, "metric"], keys, strict=True)) | {
@@ -32,31 +30,31 @@ def cell(row: pandas.Series) -> str:
 
 
 def beside(reported: pandas.DataFrame, ours: pandas.DataFrame, keys: dict[str, str],
-           metrics: dict[str, tuple[str | None, str]]) -> pandas.DataFrame:
+           metrics: dict[str, tuple[str | None, str]], label: str) -> pandas.DataFrame:
     """Reported beside ours, one row per reported row.
 
-    `ours` is a `summary`; `keys` maps columns of `reported` to columns of `ours` that name the same row; `metrics` maps
-    a heading to (column of `reported` or None, metric). Columns come in pairs (heading, reported) and (heading, ours);
-    what was not reported, or not run, stays empty.
+    `ours` is a `summary`; `keys` maps columns of `reported` to columns of `ours` that name the same row, and `label` is
+    the column of `ours` that says what stands for it; `metrics` maps a heading to (column of `reported` or None,
+    metric). Columns come in pairs (heading, reported) and (heading, ours); what was not reported, or not run, stays
+    empty.
     """
-    table = {}
+    rows = reported.to_dict("records")
+    here = [matching(ours, {keys[k]: row[k] for k in keys}) for row in rows]
+    table = {("", "ours is"): [chosen[label].iloc[0] if len(chosen) else "" for chosen in here]}
     for heading, (column, metric) in metrics.items():
         if column:
             table[heading, "reported"] = ["" if pandas.isna(v) else f"{v:.2f}" for v in reported[column]]
-        table[heading, "ours"] = [_lookup(ours, {keys[k]: row[k] for k in keys}, metric)
-                                  for row in reported.to_dict("records")]
-    names = [" ".join("dense" if pandas.isna(v) else f"{k} {v:g}" if isinstance(v, float) else str(v)
-                      for k, v in row.items()) for row in reported[list(keys)].to_dict("records")]
-    frame = pandas.DataFrame(table, index=pandas.Index(names, name="row"))
+        table[heading, "ours"] = [_cell_of(chosen, metric) for chosen in here]
+    names = [" ".join("dense" if pandas.isna(row[k]) else f"{k} {row[k]:g}" if isinstance(row[k], float) else row[k]
+                      for k in keys) for row in rows]
+    frame = pandas.DataFrame(table, index=pandas.Index(names, name="the paper's row"))
     frame.columns = pandas.MultiIndex.from_tuples(frame.columns)
     return frame
 
 
-def _lookup(ours: pandas.DataFrame, match: dict, metric: str) -> str:
-    chosen = ours[ours["metric"] == metric]
-    for column, value in match.items():
-        chosen = chosen[chosen[column].isna() if pandas.isna(value) else chosen[column] == value]
-    return cell(chosen.iloc[0]) if len(chosen) else ""
+def _cell_of(chosen: pandas.DataFrame, metric: str) -> str:
+    found = chosen[chosen["metric"] == metric]
+    return cell(found.iloc[0]) if len(found) else ""
 
 
 def markdown(table: pandas.DataFrame) -> str:

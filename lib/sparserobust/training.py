@@ -93,9 +93,12 @@ def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
 
 
 def validation_attack(objective: Objective) -> PGD | None:
-    """PGD-10 at the radius of training, or None after natural training."""
-    epsilon = getattr(getattr(objective, "attack", objective), "epsilon", None)
-    return epsilon and PGD(epsilon=epsilon, step_size=epsilon / 4, steps=10)
+    """PGD-10 in the ball of training, or None where training knows no ball."""
+    attack = getattr(objective, "attack", objective)
+    epsilon = getattr(attack, "epsilon", None)
+    if not epsilon:
+        return None
+    return PGD(epsilon=epsilon, step_size=epsilon / 4, steps=10, norm=getattr(attack, "norm", "linf"))
 
 
 @contextmanager
@@ -165,8 +168,10 @@ class _Job:
 
     def handed_over(self) -> dict[str, Tensor]:
         """Parameters as they would be delivered now, where they differ from those being trained."""
-        correction = 1 - self.run.recipe.averaging**self.steps if self.average else 1
-        averaged = {name: a / correction for name, a in self.average.items()}
+        averaged = {}
+        if self.average and self.steps:
+            correction = 1 - self.run.recipe.averaging**self.steps  # the average began at zero
+            averaged = {name: a / correction for name, a in self.average.items()}
         return averaged | self.run.sparsifier.sparse_weights(self.model, self.state)
 
     def final_weights(self) -> dict[str, Tensor]:
@@ -176,8 +181,9 @@ class _Job:
         """|w - u| / |w|: how much is torn away when the delivered weights replace the trained ones."""
         if not weights:
             return 0.0
-        trained = torch.cat([self.parameters[n].detach().flatten() for n in weights])
-        delivered = torch.cat([t.flatten() for t in weights.values()])
+        names = [n for n in self.parameters if n in weights]  # one order, before and after an interruption
+        trained = torch.cat([self.parameters[n].detach().flatten() for n in names])
+        delivered = torch.cat([weights[n].flatten() for n in names])
         return float((trained - delivered).norm() / trained.norm())
 
     def _validated(self, split: Split, epoch: int) -> dict:

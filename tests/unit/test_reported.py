@@ -3,6 +3,7 @@ import re
 import pandas
 import pytest
 import yaml
+
 from sparserobust import reported
 from sparserobust.errors import UserError
 

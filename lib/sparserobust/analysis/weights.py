@@ -1,5 +1,6 @@
 """What the weights of a network look like."""
 
+import numpy as np
 import torch
 
 from sparserobust import sparsity
@@ -39,8 +40,8 @@ class WeightHistogram(Measurement, kind="weight_histogram"):
     """Share of convolution and linear weights with magnitude below `near_zero` (the value), and the counts of a
     histogram over [-limit, limit], the ends holding what lies beyond (Dinh et al. 2020, figure 1)."""
 
-    limit: float = 0.25
-    bins: int = 101
+    limit: float = 0.5
+    bins: int = 201
     near_zero: float = 1e-3
 
     def check(self):
@@ -49,6 +50,6 @@ class WeightHistogram(Measurement, kind="weight_histogram"):
     def __call__(self, model, splits):
         weights = torch.cat([w.detach().flatten() for w in sparsity.prunable(model).values()]).cpu()
         near = int((weights.abs() < self.near_zero).sum())
-        counts = torch.histc(weights.clamp(-self.limit, self.limit), self.bins, -self.limit, self.limit)
+        counts, _ = np.histogram(weights.clamp(-self.limit, self.limit), self.bins, (-self.limit, self.limit))
         return {"value": near / len(weights), "count": near, "total": len(weights),
-                "histogram": counts.int().tolist(), "limit": self.limit}
+                "histogram": counts.tolist(), "limit": self.limit}

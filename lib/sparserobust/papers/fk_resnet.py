@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pandas
 
-from sparserobust import claims, reported, scales, tables
+from sparserobust import claims, estimates, reported, scales, tables
+from sparserobust.analysis import ChannelSparsity, WeightHistogram, WeightSparsity
 from sparserobust.config import Data, Measurement, Model, Objective, Recipe, Run
 from sparserobust.errors import UserError
 from sparserobust.objectives import Natural
@@ -23,16 +24,13 @@ HONEST = {"PGD-20, EOT": "pgd20_eot", "AutoAttack": "autoattack"}  # not in the 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The runs of tables 1 to 3 (`grid`) and of figure 1 (`histogram_grid`) at one scale, and what is measured on
-    them. Grid rows: `net` (the paper's), `ours` (what stands for it), `method`, `level` (the paper's penalty), `seed`
-    and `run`."""
+    """The runs of tables 1 to 3 and figure 1 at one scale, and what is measured on them. Grid rows: `net` (the
+    paper's), `ours` (what stands for it), `training`, `method`, `level` (the paper's penalty), `seed` and `run`."""
 
     scale: str
     seeds: list[int]
     grid: list[dict]
-    histogram_grid: list[dict]
     measurements: dict[str, Measurement]
-    histogram: dict[str, Measurement]
 
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
@@ -40,19 +38,14 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     settings = scales.load(scale, PAPER)
     seeds = scales.checked_seeds(seeds, settings["seeds"])
     grid = [_grid_row(settings, *row, seed) for row in _rows(settings) for seed in seeds]
-    dense = [row for row in grid if row["net"] == "ResNet20" and row["method"] == "dense"]
-    histogram_grid = [{"training": training, "seed": row["seed"], "run": _trained(row["run"], training)}
-                      for row in dense for training in ("natural", "adversarial")]
     measurements = {name: Measurement.parse(m) for name, m in settings["measurements"].items()}
-    measurements |= {"sparsity": Measurement.parse({"kind": "sparsity"}),
-                     "channel_sparsity": Measurement.parse({"kind": "channel_sparsity"})}
-    return Experiment(scale, seeds, grid, histogram_grid, measurements,
-                      {"near_zero": Measurement.parse(settings["histogram"])})
+    return Experiment(scale, seeds, grid, measurements | {
+        "sparsity": WeightSparsity(), "channel_sparsity": ChannelSparsity(), "near_zero": WeightHistogram()})
 
 
 def _rows(settings: dict) -> list[tuple[str, str, float | None]]:
-    """(net, method, level) of every row of tables 1 to 3 that the scale has settings for."""
-    rows = {}
+    """(net, method, level) of figure 1, and of every row of tables 1 to 3 that the scale has settings for."""
+    rows = {("ResNet20", "natural", None): None}
     for table, method in TABLES.items():
         for row in reported.load(PAPER).reported_table(table).to_dict("records"):
             level = row[LEVELS[method]]
@@ -64,16 +57,13 @@ def _rows(settings: dict) -> list[tuple[str, str, float | None]]:
 
 def _grid_row(settings: dict, net: str, method: str, level: float | None, seed: int) -> dict:
     chosen = settings["nets"][net]
-    sparsifier = Dense() if level is None else METHODS[method].parse(settings[method][level])
+    training = "natural" if method == "natural" else "adversarial"
     run = Run(data=Data.parse(settings["data"]), model=Model.parse(chosen["model"]),
-              objective=Objective.parse(settings["objective"]), recipe=Recipe.parse(settings["recipe"]),
-              sparsifier=sparsifier, seed=seed)
-    return {"net": net, "ours": chosen["label"], "method": method, "level": level, "seed": seed, "run": run}
-
-
-def _trained(run: Run, training: str) -> Run:
-    """The same run, trained naturally or as it is."""
-    return run if training == "adversarial" else Run.parse(run.plain() | {"objective": Natural().plain()})
+              objective=Natural() if training == "natural" else Objective.parse(settings["objective"]),
+              recipe=Recipe.parse(settings["recipe"]),
+              sparsifier=Dense() if level is None else METHODS[method].parse(settings[method][level]), seed=seed)
+    return {"net": net, "ours": chosen["label"], "training": training, "method": method, "level": level, "seed": seed,
+            "run": run}
 
 
 def overview(grid: list[dict]) -> pandas.DataFrame:
@@ -95,12 +85,12 @@ def table(frame: pandas.DataFrame, table_id: str) -> pandas.DataFrame:
     if table_id not in TABLES:
         raise UserError(f"no table '{table_id}' here: there are {', '.join(TABLES)}")
     method = TABLES[table_id]
-    ours = tables.summary(frame[frame["method"].isin(["dense", method])], ["net", "level"])
+    ours = tables.summary(frame[frame["method"].isin(["dense", method])], ["net", "level", "ours"])
     heading, metric = SPARSITIES[method]
     metrics = {HEADINGS[a]: (a, m) for a, m in ACCURACIES.items()} | {heading: (metric, metric)}
     metrics |= {h: (None, m) for h, m in HONEST.items() if m in set(frame["metric"])}
     return tables.beside(reported.load(PAPER).reported_table(table_id), ours, {"net": "net", LEVELS[method]: "level"},
-                         metrics)
+                         metrics, label="ours")
 
 
 def caption(experiment: Experiment, table_id: str) -> str:
@@ -116,7 +106,7 @@ def caption(experiment: Experiment, table_id: str) -> str:
             f"scale.{notes}")
 
 
-def judged(frame: pandas.DataFrame, histograms: pandas.DataFrame) -> pandas.DataFrame:
+def judged(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The ledger: every claim of the paper that tables 1 to 3 and figure 1 bear on, with its verdict."""
     notebook = {"C1": "figure 1", "C2a": "table 1", "C2b": "table 2", "C3": "table 2", "C4": "table 3",
                 "C6": "table 2", "C10": "table 2"}
@@ -125,8 +115,7 @@ def judged(frame: pandas.DataFrame, histograms: pandas.DataFrame) -> pandas.Data
         name = claim.id.split(".")[0]
         if name not in notebook:
             continue
-        effects = (claims.paired_effects(histograms, "near_zero", {"training": "adversarial"}, {"training": "natural"})
-                   if name == "C1" else claims.paired_effects(frame, *_compared(claim.id), ratio=claim.unit == "ratio"))
+        effects = estimates.paired_effects(frame, *_compared(claim.id), ratio=claim.unit == "ratio")
         rows.append(claims.judged(claim, effects, margin=SCATTER, where=f"01_fk_resnet, {notebook[name]}"))
     return pandas.DataFrame(rows)
 
@@ -142,6 +131,8 @@ def _compared(claim: str) -> tuple[str, dict, dict]:
     def row(net: str, method: str = "dense", level: float = math.nan) -> dict:
         return {"net": net, "method": method, "level": None if math.isnan(level) else level}
 
+    if name == "C1":
+        return "near_zero", row("ResNet20"), row("ResNet20", "natural")
     if name == "C2a":
         beta = {"1": 0.01, "2": 0.1, "3": 0.5}[rest[0]]
         return "sparsity", row("En2ResNet20", "RVSM", beta), row("ResNet20", "RVSM", beta)

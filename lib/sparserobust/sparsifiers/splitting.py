@@ -69,7 +69,7 @@ class Splitting(Sparsifier):
 
     def sparse_weights(self, model, state):
         if self.replace == "swap":  # w and u have just changed places: w is the sparse one
-            return {}
+            return {name: w.detach() for name, w in convolutions(model).items()}
         return dict(state)
 
 

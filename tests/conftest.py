@@ -1,0 +1,69 @@
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import settings
+
+from sparserobust import Data, Recipe, Run, UserError, data, training
+from sparserobust.attacks import PGD
+from sparserobust.models import PreActResNet
+from sparserobust.objectives import Adversarial, Natural
+
+os.environ["SPARSEROBUST_DEVICE"] = "cpu"
+torch.set_num_threads(1)
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=False)
+settings.load_profile("repeatable")
+
+RUN = Run(data=Data(train_images=64), model=PreActResNet(depth=8, width=2), objective=Natural(),
+          recipe=Recipe(epochs=2, batch_size=24))
+
+
+@pytest.fixture(scope="session")
+def tiny_run():
+    """A run that trains in a tenth of a second; recipe settings go into its recipe, others into the run."""
+    def tiny_run(**changes) -> Run:
+        recipe = {key: changes.pop(key) for key in list(changes) if key in Recipe.__dataclass_fields__}
+        return replace(RUN, recipe=replace(RUN.recipe, **recipe), **changes)
+
+    return tiny_run
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.Splits:
+    """The data of `tiny_run`."""
+    return data.load(RUN.data)
+
+
+@pytest.fixture(scope="session")
+def net():
+    """A net trained for a second against a weak attack on digits, in eval mode; copy it before changing it."""
+    run = Run(data=Data(), model=PreActResNet(depth=8, width=8),
+              objective=Adversarial(attack=PGD(epsilon=0.05, step_size=0.025, steps=2)),
+              recipe=Recipe(epochs=4, batch_size=32, precision="float32"))
+    return training.train(run, data.load(run.data)).model
+
+
+@pytest.fixture
+def quick_suite(monkeypatch):
+    """AutoAttack with few iterations, for whoever calls it."""
+    from pyautoattack import AutoAttack
+
+    def shortened(suite, version="standard", original=AutoAttack._set_version):
+        original(suite, version)
+        suite.square.n_queries, suite.fab.n_iter, suite.apgd.n_iter, suite.apgd_targeted.n_iter = 200, 10, 40, 10
+
+    monkeypatch.setattr(AutoAttack, "_set_version", shortened)
+
+
+@pytest.fixture(scope="session")
+def refusal():
+    """The message of the UserError that a call must raise: one line."""
+    def refusal(call, *arguments, **more) -> str:
+        with pytest.raises(UserError) as caught:
+            call(*arguments, **more)
+        message = str(caught.value)
+        assert message and "\n" not in message
+        return message
+
+    return refusal

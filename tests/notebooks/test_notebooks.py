@@ -1,0 +1,79 @@
+"""The committed notebooks: clean as files, and the same again when run from an empty store."""
+
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from sparserobust import batch
+from sparserobust.errors import UserError
+
+NOTEBOOKS = [batch.find(name) for name in batch.names()]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+def test_executed_small_and_free_of_this_machine(path):
+    text = path.read_text()
+    notebook = nbformat.reads(text, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(text) < 1_000_000
+    assert all(cell.execution_count for cell in code), "run `make notebooks`"
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert not re.search(r"/home/|/root/|/Users/|/work/|/tmp/", text)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert any("parameters" in cell.metadata.get("tags", []) for cell in code)
+    assert any("NBVAL_CHECK_OUTPUT" in cell.source for cell in code)
+
+
+def test_no_class_and_no_long_function(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert not re.search(r"^\s*(class|def) ", cell.source, re.MULTILINE), cell.id
+
+
+@pytest.mark.slow
+def test_runs_again_from_an_empty_store(path, tmp_path):
+    """nbval, lax: every cell runs, and the check cells print what is stored. The store and figures are elsewhere."""
+    store, figures = tmp_path / "runs", tmp_path / "figures"
+    elsewhere = os.environ | {"SPARSEROBUST_STORE": str(store), "SPARSEROBUST_FIGURES": str(figures)}
+    options = ["--nbval-lax", "--nbval-cell-timeout=900", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options, f"--rootdir={path.parent}", str(path)],
+                          capture_output=True, text=True, cwd=tmp_path, env=elsewhere)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert len(list(store.glob("*/record.json"))) > 20, "the notebook must really train"
+    assert (figures / "quick" / path.stem / "manifest.json").exists()
+
+
+def test_parameters_are_typed_and_checked():
+    notebook = NOTEBOOKS[0]
+    assert batch.typed(notebook, {"scale": "laptop", "seeds": "[3, 4]", "use_published": "false", "workers": "2"}) == {
+        "scale": "laptop", "seeds": [3, 4], "use_published": False, "workers": 2}
+    with pytest.raises(UserError, match="no parameter 'scal'; did you mean 'scale'"):
+        batch.typed(notebook, {"scal": "quick"})
+    with pytest.raises(UserError, match=r"'workers' .* should be of type int, not 'many'"):
+        batch.typed(notebook, {"workers": "many"})
+    with pytest.raises(UserError, match="no notebook '01_fk_resnt'; did you mean '01_fk_resnet'"):
+        batch.find("01_fk_resnt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters, message", [
+    ({"scale": "quik"}, "unknown scale 'quik': did you mean 'quick'"),
+    ({"seeds": "[]"}, "seeds should be a list of different whole numbers"),
+])
+def test_a_bad_parameter_ends_in_one_line(parameters, message, tmp_path):
+    words = [w for name, value in parameters.items() for w in ("-p", name, value)]
+    done = subprocess.run([sys.executable, "-m", "sparserobust.cli", "run", "01_fk_resnet", *words,
+                           "-o", str(tmp_path / "out.ipynb")], capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: 01_fk_resnet.ipynb, cell ") and message in last
+    assert "Traceback" not in done.stderr

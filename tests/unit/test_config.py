@@ -1,0 +1,275 @@
+"""Settings: checked when made, written and read back, named by what they are."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import get_args, get_type_hints
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import sparserobust.worker  # noqa: F401  (registers every kind)
+from sparserobust import Data, Recipe, Run, UserError
+from sparserobust.attacks import FGSM, PGD
+from sparserobust.config import Attack, Measurement, Model, Objective, Settings, Sparsifier, settings
+from sparserobust.evaluation import Accuracy
+from sparserobust.models import PreActResNet
+from sparserobust.objectives import Adversarial, Natural
+from sparserobust.sparsifiers import RGSM, RVSM, Dense, Magnitude
+
+FAMILIES = (Model, Attack, Objective, Sparsifier, Measurement)
+MEMBERS = [c for f in FAMILIES for c in f.family.values() if c.__module__.startswith("sparserobust")]
+RUN = Run(data=Data(name="cifar10", crop_padding=4, flip=True), model=PreActResNet(members=2, noise=0.1),
+          objective=Adversarial(attack=PGD(epsilon=8 / 255, step_size=2 / 255, steps=10)),
+          sparsifier=RVSM(beta=0.1), seed=3,
+          recipe=Recipe(epochs=200, schedule="multistep", milestones=(80.0, 120.0), averaging=0.99))
+
+
+def through_json(thing: Settings) -> dict:
+    return json.loads(json.dumps(thing.plain()))
+
+
+# ----------------------------------------------------------------------------- any settings of any kind
+
+
+def values(hint, default):
+    """Values of a type that a member may or may not accept."""
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        return st.sampled_from([c for c in MEMBERS if issubclass(c, hint)]).flatmap(members)
+    if get_args(hint) and get_args(hint)[-1] is not Ellipsis:  # X | None
+        return st.none() | values(next(h for h in get_args(hint) if h is not type(None)), default)
+    known = {float: st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1), bool: st.booleans(),
+             int: st.sampled_from([1, 8, 20]) | st.integers(1, 50)}
+    return known.get(hint, st.just(default))
+
+
+@st.composite
+def members(draw, kind):
+    """One member with some settings at their default and some not."""
+    given = {}
+    for f in fields(kind):
+        required = f.default is f.default_factory  # both missing
+        if required or draw(st.booleans()):
+            given[f.name] = draw(values(get_type_hints(kind)[f.name], f.default))
+    try:
+        return kind(**given)
+    except UserError:
+        assume(False)
+
+
+@pytest.mark.parametrize("kind", MEMBERS, ids=lambda c: c.kind)
+@hypothesis_settings(max_examples=30)
+@given(st.data())
+def test_every_kind_survives_plain_and_parse(kind, data):
+    family = next(f for f in FAMILIES if issubclass(kind, f))
+    thing = data.draw(members(kind))
+    again = family.parse(through_json(thing))
+    assert again == thing
+    assert type(again) is kind
+    assert again.identity == thing.identity
+    explicit = {f.name: getattr(thing, f.name) for f in fields(kind)}
+    assert kind(**explicit).identity == thing.identity
+    as_written = {k: v.plain() if isinstance(v, Settings) else v for k, v in explicit.items()} | {"kind": kind.kind}
+    assert family.parse(as_written).identity == thing.identity
+
+
+@given(st.data())
+def test_different_settings_have_different_identities(data):
+    kinds = st.sampled_from(MEMBERS).flatmap(members)
+    one, other = data.draw(kinds), data.draw(kinds)
+    assert (one == other) == (one.identity == other.identity)
+
+
+@given(st.integers(0, 2**40), st.floats(1e-9, 1e9), st.lists(st.floats(0, 200), min_size=1))
+def test_runs_survive_plain_and_parse(seed, lr, milestones):
+    recipe = replace(RUN.recipe, lr=lr, milestones=milestones)
+    run = replace(RUN, seed=seed, recipe=recipe, start=replace(RUN, seed=seed + 1, start=RUN))
+    again = Run.parse(through_json(run))
+    assert again == run
+    assert again.identity == run.identity
+    assert again.start.start == RUN
+
+
+# --------------------------------------------------------------------------------------------- identity
+
+
+def test_identity_is_the_same_in_every_process():
+    code = ("import json, sys; import sparserobust.attacks, sparserobust.sparsifiers; from sparserobust import Run;"
+            "print(Run.parse(json.loads(sys.argv[1])).identity)")
+    told = subprocess.run([sys.executable, "-c", code, json.dumps(RUN.plain())], capture_output=True, text=True,
+                          check=True, env={"PYTHONHASHSEED": "1"}).stdout.strip()
+    assert told == RUN.identity
+    assert len(told) == 12
+
+
+def test_every_setting_of_a_run_enters_its_identity():
+    changed = [
+        replace(RUN, seed=4), replace(RUN, data=replace(RUN.data, flip=False)), replace(RUN, sparsifier=Dense()),
+        replace(RUN, sparsifier=RVSM(beta=0.2)), replace(RUN, model=replace(RUN.model, noise=0.2)),
+        replace(RUN, objective=Natural()), replace(RUN, objective=replace(RUN.objective, clean_weight=0.5)),
+        replace(RUN, start=RUN), replace(RUN, start=replace(RUN, seed=4)),
+        *(replace(RUN, recipe=replace(RUN.recipe, **{key: value})) for key, value in {
+            "epochs": 201, "batch_size": 127, "lr": 0.2, "milestones": (80.0,), "momentum": 0.8, "weight_decay": 0.0,
+            "averaging": 0.9, "select": "best", "precision": "float32"}.items()),
+    ]  # fmt: skip
+    assert len({run.identity for run in [RUN, *changed]}) == len(changed) + 1
+
+
+def test_a_later_setting_at_its_default_leaves_identities_valid():
+    @settings
+    class Before(Settings):
+        a: float
+
+    @settings
+    class After(Settings):
+        a: float
+        b: int = 3
+        c: Data = Data()
+
+    After.__name__ = "Before"
+    assert After(a=1).identity == After(a=1, b=3, c=Data(name="digits")).identity == Before(a=1).identity
+    assert len({Before(a=1).identity, Before(a=2).identity, After(a=1, b=4).identity}) == 3
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (Recipe(epochs=1, lr=1), Recipe(epochs=1, lr=1.0)),
+    (Recipe(epochs=1, lr="1e-2"), Recipe(epochs=1, lr=0.01)),
+    (Recipe(epochs=1, schedule="multistep", milestones=[80, 120]),
+     Recipe(epochs=1, schedule="multistep", milestones=(80.0, 120.0))),
+    (FGSM(epsilon="8/255"), FGSM(epsilon=8 / 255)),
+    (RVSM(beta=1, lam="1e-6"), RVSM(beta=1.0)),
+    (Recipe(epochs=1, weight_decay=0.0), Recipe(epochs=1, weight_decay=-0.0)),
+    (Adversarial(attack={"kind": "fgsm", "epsilon": 0.1}), Adversarial(attack=FGSM(epsilon=0.1))),
+], ids=["int", "text", "list", "fraction", "default", "minus zero", "mapping"])  # fmt: skip
+def test_however_it_is_written_it_is_the_same(one, other):
+    assert one == other
+    assert one.identity == other.identity
+
+
+def test_plain_holds_what_differs_from_the_defaults():
+    assert Recipe(epochs=3).plain() == {"epochs": 3}
+    assert Recipe(epochs=3, lr=0.1, momentum=0.5).plain() == {"epochs": 3, "momentum": 0.5}
+    assert Dense().plain() == {"kind": "dense"}
+    assert RGSM(lambda1=0.1, beta=1).plain() == {"kind": "rgsm", "lambda1": 0.1}
+    assert Accuracy(attack=FGSM(epsilon=0.1)).plain() == {"kind": "accuracy",
+                                                          "attack": {"kind": "fgsm", "epsilon": 0.1}}
+
+
+# --------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(("parse", "plain", "named"), [
+    (Attack.parse, {"kind": "pdg"}, ["'pdg'", "'pgd'"]),
+    (Sparsifier.parse, {"kind": "rvms", "beta": 1}, ["'rvms'", "'rvsm'"]),
+    (Objective.parse, {}, ["kind", "natural"]),
+    (Objective.parse, {"kind": None}, ["kind", "natural"]),
+    (Attack.parse, {"kind": ["pgd"]}, ["kind", "pgd"]),
+    (Attack.parse, {"kind": "fgsm", "epsilom": 0.1}, ["'epsilom'", "'epsilon'"]),
+    (Attack.parse, {"kind": "fgsm"}, ["'epsilon' is missing"]),
+    (Recipe.parse, {"epochs": 1, "learning_rate": 1}, ["'learning_rate'", "known: epochs, "]),
+    (Recipe.parse, {"epochs": 1, "weightdecay": 1}, ["'weightdecay'", "'weight_decay'"]),
+    (Recipe.parse, {}, ["'epochs' is missing"]),
+    (Recipe.parse, "fast", ["Recipe", "'fast'"]),
+    (Recipe.parse, None, ["Recipe", "None"]),
+    (PGD.parse, {"kind": "fgsm", "epsilon": 0.1, "step_size": 0.1, "steps": 1}, ["kind", "fgsm"]),
+    (Run.parse, RUN.plain() | {"model": {"kind": "preact_resnet", "dept": 8}}, ["'dept'", "'depth'"]),
+    (Run.parse, RUN.plain() | {"start": {"seed": 1}}, ["'data' is missing"]),
+    (Run.parse, RUN.plain() | {"sed": 1}, ["'sed'", "'seed'"]),
+])  # fmt: skip
+def test_unknown_kinds_and_keys_are_refused_with_the_nearest(parse, plain, named, refusal):
+    message = refusal(parse, plain)
+    assert all(name in message for name in named)
+
+
+@pytest.mark.parametrize(("make", "given", "named"), [
+    (Recipe, {"epochs": 1.5}, ["epochs", "a whole number", "1.5"]),
+    (Recipe, {"epochs": 2.0}, ["epochs", "a whole number"]),
+    (Recipe, {"epochs": True}, ["epochs", "a whole number"]),
+    (Recipe, {"epochs": "3"}, ["epochs", "a whole number"]),
+    (Recipe, {"epochs": 1, "lr": "fast"}, ["lr", "a number", "'fast'"]),
+    (Recipe, {"epochs": 1, "lr": None}, ["lr", "a number"]),
+    (Recipe, {"epochs": 1, "lr": True}, ["lr", "a number"]),
+    (Recipe, {"epochs": 1, "lr": float("nan")}, ["lr", "a number"]),
+    (Recipe, {"epochs": 1, "lr": [0.1]}, ["lr", "a number"]),
+    (Recipe, {"epochs": 1, "lr": "1/0"}, ["lr", "a number"]),
+    (Recipe, {"epochs": 1, "lr": "1e400"}, ["lr", "a number"]),
+    (Recipe, {"epochs": 1, "lr": float("inf")}, ["lr"]),
+    (Recipe, {"epochs": 1, "milestones": 80}, ["milestones"]),
+    (Recipe, {"epochs": 1, "milestones": ["a"]}, ["milestones", "a number"]),
+    (Recipe, {"epochs": 1, "schedule": "one_cycle"}, ["schedule", "'onecycle'"]),
+    (Recipe, {"epochs": 1, "schedule": "multistep"}, ["milestones"]),
+    (Recipe, {"epochs": 1, "milestones": [1]}, ["milestones"]),
+    (Recipe, {"epochs": -1}, ["epochs"]),
+    (Recipe, {"epochs": 1, "batch_size": 0}, ["batch_size"]),
+    (Recipe, {"epochs": 1, "lr": 0}, ["lr"]),
+    (Recipe, {"epochs": 1, "averaging": 1}, ["averaging"]),
+    (Recipe, {"epochs": 1, "averaging": -0.1}, ["averaging"]),
+    (Recipe, {"epochs": 1, "momentum": -0.1}, ["momentum"]),
+    (Recipe, {"epochs": 1, "weight_decay": -0.1}, ["weight_decay"]),
+    (Recipe, {"epochs": 1, "select": "first"}, ["select", "last, best"]),
+    (Recipe, {"epochs": 1, "precision": "float16"}, ["precision", "float"]),
+    (Data, {"flip": 1}, ["flip", "true or false"]),
+    (Data, {"name": 3}, ["name", "text"]),
+    (Data, {"crop_padding": -1}, ["crop_padding"]),
+    (Data, {"train_images": 0}, ["train_images"]),
+    (Adversarial, {"attack": 3}, ["attack", "Attack"]),
+    (Adversarial, {"attack": Natural()}, ["attack", "Attack"]),
+    (PreActResNet, {"depth": 21}, ["depth", "21"]),
+    (PreActResNet, {"members": 0}, ["members"]),
+    (PreActResNet, {"noise": -0.1}, ["noise"]),
+    (FGSM, {"epsilon": 8}, ["8/255"]),
+])  # fmt: skip
+def test_wrong_types_and_values_are_refused(make, given, named, refusal):
+    message = refusal(make, **given)
+    assert all(name in message for name in [make.__name__, *named])
+
+
+@pytest.mark.parametrize("changes", [{"seed": -1}, {"start": replace(RUN, model=PreActResNet(depth=8))}, {"start": 3},
+                                     {"sparsifier": None}, {"data": "digits"}])
+def test_runs_that_make_no_sense_are_refused(changes, refusal):
+    assert next(iter(changes)) in refusal(replace, RUN, **changes)
+
+
+# ----------------------------------------------------------------------------------------- immutability
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        RUN.seed = 4
+    with pytest.raises(FrozenInstanceError):
+        RUN.recipe.lr = 4.0
+    milestones = [80, 120]
+    recipe = replace(RUN.recipe, milestones=milestones)
+    milestones.append(160)
+    assert recipe.milestones == (80, 120)
+    assert hash(replace(RUN)) == hash(RUN)
+    assert {RUN: 1}[replace(RUN)] == 1
+
+
+def test_plain_and_parse_leave_each_other_alone():
+    plain = RUN.plain()
+    kept = copy.deepcopy(plain)
+    run = Run.parse(plain)
+    assert plain == kept
+    plain["recipe"]["epochs"] = 1
+    plain["objective"]["attack"]["epsilon"] = 0.5
+    assert run == RUN
+    assert RUN.plain() == kept
+    assert isinstance(kept, Mapping)
+
+
+def test_changed_copies_have_their_own_identity():
+    assert RUN.identity  # computed and kept
+    assert replace(RUN, seed=9).identity != RUN.identity
+    assert copy.deepcopy(RUN).identity == RUN.identity
+
+
+def test_magnitude_and_dense_are_found_in_their_family():
+    assert Sparsifier.parse({"kind": "magnitude", "sparsity": 0.5}) == Magnitude(sparsity=0.5)
+    assert Sparsifier.parse({"kind": "dense"}) == Dense()
+    assert "rvsm" not in Attack.family

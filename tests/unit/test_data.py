@@ -1,0 +1,299 @@
+"""Data sets against their published formats, and augmentation against every crop there is."""
+
+import hashlib
+import urllib.error
+import warnings
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from sparserobust import Data, data, paths
+
+OFFICIAL = {"cifar10": (45000, 5000, 10000, (3, 32, 32)), "mnist": (55000, 5000, 10000, (1, 28, 28))}
+
+
+@pytest.fixture
+def fresh():
+    """No data set is remembered, before and after."""
+    data._load.cache_clear()
+    yield
+    data._load.cache_clear()
+
+
+def records(*splits, largest=255) -> list[bytes]:
+    """Pixels and label of every image as bytes, sorted."""
+    found = []
+    for split in splits:
+        pixels = split.images.mul(largest).round().byte().flatten(1).numpy()
+        found += [row.tobytes() + bytes([label]) for row, label in zip(pixels, split.labels.tolist(), strict=True)]
+    return sorted(found)
+
+
+# ---------------------------------------------------------------------------------------------- digits
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    splits = data.load("digits")
+    parts = (splits.train, splits.validation, splits.test)
+    assert [len(p) for p in parts] == [1200, 97, 500]
+    assert splits.image_shape == (1, 8, 8)
+    assert splits.classes == tuple("0123456789")
+    for part in parts:
+        assert part.images.shape == (len(part), 1, 8, 8)
+        assert (part.images.dtype, part.labels.dtype) == (torch.float32, torch.int64)
+        assert (part.images.min(), part.images.max()) == (0, 1)
+        assert part.labels.bincount(minlength=10).min() >= len(part) // 25
+    raw = load_digits()  # every image once, with its label: so the three parts are disjoint
+    assert records(*parts, largest=16) == sorted(
+        row.tobytes() + bytes([label]) for row, label in zip(raw.data.astype(np.uint8), raw.target, strict=True))
+
+
+def test_splits_are_fixed_and_train_images_takes_the_first(fresh):
+    torch.manual_seed(1)
+    one = data.load("digits")
+    data._load.cache_clear()
+    torch.manual_seed(2)
+    other, few = data.load(Data()), data.load(Data(train_images=50))
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(one, part).images, getattr(other, part).images)
+        assert torch.equal(getattr(one, part).labels, getattr(other, part).labels)
+        if part != "train":
+            assert torch.equal(getattr(few, part).images, getattr(one, part).images)
+    assert len(few.train) == 50
+    assert torch.equal(few.train.images, one.train.images[:50])
+    assert torch.equal(few.train.labels, one.train.labels[:50])
+    # the parts are drawn, not cut: the source's own order is nearly gone
+    assert sum((one.test.labels[1:] - one.test.labels[:-1]) % 10 == 1) < 100
+
+
+def test_what_is_not_there_is_refused(refusal):
+    assert "digits, mnist" in refusal(data.load, "digit")
+    assert "1200" in refusal(data.load, Data(train_images=1201))
+
+
+# ---------------------------------------------------------------------------------------- augmentation
+
+
+def crops(images, pad: int, flip: bool) -> dict:
+    """All crops of padded (and flipped) images, by row, column and flip."""
+    n, c, height, width = images.shape
+    padded = torch.zeros(n, c, height + 2 * pad, width + 2 * pad)
+    padded[:, :, pad:pad + height, pad:pad + width] = images
+    found = {}
+    for row, column, turned in product(range(2 * pad + 1), range(2 * pad + 1), {False, flip}):
+        crop = padded[:, :, row:row + height, column:column + width]
+        found[row, column, turned] = crop.flip(3) if turned else crop
+    return found
+
+
+def batch(n: int):
+    return torch.rand(n, 2, 4, 5, generator=torch.Generator().manual_seed(0)) + 0.1
+
+
+def augmented(images, seed=0, **settings):
+    return data.augmented(images, Data(**settings), torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("pad", "flip"), [(2, True), (2, False), (1, True), (0, True)])
+def test_each_image_is_a_crop_of_itself_and_every_crop_occurs(pad, flip):
+    images = batch(900)
+    result = augmented(images, crop_padding=pad, flip=flip)
+    hits = {how: (crop == result).flatten(1).all(1) for how, crop in crops(images, pad, flip).items()}
+    found = torch.stack(list(hits.values()))
+    assert (found.sum(0) == 1).all()
+    expected = 900 / len(hits)
+    assert (found.sum(1) > expected / 3).all()
+    assert (found.sum(1) < expected * 2).all()
+
+
+def test_same_generator_same_images_and_not_another():
+    images = batch(50)
+    one, same, other = (augmented(images, seed, crop_padding=2, flip=True) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(images, batch(50))
+
+
+def test_no_settings_no_change_and_no_chance_is_drawn():
+    images, generator = batch(5), torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert data.augmented(images, Data(), generator) is images
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_result_is_channels_last():
+    result = augmented(batch(5), crop_padding=2, flip=True)
+    assert result.shape == (5, 2, 4, 5)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------------------------ CIFAR-10 and idx files
+
+
+@pytest.fixture
+def write(fresh, tmp_path, monkeypatch):
+    """Put files of a data set into an empty data folder, as the official ones."""
+    monkeypatch.setenv("SPARSEROBUST_DATA", str(tmp_path))
+
+    def write(folder, sums: dict, contents: list) -> dict:
+        (tmp_path / folder).mkdir(parents=True)
+        for name, content in zip(list(sums), contents, strict=True):
+            (tmp_path / folder / name).write_bytes(content)
+            monkeypatch.setitem(sums, name, hashlib.md5(content).hexdigest())
+        return {name: tmp_path / folder / name for name in sums}
+
+    return write
+
+
+@pytest.fixture
+def cifar10(write, monkeypatch) -> dict:
+    """Six files of 20 records whose first two bytes tell label and number."""
+    monkeypatch.setitem(data._SOURCES, "cifar10", (data._cifar10, 30))
+    chance = np.random.default_rng(0)
+    content = chance.integers(0, 256, (6, 20, 3073), np.uint8)
+    content[:, :, 0] = chance.integers(0, 10, (6, 20))
+    content[:, :, 1] = np.arange(120).reshape(6, 20)
+    return write("cifar-10-batches-bin", data.CIFAR10_FILES, [c.tobytes() for c in content])
+
+
+@pytest.fixture
+def idx(write, monkeypatch):
+    """The four files of MNIST or FashionMNIST, 40 and 20 images, whose first pixel tells the number."""
+    def idx(name) -> dict:
+        monkeypatch.setitem(data._SOURCES, name.lower(), (lambda: data._idx(name), 10))
+        chance, contents = np.random.default_rng(0), []
+        for n in (40, 20):
+            images, labels = chance.integers(0, 256, (n, 28, 28), np.uint8), chance.integers(0, 10, n, np.uint8)
+            images[:, 0, 0] = np.arange(n)
+            contents += [bytes([0, 0, 8, 3, 0, 0, 0, n, 0, 0, 0, 28, 0, 0, 0, 28]) + images.tobytes(),
+                         bytes([0, 0, 8, 1, 0, 0, 0, n]) + labels.tobytes()]
+        return write(f"{name}/raw", data.IDX_FILES[name], contents)
+
+    return idx
+
+
+def assert_decoded(split, record) -> list[int]:
+    """Each image is that of `record(number)` (label, and pixels as bytes in file order); returns the numbers."""
+    numbers = []
+    for image, label in zip(split.images, split.labels, strict=True):
+        number = round(float(image[0, 0, 0]) * 255)
+        expected_label, pixels = record(number)
+        assert label == expected_label
+        expected = torch.tensor(list(pixels[:image.numel()])).view(image.shape) / 255  # planes, then rows
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-7)
+        numbers.append(number)
+    return numbers
+
+
+def test_cifar10_is_decoded_pixel_by_pixel(cifar10):
+    raw = [path.read_bytes() for path in cifar10.values()]
+
+    def record(number):
+        content = raw[number // 20][number % 20 * 3073:][:3073]
+        return content[0], content[1:]
+
+    splits = data.load("cifar10")
+    train, validation, test = (assert_decoded(s, record) for s in (splits.train, splits.validation, splits.test))
+    assert sorted(train + validation) == list(range(100))
+    assert len(validation) == 30
+    assert test == list(range(100, 120))
+    assert validation != sorted(validation)
+    assert splits.image_shape == (3, 32, 32)
+    assert 0 <= splits.train.images.min() < 0.01 < 0.99 < splits.train.images.max() <= 1
+    assert splits.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_idx_files_are_decoded_pixel_by_pixel(name, idx):
+    raw = [path.read_bytes() for path in idx(name).values()]
+    train, test = (lambda n, images=raw[i], labels=raw[i + 1]: (labels[8 + n], images[16 + n * 784:]) for i in (0, 2))
+    splits = data.load(name.lower())
+    assert sorted(assert_decoded(splits.train, train) + assert_decoded(splits.validation, train)) == list(range(40))
+    assert len(splits.validation) == 10
+    assert assert_decoded(splits.test, test) == list(range(20))
+
+
+def test_idx_files_are_read_without_a_warning(idx):
+    idx("MNIST")
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            data.load("mnist")
+    finally:
+        torch.set_warn_always(False)
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_a_flipped_byte_is_named_and_refused(which, cifar10, refusal):
+    path = list(cifar10.values())[which]
+    content = bytearray(path.read_bytes())
+    content[3072 * which] ^= 1
+    path.write_bytes(content)
+    assert str(path) in refusal(data.load, "cifar10")
+    assert path.exists()
+
+
+def test_files_that_changed_places_are_refused(cifar10, refusal):
+    one, other = list(cifar10.values())[:2]
+    one.rename(one.with_suffix(".x"))
+    other.rename(one)
+    one.with_suffix(".x").rename(other)
+    assert one.name in refusal(data.load, "cifar10")
+
+
+def test_a_missing_file_is_named(cifar10, refusal):
+    cifar10["data_batch_3.bin"].unlink()
+    assert str(cifar10["data_batch_3.bin"]) in refusal(data.load, "cifar10")
+
+
+def test_a_damaged_idx_file_is_named(idx, refusal):
+    path = idx("MNIST")["t10k-labels-idx1-ubyte"]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert str(path) in refusal(data.load, "mnist")
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("no network\nhere"), OSError(28, "No space left on device"),
+                                   RuntimeError("File not found or corrupted.")])
+@pytest.mark.parametrize(("name", "patched", "folder"), [
+    ("cifar10", "torchvision.datasets.utils.download_and_extract_archive", "cifar-10-batches-bin"),
+    ("mnist", "torchvision.datasets.mnist.download_and_extract_archive", "MNIST/raw"),
+])  # fmt: skip
+def test_no_network_is_one_line_that_names_the_folder(name, patched, folder, error, fresh, tmp_path, monkeypatch,
+                                                      refusal):
+    def unreachable(*args, **kwargs):
+        raise error
+
+    monkeypatch.setenv("SPARSEROBUST_DATA", str(tmp_path))
+    monkeypatch.setattr(patched, unreachable)
+    message = refusal(data.load, name)
+    assert str(tmp_path / folder) in message
+    assert str(getattr(error, "reason", error)).split()[0] in message
+
+
+def test_an_unwritable_data_folder_is_named_before_any_download(fresh, tmp_path, monkeypatch, refusal):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPARSEROBUST_DATA", str(tmp_path / "file" / "data"))
+    assert str(tmp_path / "file" / "data") in refusal(data.load, "cifar10")
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_real_files(name, fresh, monkeypatch):
+    folder = {"cifar10": "cifar-10-batches-bin", "mnist": "MNIST/raw"}[name]
+    if not (paths.PROJECT / "data" / folder).exists():
+        pytest.skip(f"{name} is not in {paths.PROJECT / 'data'}")
+    monkeypatch.setenv("SPARSEROBUST_DATA", str(paths.PROJECT / "data"))
+    splits = data.load(name)
+    parts = (splits.train, splits.validation, splits.test)
+    assert (*map(len, parts), splits.image_shape) == OFFICIAL[name]
+    for part in parts:
+        counts = part.labels.bincount(minlength=10) / len(part)
+        assert 0.08 < counts.min() <= counts.max() < 0.13
+    if name == "cifar10":
+        raw = [(paths.PROJECT / "data" / folder / f).read_bytes() for f in list(data.CIFAR10_FILES)[:5]]
+        assert records(splits.train, splits.validation) == sorted(
+            r[i + 1:i + 3073] + r[i:i + 1] for r in raw for i in range(0, len(r), 3073))

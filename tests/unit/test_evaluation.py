@@ -1,0 +1,160 @@
+"""Accuracy against a direct count, and held to its promises."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from sparserobust import evaluation
+from sparserobust.attacks import FGSM, PGD, AutoAttack, DeepFool, RandomisedFGSM
+from sparserobust.config import Measurement
+from sparserobust.data import Split, Splits
+from sparserobust.evaluation import Accuracy
+from sparserobust.models import PreActResNet, is_noisy, noise_off
+
+STRONG = PGD(epsilon=0.15, step_size=0.05, steps=3, random_start=False)
+
+
+@pytest.fixture(scope="module")
+def noisy(net):
+    """The trained weights, with noise."""
+    model = PreActResNet(depth=8, width=8, noise=1.0).build((1, 8, 8), 10)
+    model.load_state_dict(net.state_dict())
+    return model.eval()
+
+
+@pytest.fixture
+def sizes(net):
+    """A copy of the net, and the sizes of the batches it was given."""
+    model, sizes = deepcopy(net), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    return model, sizes
+
+
+def agrees(result: dict, count: int, total: int) -> bool:
+    return (result["value"], result["count"], result["total"], result["flags"]) == (count / total, count, total, [])
+
+
+def test_clean_accuracy_is_a_count_of_all_test_images(net, digits):
+    count = sum(int(net(image[None]).argmax()) == int(label)
+                for image, label in zip(digits.test.images, digits.test.labels, strict=True))
+    result = Accuracy()(net, digits)
+    assert agrees(result, count, 500) and 400 < count < 500
+    assert result["mean_l2"] == 0
+
+
+@pytest.mark.parametrize("images", [1, 60, 300, 500])
+def test_first_images_under_attack(net, digits, images):
+    test = digits.test.first(images)
+    attacked = STRONG(net, test.images, test.labels)
+    result = Accuracy(attack=STRONG, images=images)(net, digits)
+    assert agrees(result, int((net(attacked).argmax(1) == test.labels).sum()), images)
+    length = (attacked - test.images).flatten(1).norm(dim=1).mean().item()
+    assert result["mean_l2"] == pytest.approx(length, rel=1e-4) and length > 0.5
+
+
+@pytest.mark.parametrize("attack", [None, STRONG, DeepFool(steps=3)], ids=["clean", "pgd", "deepfool"])
+def test_batches_do_not_matter_to_a_deterministic_net(net, digits, monkeypatch, attack):
+    whole = Accuracy(attack=attack, images=70)(net, digits)
+    monkeypatch.setattr(evaluation, "BATCH", 16)
+    parts = Accuracy(attack=attack, images=70)(net, digits)
+    assert parts.pop("mean_l2") == pytest.approx(whole.pop("mean_l2"), rel=1e-5)
+    assert parts == whole
+
+
+def test_every_image_is_seen_once_in_batches_of_bounded_size(sizes, digits, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 16)
+    model, seen = sizes
+    Accuracy(images=70)(model, digits)
+    assert seen == [16, 16, 16, 16, 6]
+
+
+def test_draws_are_counted_in_the_size_of_a_batch(noisy, digits, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 16)
+    model, seen = deepcopy(noisy), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=7)(model, digits)
+    assert seen == [15, 3, 15, 3, 5, 1]
+
+
+def test_draws_of_a_deterministic_net_are_not_repeated(sizes, digits):
+    model, seen = sizes
+    result = Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=40)(model, digits)
+    assert seen == [40, 40]
+    assert result == Accuracy(attack=FGSM(epsilon=0.1), images=40)(model, digits)
+
+
+@pytest.mark.parametrize("attack", [None, FGSM(epsilon=0.1), RandomisedFGSM(epsilon=0.1)], ids=str)
+def test_without_noise_is_the_silenced_net(net, noisy, digits, attack):
+    silent = Accuracy(attack=attack, noise=False)(noisy, digits)
+    assert noisy.members[0].blocks[0].noise.level == 1 and is_noisy(noisy)
+    with noise_off(noisy):
+        assert Accuracy(attack=attack, noise=False)(noisy, digits) == silent
+    if not isinstance(attack, RandomisedFGSM):  # else the start is drawn for each measurement anew
+        assert Accuracy(attack=attack)(net, digits) == silent
+    assert Accuracy(attack=attack)(noisy, digits)["count"] < silent["count"] - 5
+
+
+@pytest.mark.parametrize("attack", [None, RandomisedFGSM(epsilon=0.1), AutoAttack(epsilon=0.5)],
+                         ids=["clean", "rfgsm", "autoattack"])
+def test_a_measurement_repeats_and_leaves_global_chance_alone(noisy, digits, attack):
+    model = noisy if not isinstance(attack, AutoAttack) else PreActResNet(depth=8, width=2).build((1, 8, 8), 10).eval()
+    measure = Accuracy(attack=attack, images=40)
+    before = torch.get_rng_state()
+    first = measure(model, digits)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert measure(model, digits) == first
+
+
+def test_noise_of_the_answer_is_drawn_anew(noisy, digits):
+    """Other measurements, other noise: the counts of like measurements scatter."""
+    answers = {Accuracy(attack=FGSM(epsilon=e))(noisy, digits)["count"] for e in (1e-6, 2e-6, 3e-6, 4e-6)}
+    assert len(answers) > 1
+
+
+def test_a_net_in_training_is_measured_as_in_evaluation(net, digits):
+    training = deepcopy(net).train()
+    before = {name: t.clone() for name, t in training.state_dict().items()}
+    assert Accuracy(attack=STRONG, images=50)(training, digits) == Accuracy(attack=STRONG, images=50)(net, digits)
+    assert training.training
+    assert all(torch.equal(t, before[name]) for name, t in training.state_dict().items())
+
+
+def test_noise_comes_back_when_a_measurement_fails(noisy, digits):
+    model = deepcopy(noisy)
+    hook = model.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Accuracy(noise=False)(model, digits)
+    hook.remove()
+    assert is_noisy(model)
+
+
+def test_warnings_of_autoattack_are_kept(noisy, digits):
+    result = Accuracy(attack=AutoAttack(epsilon=0.5, version="standard"), images=4)(noisy, digits)
+    assert any("randomized" in flag for flag in result["flags"])
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.02), ("l2", 0.2)])
+def test_autoattack_of_colour_images(norm, epsilon, quick_suite):
+    """Which are handed over with channels last."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = PreActResNet(depth=8, width=4).build((3, 8, 8), 10).eval(), torch.rand(16, 3, 8, 8)
+    split = Split(images, model(images).argmax(1))
+    attack = AutoAttack(epsilon=epsilon, norm=norm)
+    expected = int((model(attack(model, images, split.labels)).argmax(1) == split.labels).sum())
+    assert 0 < expected < 16
+    result = Accuracy(attack=attack)(model, Splits(split, split, split, ()))
+    assert abs(result["count"] - expected) <= 1
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"images": 0}, ["images", "positive"]),
+    ({"attack": "pgd"}, ["attack"]),
+    ({"attack": {"kind": "fgsm", "epsilon": 8}}, ["8/255"]),
+    ({"atack": None}, ["'attack'"]),
+], ids=str)
+def test_wrong_settings(refusal, change, words):
+    message = refusal(Measurement.parse, {"kind": "accuracy"} | change)
+    assert all(word in message for word in words), message

@@ -1,0 +1,180 @@
+"""Training losses against the same loss written out by hand, and finite differences."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from sparserobust.attacks import PGD
+from sparserobust.config import Objective
+from sparserobust.objectives import TRADES, Adversarial, Natural
+
+ATTACK = PGD(epsilon=0.1, step_size=0.03, steps=3)
+FGSM_RS = PGD(epsilon=0.1, step_size=0.125, steps=1)
+TRADE = TRADES(epsilon=0.1, step_size=0.03, steps=3)
+OBJECTIVES = {  # with the number of training passes in each
+    "natural": (Natural(), 1),
+    "adversarial": (Adversarial(attack=ATTACK), 1),
+    "half clean": (Adversarial(attack=ATTACK, clean_weight=0.5), 2),
+    "fgsm-rs": (Adversarial(attack=FGSM_RS), 1),
+    "trades": (TRADE, 2),
+}
+every_objective = pytest.mark.parametrize(("objective", "passes"), OBJECTIVES.values(), ids=OBJECTIVES)
+
+
+@pytest.fixture
+def model(net):
+    """In training mode, in which its outputs are other than in evaluation."""
+    return deepcopy(net).train()
+
+
+@pytest.fixture(scope="module")
+def batch(digits):
+    return digits.test.images[:32], digits.test.labels[:32]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def tracked(model) -> set[int]:
+    return {int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+def close(a, b) -> bool:
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_every_objective_is_tried():
+    assert {objective.kind for objective, _ in OBJECTIVES.values()} == set(Objective.family)
+
+
+def test_natural_is_cross_entropy(model, batch):
+    loss = Natural()(model, *batch, generator())
+    log_probabilities = model(batch[0]).log_softmax(1)
+    assert close(loss, -log_probabilities[range(32), batch[1]].mean())
+
+
+@pytest.mark.parametrize("clean_weight", [0.0, 0.25, 0.5, 1.0])
+def test_adversarial_mixes_clean_and_attacked(model, batch, clean_weight):
+    images, labels = batch
+    loss = Adversarial(attack=ATTACK, clean_weight=clean_weight)(deepcopy(model), images, labels, generator())
+    attacked = ATTACK(deepcopy(model).eval(), images, labels, generator())
+    clean, hard = cross_entropy(model(images), labels), cross_entropy(model(attacked), labels)
+    assert hard > clean + 0.1
+    assert close(loss, clean_weight * clean + (1 - clean_weight) * hard)
+
+
+def test_one_step_of_pgd_is_fgsm_rs(model, batch):
+    """Wong et al. 2020, algorithm 3, in the network's evaluation mode."""
+    images, labels = batch
+    loss = Adversarial(attack=FGSM_RS)(deepcopy(model), images, labels, generator())
+    noise = torch.empty_like(images).uniform_(-0.1, 0.1, generator=generator())
+    delta = noise.clamp(-images, 1 - images).requires_grad_(True)
+    cross_entropy(deepcopy(model).eval()(images + delta), labels).backward()
+    stepped = (delta + 0.125 * delta.grad.sign()).clamp(-0.1, 0.1).clamp(-images, 1 - images)
+    assert close(loss, cross_entropy(model(images + stepped), labels))
+
+
+def divergence(clean, attacked):
+    """Mean Kullback-Leibler divergence of the attacked from the clean prediction."""
+    p, q = clean.softmax(1), attacked.softmax(1)
+    return (p * (p.log() - q.log())).sum(1).mean()
+
+
+def trades_images(model, images, attack: TRADES):
+    """Independently: as an offset that is clipped to the ball and, with the image, to the box."""
+    frozen = deepcopy(model).eval()
+    clean = frozen(images).detach()
+    offset = (images + 0.001 * torch.randn(images.shape, generator=generator())).clamp(0, 1) - images
+    for _ in range(attack.steps):
+        offset.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(divergence(clean, frozen(images + offset)), offset)
+        offset = (offset.detach() + attack.step_size * gradient.sign()).clamp(-attack.epsilon, attack.epsilon)
+        offset = offset.clamp(-images, 1 - images)
+    return images + offset
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
+def test_trades(model, batch, beta):
+    images, labels = batch
+    loss = TRADES(epsilon=0.1, step_size=0.03, steps=5, beta=beta)(deepcopy(model), images, labels, generator())
+    attacked = trades_images(model, images, TRADES(epsilon=0.1, step_size=0.03, steps=5))
+    clean = model(images)
+    drift = divergence(clean, model(attacked))
+    assert drift > 0.02
+    assert torch.allclose(loss, cross_entropy(clean, labels) + beta * drift, rtol=1e-3)
+
+
+@pytest.mark.parametrize("objective", [Natural(), Adversarial(attack=ATTACK, clean_weight=0.3), TRADE], ids=str)
+def test_gradient_is_that_of_the_total_with_the_attack_held_fixed(objective):
+    """Along random directions of the weights of a smooth network, by central differences."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        images, labels = torch.rand(5, 1, 2, 2).double(), torch.randint(3, (5,))
+        directions = [[torch.randn_like(p) for p in model.parameters()] for _ in range(3)]
+    objective(model, images, labels, generator()).backward()
+    for direction in directions:
+        slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction, strict=True))
+        values = []
+        for step in (3e-4, -3e-4):
+            moved = deepcopy(model)
+            for p, d in zip(moved.parameters(), direction, strict=True):
+                p.data += step * d
+            values.append(objective(moved, images, labels, generator()).item())
+        assert (values[0] - values[1]) / 6e-4 == pytest.approx(slope.item(), rel=1e-2, abs=1e-3)
+
+
+@every_objective
+def test_only_the_training_passes_reach_weights_and_statistics(model, batch, objective, passes):
+    before = tracked(model)
+    assert len(before) == 1
+    loss = objective(model, *batch, generator())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert tracked(model) == {before.pop() + passes}
+    assert all(m.training for m in model.modules())
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@every_objective
+def test_statistics_are_those_of_the_training_passes(model, batch, objective, passes):
+    """The passes of a training step, seen at the model: in training mode and with gradients."""
+    seen, twin = [], deepcopy(model)
+    hook = model.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach()) if m.training else None)
+    objective(model, *batch, generator())
+    hook.remove()
+    assert len(seen) == passes
+    for images in seen:
+        assert images.shape == batch[0].shape and (images - batch[0]).abs().max() <= 0.1 + 1e-6
+        twin(images)
+    assert sum(torch.equal(images, batch[0]) for images in seen) == (objective.kind == "natural") + passes // 2
+    for name, expected in twin.named_buffers():
+        assert close(model.get_buffer(name).float(), expected.float())
+
+
+@every_objective
+def test_cost_counts_the_passes_with_gradients(model, batch, objective, passes):
+    counted = []
+    model.register_forward_hook(lambda *_: counted.append(torch.is_grad_enabled()))
+    objective(model, *batch, generator())
+    assert sum(counted) == objective.cost
+
+
+@pytest.mark.parametrize(("plain", "words"), [
+    ({"kind": "trades", "epsilon": 8, "step_size": 0.01}, ["epsilon", "8/255"]),
+    ({"kind": "trades", "epsilon": 0.1, "step_size": 2}, ["step_size", "2/255"]),
+    ({"kind": "trades", "epsilon": 0.1, "step_size": 0.01, "beta": -1}, ["beta"]),
+    ({"kind": "trades", "epsilon": 0.1, "step_size": 0.01, "steps": 0}, ["steps"]),
+    ({"kind": "adversarial", "attack": {"kind": "fgsm", "epsilon": 8}}, ["8/255"]),
+    ({"kind": "adversarial", "attack": {"kind": "fgsm", "epsilon": 0.1}, "clean_weight": 1.5}, ["clean_weight"]),
+    ({"kind": "adversarial", "clean_weight": 0.5}, ["attack", "missing"]),
+    ({"kind": "adversarial", "atack": {}}, ["atack", "'attack'"]),
+    ({"kind": "trade"}, ["'trades'"]),
+], ids=str)
+def test_wrong_settings(refusal, plain, words):
+    message = refusal(Objective.parse, plain)
+    assert all(word in message for word in words), message

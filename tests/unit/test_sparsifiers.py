@@ -1,0 +1,356 @@
+"""RVSM, RGSM and magnitude pruning: steps recomputed by hand, and the properties that the papers promise."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sparserobust import UserError, files, sparsity, training
+from sparserobust.environment import stream
+from sparserobust.sparsifiers import RGSM, RVSM, Magnitude, proximal
+
+
+class Toy(nn.Module):
+    """Three 4-D weights (one 1x1), one 2-D, and vectors."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.first, self.second = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 3)
+            self.third, self.norm, self.linear = nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2), nn.Linear(5, 7)
+
+
+CONVOLUTIONS = {"first.weight", "second.weight", "third.weight"}
+PRUNABLE = CONVOLUTIONS | {"linear.weight"}
+
+
+def weights_of(model) -> dict:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ------------------------------------------------------------------------------ RVSM and RGSM, step by step
+
+
+def prox_by_hand(sparsifier, w):
+    """Written as the papers do, with nothing of the library."""
+    if isinstance(sparsifier, RVSM):
+        threshold = (2 * sparsifier.lam / sparsifier.beta) ** 0.5
+        if sparsifier.penalty == "l1":
+            return w.sign() * (w.abs() - sparsifier.lam / sparsifier.beta).relu()
+        return w * (w.abs() > threshold)
+    norms = w.pow(2).sum((0, 2, 3), keepdim=True).sqrt()
+    if sparsifier.penalty == "group_l1":
+        return w / norms * (norms - sparsifier.lambda1 / sparsifier.beta).relu()
+    return w * (norms > (2 * sparsifier.lambda1 / sparsifier.beta) ** 0.5)
+
+
+def trained_by_hand(run, splits) -> tuple[dict, dict, dict]:
+    """w and u after training, and what is delivered: SGD and the splitting spelt out."""
+    model, s, recipe = training.build(run, splits).train(), run.sparsifier, run.recipe
+    w = dict(model.named_parameters())
+    convolutions = {name for name, p in w.items() if p.dim() == 4}
+    u = {name: prox_by_hand(s, w[name].detach()) for name in convolutions}
+    momentum = {name: torch.zeros_like(p) for name, p in w.items()}
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
+        for index in order.split(recipe.batch_size):
+            loss = cross_entropy(model(splits.train.images[index]), splits.train.labels[index])
+            if isinstance(s, RGSM):
+                loss = loss + s.lambda2 * sum((w[n].pow(2).sum((0, 2, 3)) + 1e-8).sqrt().sum() for n in convolutions)
+            gradients = dict(zip(w, torch.autograd.grad(loss, w.values()), strict=True))
+            with torch.no_grad():
+                for name, p in w.items():
+                    gradient, before = gradients[name], p.clone()
+                    if name in convolutions and s.pull == "gradient":
+                        gradient = gradient + s.beta * (p - u[name])
+                    elif name in convolutions:
+                        p -= recipe.lr * s.beta * (p - u[name])
+                    gradient = gradient + recipe.weight_decay * p
+                    momentum[name] = recipe.momentum * momentum[name] + gradient
+                    p -= recipe.lr * (gradient + recipe.momentum * momentum[name])  # Nesterov; plain for momentum 0
+                    if name in convolutions:
+                        u[name] = prox_by_hand(s, p if s.u_from == "new" else before)
+        if s.replace != "end":
+            for name in convolutions:
+                dense = w[name].detach().clone()
+                w[name].data = u[name].clone()
+                u[name] = dense if s.replace == "swap" else u[name]
+    delivered = weights_of(model) | ({} if s.replace == "swap" else u)
+    return weights_of(model), u, delivered
+
+
+def trained(run, splits, folder) -> tuple[dict, dict, dict]:
+    """The same three from the library: w and u as the checkpoint has them, and the delivered network."""
+    model = training.train(run, splits, checkpoint=folder / "checkpoint").model
+    tensors, _ = files.load_tensors(folder / "checkpoint")
+    group = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
+    delivered = weights_of(model)
+    return {n: t for n, t in group("model/").items() if n in delivered}, group("sparsifier/"), delivered
+
+
+SPLITTINGS = {
+    "rvsm": lambda **kw: RVSM(beta=0.5, lam=5e-3, **kw),
+    "rvsm-l1": lambda **kw: RVSM(beta=0.5, lam=5e-2, penalty="l1", **kw),
+    "rgsm": lambda **kw: RGSM(beta=0.8, lambda1=0.75, lambda2=0.05, **kw),
+    "rgsm-l1": lambda **kw: RGSM(beta=0.8, lambda1=0.75, lambda2=0.05, penalty="group_l1", **kw),
+}
+PLAIN = {"epochs": 2, "batch_size": 32, "lr": 0.3, "schedule": "constant", "precision": "float32", "momentum": 0.0,
+         "weight_decay": 0.0}
+VARIANTS = [
+    *product(SPLITTINGS, ["decoupled", "gradient"], ["new", "old"], ["end"], [0.0]),
+    *product(["rvsm", "rgsm"], ["decoupled"], ["new"], ["every_epoch", "swap"], [0.0, 0.9]),
+    *product(["rvsm", "rgsm"], ["decoupled", "gradient"], ["new"], ["end"], [0.9]),
+]
+
+
+@pytest.mark.parametrize(("kind", "pull", "u_from", "replace", "momentum"), VARIANTS)
+def test_training_follows_the_algorithm_by_hand(kind, pull, u_from, replace, momentum, tiny_run, digits, tmp_path):
+    sparsifier = SPLITTINGS[kind](pull=pull, u_from=u_from, replace=replace)
+    run = tiny_run(**PLAIN | {"momentum": momentum, "weight_decay": momentum / 100}, sparsifier=sparsifier)
+    for ours, by_hand in zip(trained(run, digits, tmp_path), trained_by_hand(run, digits), strict=True):
+        assert ours.keys() == by_hand.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], by_hand[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SPLITTINGS)
+def test_the_two_pulls_agree_for_plain_sgd_and_differ_with_momentum(kind, tiny_run, digits):
+    def result(pull, momentum):
+        run = tiny_run(**PLAIN | {"momentum": momentum}, sparsifier=SPLITTINGS[kind](pull=pull))
+        return torch.cat([p.flatten() for p in training.train(run, digits).model.parameters()])
+
+    torch.testing.assert_close(result("decoupled", 0.0), result("gradient", 0.0), rtol=1e-4, atol=1e-5)
+    assert (result("decoupled", 0.9) - result("gradient", 0.9)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("kind", "replace"), [*product(["rvsm", "rgsm"], ["end", "every_epoch", "swap"])])
+def test_what_is_delivered_is_sparse_and_counted_so(kind, replace, tiny_run, digits):
+    result = training.train(tiny_run(sparsifier=SPLITTINGS[kind](replace=replace)), digits)
+    measure = sparsity.channel_sparsity if kind == "rgsm" else sparsity.sparsity
+    key = "channel_sparsity" if kind == "rgsm" else "sparsity"
+    assert 0.05 < measure(result.model) == result.history[-1][key] < 0.95
+
+
+@pytest.mark.parametrize("replace", ["end", "every_epoch", "swap"])
+def test_averaged_weights_do_not_undo_sparsity(replace, tiny_run, digits):
+    result = training.train(tiny_run(sparsifier=SPLITTINGS["rvsm"](replace=replace), averaging=0.9), digits)
+    assert sparsity.sparsity(result.model) > 0.05
+
+
+@pytest.mark.parametrize("kind", SPLITTINGS)
+def test_only_convolution_weights_are_touched(kind):
+    model, sparsifier = Toy(), SPLITTINGS[kind]()
+    before = weights_of(model)
+    state = sparsifier.start(model)
+    assert state.keys() == CONVOLUTIONS
+    assert same(weights_of(model), before)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    sparsifier.before_step(model, state, 0.1)
+    sparsifier.after_step(model, state, 0.1)
+    sparsifier.after_epoch(model, state)
+    after = weights_of(model)
+    assert {name for name in after if not torch.equal(after[name], before[name])} == CONVOLUTIONS
+    assert sparsifier.sparse_weights(model, state).keys() == CONVOLUTIONS
+
+
+# ----------------------------------------------------------------------------------- Theorem 1 (Lyapunov)
+
+
+def penalty_by_hand(sparsifier, u):
+    norms = u.pow(2).sum((0, 2, 3)).sqrt()
+    return {"l0": lambda: sparsifier.lam * (u != 0).sum(), "l1": lambda: sparsifier.lam * u.abs().sum(),
+            "tl1": lambda: sparsifier.lam * (2 * u.abs() / (1 + u.abs())).sum(),
+            "group_l0": lambda: sparsifier.lambda1 * (norms != 0).sum(),
+            "group_l1": lambda: sparsifier.lambda1 * norms.sum()}[sparsifier.penalty]()
+
+
+def lagrangian_path(sparsifier, share: float) -> tuple[Tensor, list[int], list[float]]:
+    """f(w) + penalty(u) + beta / 2 |w - u|^2, the number of zeros in u, and the length of the Lagrangian's gradient in
+    w, step by step: gradient descent on a quadratic f of known Lipschitz constant L, with `share` of the theorem's
+    largest step 2 / (beta + L)."""
+    chance = torch.Generator().manual_seed(1)
+    model = nn.Conv2d(4, 3, 3, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(3, 4, 3, 3, generator=chance))
+        model.weight.mul_(torch.tensor([0.1, 0.5, 1, 2])[:, None, None])
+    a = torch.randn(300, model.weight.numel(), generator=chance).double() / 20
+    target = torch.randn(300, generator=chance).double()
+    lipschitz = torch.linalg.matrix_norm(a, 2).item() ** 2
+    lr = share * 2 / (sparsifier.beta + lipschitz)
+    state = sparsifier.start(model)
+    values, zeros, slopes = [], [], []
+    for _ in range(150):
+        w, u = model.weight, state["weight"]
+        pulled = sparsifier.beta / 2 * (w - u).pow(2).sum()
+        f = (a @ w.flatten() - target).pow(2).sum() / 2
+        (slope,) = torch.autograd.grad(f + pulled, w, retain_graph=True)
+        values.append((f + penalty_by_hand(sparsifier, u) + pulled).item())
+        zeros.append(int((u == 0).sum()))
+        slopes.append(slope.norm().item())
+        (w.grad,) = torch.autograd.grad(f, w)
+        sparsifier.before_step(model, state, lr)
+        with torch.no_grad():
+            w -= lr * w.grad
+        sparsifier.after_step(model, state, lr)
+    return torch.tensor(values, dtype=torch.float64), zeros, slopes
+
+
+THEOREM = {
+    "l0": RVSM(beta=0.5, lam=0.02), "l1": RVSM(beta=0.5, lam=0.02, penalty="l1"),
+    "tl1": RVSM(beta=0.5, lam=0.02, penalty="tl1"), "group_l0": RGSM(beta=0.5, lambda1=2.0, lambda2=0.0),
+    "group_l1": RGSM(beta=0.5, lambda1=1.0, lambda2=0.0, penalty="group_l1"),
+}
+
+
+@pytest.mark.parametrize(("penalty", "share"), [*product(THEOREM, [0.3, 0.95])])
+def test_theorem_1_the_lagrangian_falls_monotonically(penalty, share):
+    values, zeros, slopes = lagrangian_path(THEOREM[penalty], share)
+    assert (values.diff() <= 1e-12 * values[0]).all()
+    assert values[-1] < 0.8 * values[0]
+    assert len(set(zeros)) > 1  # the support did change on the way
+    assert slopes[-1] < 0.01 * slopes[0]
+
+
+def test_theorem_1_needs_u_from_the_new_w_and_a_small_step():
+    old, large = replace(THEOREM["l0"], u_from="old"), THEOREM["l0"]
+    for values in (lagrangian_path(old, 0.95)[0], lagrangian_path(large, 1.5)[0]):
+        assert values.diff().max() > 1e-3 * values[0]
+
+
+# ------------------------------------------------------------------------------------------- group lasso
+
+
+def test_group_lasso_in_the_loss_against_finite_differences():
+    model, lambda2 = Toy(), 0.7
+
+    def by_hand() -> float:
+        weights = [p.detach().double() for name, p in model.named_parameters() if name in CONVOLUTIONS]
+        return lambda2 * sum(float((w[:, c].pow(2).sum() + 1e-8) ** 0.5) for w in weights for c in range(w.shape[1]))
+
+    with torch.no_grad():
+        model.second.weight[:, 1] = 0  # a dead channel: its gradient is zero, not nan
+    loss = RGSM(lambda1=0.1, lambda2=lambda2).added_loss(model, {})
+    assert loss.item() == pytest.approx(by_hand(), rel=1e-6)
+    loss.backward()
+    for name, p in model.named_parameters():
+        if name not in CONVOLUTIONS:
+            assert p.grad is None
+            continue
+        for place in [(0, 0, 0, 0), (1, 1, 0, 0), (-1, -1, -1, -1)]:
+            kept, values = p[place].item(), []
+            for shift in (1e-2, -1e-2):
+                with torch.no_grad():
+                    p[place] = kept + shift
+                values.append(by_hand())
+                with torch.no_grad():
+                    p[place] = kept
+            assert p.grad[place].item() == pytest.approx((values[0] - values[1]) / 2e-2, abs=1e-3)
+    assert not model.second.weight.grad[:, 1].any()
+
+
+def test_no_group_lasso_without_lambda2_nor_in_rvsm():
+    assert RGSM(lambda1=0.1, lambda2=0.0).added_loss(Toy(), {}) == 0
+    assert RVSM(beta=0.1).added_loss(Toy(), {}) == 0
+
+
+# --------------------------------------------------------------------------------------------- magnitude
+
+
+def assert_pruned(old, new, share: float) -> None:
+    """All but the round(share * n) smallest are left as they were."""
+    expected = old.abs().sort().values
+    expected[: round(share * len(old))] = 0
+    assert torch.equal(new.abs().sort().values, expected)
+    assert torch.equal(new, torch.where(new == 0, 0.0, old))
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 20))
+def test_magnitude_prunes_the_exact_number_globally_and_the_largest_survive(share, seed):
+    model, before = Toy(seed), weights_of(Toy(seed))
+    Magnitude(sparsity=share).start(model)
+    old, new = (torch.cat([weights[n].flatten() for n in sorted(PRUNABLE)]) for weights in (before, weights_of(model)))
+    assert_pruned(old, new, share)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name not in PRUNABLE)
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_magnitude_layerwise_prunes_the_same_share_of_each_layer(share):
+    model = Toy()
+    with torch.no_grad():
+        model.first.weight.mul_(100)  # a global ranking would spare this layer
+    before = weights_of(model)
+    Magnitude(sparsity=share, scope="layerwise").start(model)
+    for name in PRUNABLE:
+        assert_pruned(before[name].flatten(), model.get_parameter(name).detach().flatten(), share)
+
+
+def test_magnitude_counts_exactly_among_ties():
+    model = Toy()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(0.5)
+    Magnitude(sparsity=0.3).start(model)
+    weights = torch.cat([model.get_parameter(name).flatten() for name in PRUNABLE])
+    assert (weights == 0).sum() == round(0.3 * len(weights))
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_magnitude_mask_holds_through_momentum_and_weight_decay(averaging, tiny_run, digits):
+    dense = training.train(tiny_run(), digits).model.state_dict()
+    pruning = {"sparsifier": Magnitude(sparsity=0.6), "averaging": averaging}
+    pruned = weights_of(training.train(tiny_run(**pruning | {"averaging": 0.0}, epochs=0), digits, dense).model)
+    tuned = weights_of(training.train(tiny_run(**pruning, weight_decay=0.05), digits, dense).model)
+    n = sum(p.numel() for p in pruned.values() if p.dim() > 1)
+    assert sum(int((p == 0).sum()) for p in pruned.values() if p.dim() > 1) == round(0.6 * n)
+    for name in pruned:
+        if pruned[name].dim() > 1:
+            assert torch.equal(tuned[name] == 0, pruned[name] == 0)
+        assert not torch.equal(tuned[name], pruned[name])
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_magnitude_with_no_epochs_only_prunes(averaging, tiny_run, digits):
+    dense = training.train(tiny_run(), digits).model.state_dict()
+    run = tiny_run(epochs=0, averaging=averaging, sparsifier=Magnitude(sparsity=0.5))
+    result = training.train(run, digits, dense)
+    assert result.history == []
+    assert sparsity.sparsity(result.model) == pytest.approx(0.5, abs=1e-3)
+    for name, t in result.model.state_dict().items():
+        assert torch.equal(t, torch.where(t == 0, t, dense[name]))
+
+
+# ------------------------------------------------------------------------------------------ bad settings
+
+
+@pytest.mark.parametrize(("kind", "settings", "named"), [
+    (RVSM, {"beta": 0}, "beta"), (RVSM, {"beta": -1.0}, "beta"), (RVSM, {"beta": 1, "lam": -1e-9}, "lam"),
+    (RVSM, {"beta": 1, "penalty": "group_l0"}, "penalty"), (RVSM, {"beta": 1, "a": 0}, "a must"),
+    (RVSM, {"beta": 1, "pull": "strong"}, "pull"), (RVSM, {"beta": 1, "u_from": "newest"}, "u_from"),
+    (RVSM, {"beta": 1, "replace": "never"}, "replace"), (RGSM, {"lambda1": -1}, "lambda1"),
+    (RGSM, {"lambda1": 1, "lambda2": -1}, "lambda2"), (RGSM, {"lambda1": 1, "penalty": "l0"}, "penalty"),
+    (RGSM, {"lambda1": 1, "beta": 0}, "beta"), (Magnitude, {"sparsity": 1}, "sparsity"),
+    (Magnitude, {"sparsity": -0.1}, "sparsity"), (Magnitude, {"sparsity": 0.5, "scope": "local"}, "scope"),
+])  # fmt: skip
+def test_bad_settings_are_refused_in_one_line(kind, settings, named, refusal):
+    assert named in refusal(kind, **settings)
+
+
+def test_defaults_are_the_papers():
+    assert RVSM(beta=0.1).lam == 1e-6
+    assert RVSM(beta=0.1).penalty == "l0"
+    assert (RGSM(lambda1=0.1).beta, RGSM(lambda1=0.1).lambda2) == (1.0, 1e-5)
+    assert RGSM(lambda1=0.1).penalty == "group_l0"
+    with pytest.raises((UserError, TypeError)):
+        RVSM()
+    assert proximal.l0(torch.tensor(0.0), 1.0) == 0

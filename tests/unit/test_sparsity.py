@@ -1,0 +1,156 @@
+"""How sparsity is counted: by the paper's own fractions, and by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from sparserobust import sparsity
+from sparserobust.analysis import ChannelSparsity, RemainingParameters, WeightHistogram, WeightSparsity
+from sparserobust.config import Measurement
+from sparserobust.models import PreActResNet
+
+NETS = {
+    "ResNet20": (PreActResNet(depth=20), 675),
+    "En2ResNet20": (PreActResNet(depth=20, members=2, noise=0.1), 1350),
+    "En5ResNet20": (PreActResNet(depth=20, members=5, noise=0.1), 3375),
+    "ResNet38": (PreActResNet(depth=38), 1347),
+}
+PRINTED = [  # Dinh et al. 2020, tables 2 to 4, as fractions of input channels
+    ("ResNet20", 54, "8.00"), ("ResNet20", 171, "25.33"), ("ResNet20", 30, "4.44"),
+    ("En2ResNet20", 560, "41.48"), ("En2ResNet20", 766, "56.74"),
+    ("En5ResNet20", 667, "19.76"), ("En5ResNet20", 1801, "53.36"),
+    ("ResNet38", 238, "17.67"), ("ResNet38", 590, "43.80"),
+]  # fmt: skip
+
+
+def built(name: str):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return NETS[name][0].build((3, 32, 32), 10).requires_grad_(False)
+
+
+def zero_channels(model, count: int) -> None:
+    """Set this many input channels to zero, drawn from all convolutions."""
+    channels = [w[:, i] for w in sparsity.convolutions(model).values() for i in range(w.shape[1])]
+    for index in torch.randperm(len(channels), generator=torch.Generator().manual_seed(0))[:count]:
+        channels[index].zero_()
+
+
+@pytest.fixture
+def small():
+    """Two convolutions of 4 input channels in all, a linear layer, a batch norm; no weight is zero."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1, bias=False), nn.Linear(2, 5))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+    return model.requires_grad_(False)
+
+
+def agrees(result: dict, count: int, total: int) -> bool:
+    return (result["value"], result["count"], result["total"]) == (count / total, count, total)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_number_of_channels(name):
+    model, groups = built(name), NETS[name][1]
+    assert sparsity.channel_groups(model) == groups
+    assert sparsity.channel_sparsity(model) == 0
+    assert agrees(ChannelSparsity()(model, None), 0, groups)
+
+
+@pytest.mark.parametrize(("name", "removed", "percent"), PRINTED)
+def test_printed_percentages(name, removed, percent):
+    model, groups = built(name), NETS[name][1]
+    zero_channels(model, removed)
+    assert f"{100 * sparsity.channel_sparsity(model):.2f}" == percent
+    result = ChannelSparsity()(model, None)
+    assert (result["count"], result["total"]) == (removed, groups)
+    assert result["value"] == pytest.approx(removed / groups, rel=1e-12)
+
+
+def test_output_channels_do_not_count(small):
+    small[0].weight[:2].zero_()
+    small[2].weight[0].zero_()
+    assert sparsity.channel_sparsity(small) == 0
+    small[2].weight[:, 1].zero_()
+    assert sparsity.channel_sparsity(small) == 1 / 4
+
+
+def test_channel_norms_by_hand(small):
+    expected = [sum(v**2 for v in small[2].weight[:, i].flatten().tolist()) ** 0.5 for i in range(3)]
+    assert sparsity.channel_norms(small[2].weight).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("norm", "removed"), [(1e-14, 0), (1.1e-15, 0), (0.9e-15, 1), (1e-16, 1), (1e-25, 1)])
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_channel_is_removed_below_a_norm_of_1e_15(small, norm, removed, spread):
+    channel = small[2].weight[:, 1]
+    channel.zero_()
+    if spread:
+        channel.fill_(norm / channel.numel() ** 0.5)
+    else:
+        channel[-1] = norm
+    assert sparsity.channel_sparsity(small) == removed / 4
+
+
+def test_sparsity_counts_convolution_and_linear_weights(small):
+    total = 27 + 6 + 10
+    for p in (small[0].bias, small[1].weight, small[1].bias, small[3].bias):
+        p.zero_()
+    assert sparsity.sparsity(small) == 0
+    small[0].weight[0, 0, 0] = -0.0
+    small[3].weight[:2] = 0.0
+    small[2].weight[0] = 1e-38  # small is not zero
+    assert sparsity.sparsity(small) == 7 / total
+    assert agrees(WeightSparsity()(small, None), 7, total)
+
+
+def test_remaining_parameters(small):
+    total = 27 + 3 + 3 + 3 + 6 + 10 + 5
+    assert sparsity.parameters(small) == sparsity.remaining_parameters(small) == total
+    small[1].bias.zero_()
+    small[3].weight[0] = 0.0
+    assert sparsity.remaining_parameters(small) == total - 5
+    result = RemainingParameters()(small, None)
+    assert (result["value"], result["count"], result["total"]) == (total - 5, total - 5, total)
+
+
+def test_measurements_of_a_real_net_agree_with_its_counts():
+    model = built("ResNet20")
+    zero_channels(model, 100)
+    zeros = sum(int((w == 0).sum()) for w in sparsity.prunable(model).values())
+    assert agrees(WeightSparsity()(model, None), zeros, 270_256 + 640) and zeros > 1000
+    assert RemainingParameters()(model, None)["count"] == 272_282 - zeros - 688  # shifts of batch norms begin at zero
+
+
+# --- histogram
+
+
+def test_histogram_by_hand(small):
+    small[0].weight.zero_()
+    small[2].weight.copy_(torch.tensor([-7.0, -0.25, -0.2, -0.0009, 0.0011, 0.3]).view_as(small[2].weight))
+    small[3].weight.fill_(0.1)
+    result = WeightHistogram(limit=0.25, bins=5)(small, None)  # edges -.25, -.15, -.05, .05, .15, .25
+    assert result["histogram"] == [3, 0, 27 + 2, 10, 1]
+    assert agrees(result, 28, 43)
+    assert WeightHistogram(near_zero=0.0012)(small, None)["count"] == 29
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.25, 3.0])
+def test_histogram_holds_every_weight(limit):
+    result = WeightHistogram(limit=limit, bins=31)(built("ResNet20"), None)
+    assert sum(result["histogram"]) == result["total"] == 270_256 + 640
+    assert len(result["histogram"]) == 31 and result["limit"] == limit
+    assert result["value"] == result["count"] / result["total"]
+
+
+def test_histogram_counts_exactly_beyond_float_precision():
+    """A wide, very sparse network: more than 2^24 weights in one bin, where float32 can no longer add one."""
+    model = nn.Sequential(nn.Linear(2**12, 2**12 + 1, bias=False)).requires_grad_(False)
+    model[0].weight.zero_()
+    assert sum(WeightHistogram()(model, None)["histogram"]) == 2**24 + 2**12
+
+
+@pytest.mark.parametrize("change", [{"limit": 0}, {"bins": 0}, {"near_zero": 0}], ids=str)
+def test_wrong_settings(refusal, change):
+    assert "positive" in refusal(Measurement.parse, {"kind": "weight_histogram"} | change)

@@ -1,0 +1,217 @@
+"""Many runs side by side: worker processes that wait for each other, fail, die, and agree with this process."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from sparserobust import UserError, sweep
+from sparserobust.analysis import WeightSparsity
+from sparserobust.evaluation import Accuracy
+from sparserobust.runs import Store
+from sparserobust.sparsifiers import RGSM, Magnitude
+
+MEASURED = {"clean": Accuracy(images=100), "sparsity": WeightSparsity()}
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "store", use_published=False)
+
+
+def files_of(store, run) -> dict[str, bytes]:
+    return {name: (store.folder / run.identity / name).read_bytes() for name in ("record.json", "model.safetensors")}
+
+
+def reopened(store) -> Store:
+    return Store(store.folder, use_published=False)
+
+
+@pytest.fixture(scope="module")
+def long_run(tiny_run):
+    """Trains for some seconds."""
+    return tiny_run(epochs=60, sparsifier=RGSM(lambda1=0.75), averaging=0.9)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long_run, tmp_path_factory) -> Store:
+    """Where the long run was trained in this process in one go."""
+    store = Store(tmp_path_factory.mktemp("undisturbed"), use_published=False)
+    store.train(long_run)
+    return store
+
+
+# ------------------------------------------------------------------------------------ without processes
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Workers that only write down their jobs and answer `answer(job)`."""
+    def pretended(answer=lambda job: None, stop=lambda: None):
+        told = SimpleNamespace(jobs=[], workers=[])
+
+        class Worker:
+            def __init__(self, threads):
+                told.workers.append(threads)
+
+            def do(self, job, hear):
+                told.jobs.append(job)
+                return answer(job)
+
+            def stop(self):
+                stop()
+
+        monkeypatch.setattr(sweep, "_Worker", Worker)
+        return told
+
+    return pretended
+
+
+def test_nothing_to_do_starts_nothing(pretended, store, tiny_run):
+    told = pretended()
+    assert sweep.sweep([], MEASURED, store).empty
+    for measurement in MEASURED.values():
+        store.measure(tiny_run(), measurement)
+    frame = sweep.sweep([{"net": "a", "run": tiny_run()}], MEASURED, store)
+    assert list(frame.metric) == ["clean", "sparsity"]
+    assert told.workers == []
+
+
+def test_one_job_for_each_distinct_run_with_what_is_missing_the_longest_first(pretended, store, tiny_run):
+    told, known, long = pretended(lambda job: "no"), tiny_run(), tiny_run(epochs=50)
+    store.measure(known, MEASURED["clean"])
+    grid = [{"net": "a", "run": known}, {"net": "b", "run": long}, {"net": "a again", "run": known}]
+    with pytest.raises(UserError, match="2 of 2 runs failed"):
+        sweep.sweep(grid, MEASURED, store, workers=1, threads=3)
+    assert [job["run"] for job in told.jobs] == [long.plain(), known.plain()]
+    assert told.jobs[1]["measurements"] == [MEASURED["sparsity"].plain()]
+    assert told.workers == [3]
+    with pytest.raises(UserError):
+        sweep.sweep(grid, MEASURED, store, workers=8)
+    assert len(told.workers) == 1 + 2  # not more workers than jobs
+
+
+def test_each_failed_run_is_named_even_if_labels_repeat(pretended, store, tiny_run):
+    pretended(lambda job: f"reason {job['run']['seed']}")
+    grid = [{"net": "same", "run": tiny_run(seed=seed)} for seed in (1, 2)]
+    with pytest.raises(UserError) as caught:
+        sweep.sweep(grid, MEASURED, store, workers=1)
+    message = str(caught.value)
+    assert "2 of 2 runs failed" in message
+    assert "reason 1" in message
+    assert "reason 2" in message
+    assert message.count("same") == 2
+
+
+def test_an_interrupt_stops_the_workers_and_is_passed_on(pretended, store, tiny_run, capsys, request):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
+    stopped = threading.Event()
+
+    def answer(job):
+        os.kill(os.getpid(), signal.SIGINT)
+        stopped.wait(20)
+
+    pretended(answer, stopped.set)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep([{"run": tiny_run()}, {"run": tiny_run(seed=1)}], MEASURED, store, workers=1)
+    assert stopped.is_set()
+    assert "interrupted: finished runs are kept" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------- with processes
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[subprocess.Popen]:
+    """The worker processes that were started."""
+    processes, start = [], sweep._Worker._start
+
+    def watched(self):
+        start(self)
+        processes.append(self.process)
+
+    monkeypatch.setattr(sweep._Worker, "_start", watched)
+    return processes
+
+
+def test_a_stopped_cell_shows_no_traceback_of_a_worker(capfd):
+    worker = sweep._Worker(1)
+    assert "ready" in worker.process.stdout.readline()
+    if os.getpgid(worker.process.pid) == os.getpgid(0):  # else Ctrl-C and Jupyter's stop do not reach it
+        os.kill(worker.process.pid, signal.SIGINT)
+    worker.process.stdin.close()
+    worker.process.wait()
+    worker.stop()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def heard(monkeypatch) -> list[dict]:
+    """What the workers told."""
+    answers, hear = [], sweep._Board.heard
+
+    def heard(self, job, answer):
+        answers.append(answer)
+        hear(self, job, answer)
+
+    monkeypatch.setattr(sweep._Board, "heard", heard)
+    return answers
+
+
+@pytest.mark.slow
+def test_two_workers_train_a_common_start_once_agree_with_this_process_and_outlive_a_failing_run(
+        store, undisturbed, started, heard, tmp_path, monkeypatch, tiny_run, long_run):
+    monkeypatch.setenv("SPARSEROBUST_PROGRESS", str(tmp_path / "progress"))
+    grid = [{"net": f"pruned {s}", "share": s, "run": tiny_run(start=long_run, sparsifier=Magnitude(sparsity=s))}
+            for s in (0.3, 0.6)]
+    bad = tiny_run(lr=1e8, schedule="constant")
+
+    with pytest.raises(UserError) as caught:
+        sweep.sweep([{"net": "bad", "lr": 1e8, "run": bad}, *grid], MEASURED, store, workers=2)
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith("1 of 3 runs failed")
+    (line,) = lines
+    assert all(word in line for word in ("bad", "lr 100000000.0", bad.identity, "lower lr"))
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+    assert "2 runs trained and measured, 1 failed" in (tmp_path / "progress").read_text()
+    assert heard.count({"doing": "training", "epochs": long_run.recipe.epochs}) == 1  # the other worker waited
+
+    frame = sweep.sweep(grid, MEASURED, reopened(store))
+    assert len(started) == 2
+    expected = [{**row, "run": row["run"].identity, "metric": name, **undisturbed.measure(row["run"], measurement)}
+                for row in grid for name, measurement in MEASURED.items()]
+    assert frame.to_dict("records") == [{k: row[k] for k in frame.columns} for row in expected]
+    assert list(frame.columns) == ["net", "share", "run", "metric", "value", "count", "total", "where", "processor"]
+    runs = [long_run, *(row["run"] for row in grid)]
+    for run in runs:
+        assert files_of(store, run) == files_of(undisturbed, run)
+    assert {p.name for p in store.folder.glob("[!.]*")} == {run.identity for run in runs}
+
+
+@pytest.mark.slow
+def test_after_a_worker_was_killed_the_next_sweep_ends_as_if_nothing_happened(store, undisturbed, started, long_run):
+    partial = store.folder / f".partial-{long_run.identity}"
+
+    def kill():
+        while not (partial / "checkpoint.safetensors").exists():
+            time.sleep(0.01)
+        os.kill(started[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    grid = [{"net": "long", "run": long_run}]
+    with pytest.raises(UserError, match=r"long.*: its process died \(exit code -9\)"):
+        sweep.sweep(grid, MEASURED, store, workers=1)
+    killer.join()
+    assert not (store.folder / long_run.identity).exists()
+    assert (partial / "checkpoint.safetensors").exists()
+    frame = sweep.sweep(grid, MEASURED, store, workers=1)
+    assert frame.value.tolist() == [undisturbed.measure(long_run, m)["value"] for m in MEASURED.values()]
+    assert files_of(store, long_run) == files_of(undisturbed, long_run)
