@@ -74,8 +74,8 @@ class Settings(ABC):  # noqa: B024
         if cls.family and not cls.kind:
             kind = plain.pop("kind", None)
             cls = cls.family[kind] if kind in list(cls.family) else _unknown("kind", kind, cls.label(), cls.family)
-        elif cls.kind:
-            plain.pop("kind", None)
+        elif cls.kind and (kind := plain.pop("kind", cls.kind)) != cls.kind:
+            raise UserError(f"{cls.label()}: these are settings of kind '{kind}'")
         known = {f.name: f for f in fields(cls)}
         for key in plain:
             if key not in known:

@@ -178,7 +178,7 @@ def test_smallest_perturbations_are_as_long_as_foolboxs(net, batch, ours, theirs
     both = fooled & expected & (net(images).argmax(1) == labels)
     assert both.sum() > 30
     length, expected = l2_norm(attacked - images)[both].mean(), l2_norm(reference - images)[both].mean()
-    assert length.item() == pytest.approx(expected.item(), rel=0.02)
+    assert length.item() == pytest.approx(expected.item(), rel=0.005)
 
 
 # --- AutoAttack
@@ -212,7 +212,12 @@ def test_autoattack_warns_of_noise_where_its_version_does_not_fit(version, is_wa
     model, _, images, labels = linear(10, count=20)
     _, flags = AutoAttack(epsilon=0.5, version=version).run(nn.Sequential(Noise(0.1), *model), images, labels)
     assert any("randomized" in flag for flag in flags) == is_warned
-    assert len(flags) == len(set(flags))
+
+
+def test_a_warning_that_is_given_again_and_again_is_one_flag(quick_suite):
+    model, _, images, labels = linear(10, count=5)
+    model.register_forward_pre_hook(lambda *_: logging.getLogger("auto-attack").warning("odd"))
+    assert AutoAttack(epsilon=0.5).run(model, images, labels)[1].count("odd") == 1
 
 
 def test_autoattack_leaves_the_log_as_it_was(few):

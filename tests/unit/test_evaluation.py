@@ -97,8 +97,8 @@ def test_without_noise_is_the_silenced_net(net, noisy, digits, attack):
 
 @pytest.mark.parametrize("attack", [None, RandomisedFGSM(epsilon=0.1), AutoAttack(epsilon=0.5)],
                          ids=["clean", "rfgsm", "autoattack"])
-def test_a_measurement_repeats_and_leaves_global_chance_alone(noisy, digits, attack):
-    model = noisy if not isinstance(attack, AutoAttack) else PreActResNet(depth=8, width=2).build((1, 8, 8), 10).eval()
+def test_a_measurement_repeats_and_leaves_global_chance_alone(net, noisy, digits, attack, quick_suite):
+    model = net if isinstance(attack, AutoAttack) else noisy
     measure = Accuracy(attack=attack, images=40)
     before = torch.get_rng_state()
     first = measure(model, digits)
@@ -137,10 +137,11 @@ def test_warnings_of_autoattack_are_kept(noisy, digits):
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.02), ("l2", 0.2)])
 def test_autoattack_of_colour_images(norm, epsilon, quick_suite):
-    """Which are handed over with channels last."""
+    """Which are handed over with channels last, to networks that were trained so."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, images = PreActResNet(depth=8, width=4).build((3, 8, 8), 10).eval(), torch.rand(16, 3, 8, 8)
+        model, images = PreActResNet(depth=8, width=4).build((3, 8, 8), 10), torch.rand(16, 3, 8, 8)
+    model.eval().to(memory_format=torch.channels_last)
     split = Split(images, model(images).argmax(1))
     attack = AutoAttack(epsilon=epsilon, norm=norm)
     expected = int((model(attack(model, images, split.labels)).argmax(1) == split.labels).sum())
