@@ -206,6 +206,8 @@ class CarliniWagnerL2(Attack, kind="cw_l2"):
         self.require(min(self.steps, self.search_steps, self.eot_draws) >= 1,
                      "steps, search_steps and eot_draws start at 1")
         self.require(self.epsilon is None or self.epsilon >= 0, "epsilon cannot be negative")
+        self.require(self.lr > 0 and self.constant > 0, "lr and constant must be positive")
+        self.require(self.confidence >= 0, "confidence cannot be negative")
 
     @property
     def cost(self) -> float:
@@ -263,6 +265,7 @@ class CarliniWagnerReleased(Attack, kind="cw_released"):
 
     def check(self):
         self.require(min(self.steps, self.eot_draws) >= 1, "steps and eot_draws start at 1")
+        self.require(self.lr > 0 and self.constant > 0, "lr and constant must be positive")
 
     @property
     def cost(self) -> float:
@@ -301,6 +304,7 @@ class DeepFool(Attack, kind="deepfool"):
     def check(self):
         self.require(self.steps >= 1 and self.candidates >= 2 and self.eot_draws >= 1,
                      "steps and eot_draws start at 1, candidates at 2")
+        self.require(self.overshoot >= 0, "overshoot cannot be negative")
 
     @property
     def cost(self) -> float:
