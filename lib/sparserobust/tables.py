@@ -7,14 +7,15 @@ import pandas
 from sparserobust.estimates import binomial_interval, matching
 
 
-def summary(frame: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
+def summary(frame: pandas.DataFrame, by: list[str], exact: tuple[str, ...] = ()) -> pandas.DataFrame:
     """One row per group and metric, rates in percent: `mean`, `sd` over seeds (nan for one), `n_seeds`, pooled `count`
-    and `total`, and the Wilson interval `low`, `high` of the pooled count."""
+    and `total`, and the Wilson interval `low`, `high` of the pooled count; nan for the metrics in `exact`, which are
+    properties of a network and not estimated from a sample of images."""
     rows = []
     for keys, group in frame.groupby([*by, "metric"], dropna=False, sort=False):
         values = 100 * group["value"]
         count, total = int(group["count"].sum()), int(group["total"].sum())
-        low, high = binomial_interval(count, total)
+        low, high = (math.nan, math.nan) if keys[-1] in exact else binomial_interval(count, total)
         rows.append(dict(zip([*by, "metric"], keys, strict=True)) | {
             "mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else math.nan, "n_seeds": len(values),
             "count": count, "total": total, "low": 100 * low, "high": 100 * high,
@@ -23,9 +24,11 @@ def summary(frame: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
 
 
 def cell(row: pandas.Series) -> str:
-    """`75.2 ± 0.4` over seeds; for one seed `75.2 [74.3, 76.0]`, the interval due to the finite test set."""
+    """`75.2 ± 0.4` over seeds; for one seed `75.2 [74.3, 76.0]`, the interval due to the finite test set, or `75.2`."""
     if row["n_seeds"] > 1:
         return f"{row['mean']:.1f} ± {row['sd']:.1f}"
+    if math.isnan(row["low"]):
+        return f"{row['mean']:.1f}"
     return f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 

@@ -86,6 +86,8 @@ def test_summary_and_cells(frame):
     assert row["sd"] == pytest.approx(np.std([70, 74], ddof=1))
     assert tables.cell(row) == "72.0 ± 2.8"
     single = tables.summary(frame[frame["seed"] == 0], ["net", "level"]).set_index(["net", "level", "metric"])
+    exact = tables.summary(frame[frame["seed"] == 0], ["net", "level"], exact=("clean",))
+    assert tables.cell(exact.set_index(["net", "level", "metric"]).loc[("A", 0.1, "clean")]) == "70.0"
     low, high = estimates.binomial_interval(70, 100)
     assert tables.cell(single.loc[("A", 0.1, "clean")]) == f"70.0 [{100 * low:.1f}, {100 * high:.1f}]"
 

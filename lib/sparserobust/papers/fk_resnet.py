@@ -85,7 +85,8 @@ def table(frame: pandas.DataFrame, table_id: str) -> pandas.DataFrame:
     if table_id not in TABLES:
         raise UserError(f"no table '{table_id}' here: there are {', '.join(TABLES)}")
     method = TABLES[table_id]
-    ours = tables.summary(frame[frame["method"].isin(["dense", method])], ["net", "level", "ours"])
+    ours = tables.summary(frame[frame["method"].isin(["dense", method])], ["net", "level", "ours"],
+                          exact=("sparsity", "channel_sparsity"))
     heading, metric = SPARSITIES[method]
     metrics = {HEADINGS[a]: (a, m) for a, m in ACCURACIES.items()} | {heading: (metric, metric)}
     metrics |= {h: (None, m) for h, m in HONEST.items() if m in set(frame["metric"])}
