@@ -2,9 +2,7 @@
 
 import hashlib
 import html
-import json
 from io import BytesIO
-from pathlib import Path
 
 import pandas
 
@@ -70,8 +68,3 @@ class Captioned:
 
     def __repr__(self) -> str:
         return f"{self.caption}\n\n{self.table.to_string()}"
-
-
-def entries(folder: Path) -> dict[str, dict]:
-    """What a folder of figures holds, from its manifest."""
-    return json.loads((folder / "manifest.json").read_text())["files"]

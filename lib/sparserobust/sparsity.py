@@ -4,7 +4,6 @@ Sparsity: share of exactly zero entries among convolution and linear weights. Ch
 count it, the share of *input* channels, over all convolutions, whose l2 norm is below 1e-15.
 """
 
-import torch
 from torch import Tensor, nn
 
 CHANNEL_NORM_IS_ZERO = 1e-15  # Dinh et al. 2020, section 4: the norm below which a channel counts as removed
@@ -25,10 +24,16 @@ def channel_norms(weight: Tensor) -> Tensor:
     return weight.detach().double().pow(2).sum((0, 2, 3)).sqrt()
 
 
+def zero_weights(model: nn.Module) -> tuple[int, int]:
+    """How many convolution and linear weights are exactly zero, and how many there are."""
+    weights = prunable(model).values()
+    return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+
+
 def sparsity(model: nn.Module) -> float:
     """Share of exactly zero convolution and linear weights, in [0, 1]."""
-    weights = prunable(model).values()
-    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    zero, total = zero_weights(model)
+    return zero / total
 
 
 def channel_groups(model: nn.Module) -> int:
@@ -36,10 +41,14 @@ def channel_groups(model: nn.Module) -> int:
     return sum(w.shape[1] for w in convolutions(model).values())
 
 
+def removed_channels(model: nn.Module) -> int:
+    """Number of input channels, over all convolutions, with l2 norm below 1e-15."""
+    return sum(int((channel_norms(w) < CHANNEL_NORM_IS_ZERO).sum()) for w in convolutions(model).values())
+
+
 def channel_sparsity(model: nn.Module) -> float:
     """Share of input channels with l2 norm below 1e-15, in [0, 1]."""
-    norms = torch.cat([channel_norms(w) for w in convolutions(model).values()])
-    return float((norms < CHANNEL_NORM_IS_ZERO).double().mean())
+    return removed_channels(model) / channel_groups(model)
 
 
 def parameters(model: nn.Module) -> int:

@@ -12,9 +12,8 @@ class WeightSparsity(Measurement, kind="sparsity"):
     """Share of exactly zero convolution and linear weights."""
 
     def __call__(self, model, splits):
-        weights = torch.cat([w.detach().flatten() for w in sparsity.prunable(model).values()])
-        zero = int((weights == 0).sum())
-        return {"value": zero / len(weights), "count": zero, "total": len(weights)}
+        zero, total = sparsity.zero_weights(model)
+        return {"value": zero / total, "count": zero, "total": total}
 
 
 @settings
@@ -22,8 +21,8 @@ class ChannelSparsity(Measurement, kind="channel_sparsity"):
     """Share of input channels, over all convolutions, that are removed (Dinh et al. 2020: l2 norm below 1e-15)."""
 
     def __call__(self, model, splits):
-        groups, share = sparsity.channel_groups(model), sparsity.channel_sparsity(model)
-        return {"value": share, "count": round(share * groups), "total": groups}
+        removed, groups = sparsity.removed_channels(model), sparsity.channel_groups(model)
+        return {"value": removed / groups, "count": removed, "total": groups}
 
 
 @settings
