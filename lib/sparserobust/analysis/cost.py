@@ -1,0 +1,100 @@
+"""What a network costs where it is deployed: multiply-accumulates, bytes, time."""
+
+import statistics
+import time
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from sparserobust import files, sparsity
+from sparserobust.attacks import under_attack
+from sparserobust.config import Measurement, settings
+from sparserobust.environment import global_seed
+from sparserobust.models import compact, noise_off
+
+WARM_UP = 3  # untimed passes before the timed ones
+COMPARED = 100  # test images on which the compact network must agree with the dense one
+
+
+def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of all convolutions and linear layers for one image (c, h, w): 40,813,184 for ResNet20 and
+    3x32x32. Those with padding count; norms, additions and noise do not. The model comes back as it was."""
+    counts = []
+
+    def count(layer, inputs, output):
+        counts.append(output.numel() * layer.weight[0].numel())
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.no_grad(), under_attack(model), noise_off(model):
+            model(torch.zeros(1, *image_shape).to(next(model.parameters())))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
+
+
+@settings
+class Deployable(Measurement, kind="deployable"):
+    """What is left of a network when the input channels that are zero are really removed (`models.compact`), before
+    and after: parameters, multiply-accumulates for one image (their share left is the value), bytes of the weights as
+    safetensors, and milliseconds of one forward pass of `images` images, the median of `repeats`, noise included.
+    Zeros scattered over kernels save nothing here. `RuntimeError` if the two networks do not agree."""
+
+    images: int = 1
+    repeats: int = 30
+
+    def check(self):
+        self.require(self.images > 0 and self.repeats > 0, "images and repeats must be positive")
+
+    def __call__(self, model, splits):
+        images, shape = splits.test.images, splits.image_shape
+        with under_attack(model), global_seed(0, "deployable", self.identity):
+            small = compact(model)
+            batch = images[torch.arange(self.images) % len(images)].contiguous(memory_format=torch.channels_last)
+            latency, latency_left = _milliseconds([model, small], batch, self.repeats)
+            difference = _largest_difference(model, small, images[:COMPARED])
+        total, left = macs(model, shape), macs(small, shape)
+        return {
+            "value": left / total, "count": left, "total": total, "macs": total, "macs_left": left,
+            "parameters": sparsity.parameters(model), "parameters_left": sparsity.parameters(small),
+            "bytes": _bytes(model), "bytes_left": _bytes(small),
+            "latency_ms": latency, "latency_ms_left": latency_left, "threads": torch.get_num_threads(),
+            "largest_difference": difference,
+        }
+
+
+@torch.inference_mode()
+def _milliseconds(models: list[nn.Module], images: Tensor, repeats: int) -> list[float]:
+    """Median time of a forward pass of each model; they take turns, so that a busy machine slows all of them alike."""
+    seconds = [[] for _ in models]
+    for _ in range(WARM_UP + repeats):
+        for model, taken in zip(models, seconds, strict=True):
+            begun = time.perf_counter()
+            model(images).cpu()  # which waits for a GPU to finish
+            taken.append(time.perf_counter() - begun)
+    return [1000 * statistics.median(taken[WARM_UP:]) for taken in seconds]
+
+
+@torch.inference_mode()
+def _largest_difference(model: nn.Module, small: nn.Module, images: Tensor) -> float:
+    """Between the logits of the two without noise; taken on the CPU, since a GPU rounds convolutions to 10 bits."""
+    with noise_off(deepcopy(model).cpu()) as model, noise_off(deepcopy(small).cpu()) as small:
+        logits, logits_left = model(images.cpu()), small(images.cpu())
+    difference, largest = float((logits - logits_left).abs().max()), float(logits.abs().max())
+    if not difference <= 1e-4 * largest:  # so written, it holds for nan too
+        raise RuntimeError(f"the compact network is wrong: its logits differ by up to {difference:g}, where the "
+                           f"largest is {largest:g}")
+    return difference
+
+
+def _bytes(model: nn.Module) -> int:
+    """Size of the weights and buffers as a safetensors file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        files.save_tensors(path, model.state_dict())
+        return path.stat().st_size

@@ -1,0 +1,181 @@
+"""What deployment costs: by formulas written out, and on a network small enough to count."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from sparserobust import analysis, files
+from sparserobust.analysis import cost
+from sparserobust.analysis.cost import Deployable, macs
+from sparserobust.config import Measurement
+from sparserobust.data import Split, Splits
+from sparserobust.models import Ensemble, PreActResNet, compact, is_noisy
+from sparserobust.sparsity import convolutions, parameters
+
+
+def built(image_shape=(3, 32, 32), **settings) -> Ensemble:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PreActResNet(**settings).build(image_shape, 10).eval()
+
+
+@pytest.fixture
+def sparse() -> Ensemble:
+    """Noisy, two members, on images 3x8x8; every other channel of the second convolutions is zero."""
+    model = built((3, 8, 8), depth=8, width=4, members=2, noise=0.1)
+    with torch.no_grad():
+        for name, w in convolutions(model).items():
+            if "conv2" in name:
+                w[:, ::2] = 0
+    return model
+
+
+@pytest.fixture
+def splits() -> Splits:
+    images = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    test = Split(images, torch.zeros(7, dtype=torch.int64))
+    return Splits(test.first(2), test.first(2), test, ())
+
+
+# --- multiply-accumulates
+
+
+def by_hand(depth: int, width: int, channels: int, side: int, classes: int) -> int:
+    total, n, before = 9 * channels * width * side**2, (depth - 2) // 6, width
+    for stage in range(3):
+        w, pixels = width * 2**stage, (side // 2**stage) ** 2
+        total += 9 * (before * w + (2 * n - 1) * w * w) * pixels + (before * w * pixels if stage else 0)
+        before = w
+    return total + before * classes
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(20, 40_813_184), (38, 83_280_512)])
+def test_of_the_networks_of_the_papers(depth, expected):
+    assert by_hand(depth, 16, 3, 32, 10) == expected
+    assert macs(built(depth=depth), (3, 32, 32)) == expected
+
+
+@pytest.mark.parametrize(("depth", "width", "members", "shape"), [(8, 4, 1, (1, 8, 8)), (14, 3, 3, (3, 16, 16))])
+def test_of_ensembles(depth, width, members, shape):
+    model = built(shape, depth=depth, width=width, members=members, noise=0.1)
+    assert macs(model, shape) == members * by_hand(depth, width, shape[0], shape[1], 10)
+
+
+def test_of_layers_of_every_shape():
+    model = nn.Sequential(
+        nn.Conv2d(4, 6, (3, 2), stride=2), nn.BatchNorm2d(6), nn.Conv2d(6, 3, 1, groups=3, bias=False), nn.ReLU(),
+        nn.Flatten(), nn.Linear(3 * 3 * 4, 5))  # 7x9 becomes 3x4
+    assert macs(model, (4, 7, 9)) == (4 * 6 * 6 + 3 * 2) * 12 + 36 * 5
+
+
+def test_counting_changes_nothing(sparse):
+    sparse.train()
+    sparse.members[0].blocks[0].norm1.eval()
+    modes, chance = [m.training for m in sparse.modules()], torch.get_rng_state()
+    before = {name: t.clone() for name, t in sparse.state_dict().items()}
+    assert macs(sparse, (3, 8, 8)) == macs(sparse, (3, 8, 8))
+    assert [m.training for m in sparse.modules()] == modes and is_noisy(sparse)
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert all(torch.equal(t, before[name]) for name, t in sparse.state_dict().items())
+    with pytest.raises(RuntimeError):
+        macs(sparse, (2, 8, 8))  # too few channels
+    assert not any(m._forward_hooks for m in sparse.modules())
+
+
+# --- the measurement
+
+
+def test_sizes_by_hand(sparse, splits, tmp_path):
+    result = Deployable(repeats=1)(sparse, splits)
+    dense = 2 * by_hand(8, 4, 3, 8, 10)
+    # half of the inner channels: half of what conv1 and conv2 do, and half of norm2
+    halved = sum(9 * (a * b + b * b) * pixels for a, b, pixels in ((4, 4, 64), (4, 8, 16), (8, 16, 4)))
+    assert (result["macs"], result["macs_left"]) == (dense, dense - halved)
+    assert (result["total"], result["count"], result["value"]) == (dense, dense - halved, (dense - halved) / dense)
+    gone = 2 * sum(9 * (a * b + b * b) // 2 + 2 * b // 2 for a, b in ((4, 4), (4, 8), (8, 16)))
+    assert (result["parameters"], result["parameters_left"]) == (parameters(sparse), parameters(sparse) - gone)
+    for key, model in (("bytes", sparse), ("bytes_left", compact(sparse))):
+        files.save_tensors(tmp_path / key, model.state_dict())
+        assert result[key] == (tmp_path / key).stat().st_size
+    assert result["bytes_left"] < result["bytes"] - 4 * gone  # what norms have besides parameters goes, too
+    assert result["largest_difference"] < 1e-5
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_scattered_zeros_save_nothing(splits):
+    model = built((3, 8, 8), depth=8, width=4)
+    with torch.no_grad():
+        for w in convolutions(model).values():
+            w[torch.rand(w.shape, generator=torch.Generator().manual_seed(0)) < 0.3] = 0
+    result = Deployable(repeats=1)(model, splits)
+    assert result["value"] == 1 and result["largest_difference"] == 0
+    assert all(result[key] == result[f"{key}_left"] for key in ("macs", "parameters", "bytes"))
+
+
+def test_a_measurement_leaves_model_and_chance_alone(sparse, splits):
+    sparse.train().requires_grad_(True)
+    before, chance = {name: t.clone() for name, t in sparse.state_dict().items()}, torch.get_rng_state()
+    Deployable(repeats=2)(sparse, splits)
+    assert sparse.training and is_noisy(sparse) and all(p.requires_grad for p in sparse.parameters())
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert all(torch.equal(t, before[name]) for name, t in sparse.state_dict().items())
+
+
+@pytest.mark.parametrize("images", [1, 3, 20])
+def test_the_two_take_turns(sparse, splits, monkeypatch, images):
+    seen = []
+
+    def watched(model):
+        small = compact(model)
+        for name, net in (("dense", model), ("compact", small)):
+            net.members[0].register_forward_pre_hook(
+                lambda _, inputs, name=name: seen.append((name, len(inputs[0]), torch.is_inference_mode_enabled())))
+        return small
+
+    monkeypatch.setattr(cost, "compact", watched)
+    Deployable(images=images, repeats=4)(sparse, splits)
+    rounds = 4 + cost.WARM_UP
+    assert seen[:2 * rounds] == [("dense", images, True), ("compact", images, True)] * rounds
+    assert seen[2 * rounds:2 * rounds + 2] == [("dense", 7, True), ("compact", 7, True)]  # all there are to compare
+
+
+def test_time_is_the_median_of_the_timed_passes(monkeypatch):
+    class Slow(nn.Module):
+        def __init__(self, *seconds):
+            super().__init__()
+            self.seconds = iter([100.0] * cost.WARM_UP + list(seconds))
+
+        def forward(self, x):
+            clock[0] += next(self.seconds)
+            return x
+
+    clock = [5.0]
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    assert cost._milliseconds([Slow(1, 60, 4), Slow(30, 32, 1)], torch.zeros(1), 3) == [4000, 30_000]
+
+
+def test_threads_are_those_in_force(sparse, splits):
+    assert Deployable(repeats=1)(sparse, splits)["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("change", "wrong"), [(1e-6, False), (1e-2, True), (torch.nan, True)], ids=str)
+def test_a_wrong_network_is_not_reported(sparse, splits, monkeypatch, change, wrong):
+    def spoiled(model):
+        small = compact(model)
+        small.members[1].linear.bias.data[3] += change * model(splits.test.images).abs().max()
+        return small
+
+    monkeypatch.setattr(cost, "compact", spoiled)
+    if wrong:
+        with pytest.raises(RuntimeError, match="compact network is wrong"):
+            Deployable(repeats=1)(sparse, splits)
+    else:
+        assert Deployable(repeats=1)(sparse, splits)["largest_difference"] > 0
+
+
+@pytest.mark.parametrize("change", [{"images": 0}, {"repeats": 0}], ids=str)
+def test_wrong_settings(refusal, change):
+    assert "positive" in refusal(Measurement.parse, {"kind": "deployable"} | change)
+    assert analysis.Deployable is Deployable
