@@ -49,6 +49,17 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
 
 
 @contextmanager
+def one_thread():
+    """Inside the block torch computes with one thread: for networks so small that a second costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def global_seed(seed: int, *names: str | int):
     """Seed torch's global generators (initialisation, noise layers) inside the block; outside nothing has changed."""
     with torch.random.fork_rng():

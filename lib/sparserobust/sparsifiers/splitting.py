@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparserobust.config import Sparsifier, settings
 from sparserobust.sparsifiers import proximal
-from sparserobust.sparsity import convolutions
+from sparserobust.sparsity import channel_norms, convolutions
 
 
 @settings
@@ -35,6 +35,10 @@ class Splitting(Sparsifier):
     @abstractmethod
     def prox(self, w: Tensor) -> Tensor:
         """The sparse u nearest to w, (out, in, k, k) to the same shape."""
+
+    @abstractmethod
+    def penalty_of(self, u: Tensor) -> float:
+        """penalty(u) of one convolution (out, in, k, k): u = prox(w) minimises penalty(u) + beta / 2 |w - u|^2."""
 
     def start(self, model):
         return {name: self.prox(w.detach()).clone() for name, w in convolutions(model).items()}
@@ -94,6 +98,12 @@ class RVSM(Splitting, kind="rvsm"):
             return proximal.transformed_l1(w, level, self.a)
         return proximal.l0(w, level) if self.penalty == "l0" else proximal.l1(w, level)
 
+    def penalty_of(self, u):
+        size = u.detach().double().abs()
+        if self.penalty == "tl1":
+            size = (self.a + 1) * size / (self.a + size)
+        return self.lam * (size != 0 if self.penalty == "l0" else size).sum().item()
+
 
 @settings
 class RGSM(Splitting, kind="rgsm"):
@@ -121,3 +131,7 @@ class RGSM(Splitting, kind="rgsm"):
     def prox(self, w):
         level = self.lambda1 / self.beta
         return proximal.group_l0(w, level) if self.penalty == "group_l0" else proximal.group_l1(w, level)
+
+    def penalty_of(self, u):
+        norms = channel_norms(u)
+        return self.lambda1 * (norms != 0 if self.penalty == "group_l0" else norms).sum().item()
