@@ -228,11 +228,15 @@ class _Job:
         for key, t in tensors.items():
             group, name = key.split("/", 1)
             groups.setdefault(group, {})[name] = t
-        like = lambda name, t: torch.empty_like(self.parameters[name]).copy_(t)  # noqa: E731  (same memory layout)
+
+        def like(name: str, t: Tensor) -> Tensor:  # in the memory layout of the parameter that the last word names
+            parameter = self.parameters.get(name.rsplit(" ")[-1])
+            return t if parameter is None else torch.empty_like(parameter).copy_(t)
+
         self.model.load_state_dict(groups["model"])
         for name, t in groups.get("momentum", {}).items():
             self.optimiser.state[self.parameters[name]]["momentum_buffer"] = like(name, t)
-        self.state = {n: like(n, t) if n in self.parameters else t for n, t in groups.get("sparsifier", {}).items()}
+        self.state = {n: like(n, t) for n, t in groups.get("sparsifier", {}).items()}
         self.average = {n: like(n, t) for n, t in groups.get("average", {}).items()}
         self.best = groups.get("best", {})
         self.epoch, self.steps = int(metadata["epoch"]), int(metadata["steps"])

@@ -1,7 +1,8 @@
 """What makes a network sparse: one file per method, each a `config.Sparsifier`."""
 
 from sparserobust.config import Dense
-from sparserobust.sparsifiers.magnitude import Magnitude
+from sparserobust.sparsifiers.admm import ADMM, ReleasedADMM
+from sparserobust.sparsifiers.magnitude import FixedMask, Magnitude
 from sparserobust.sparsifiers.splitting import RGSM, RVSM
 
-__all__ = ["RGSM", "RVSM", "Dense", "Magnitude"]
+__all__ = ["ADMM", "RGSM", "RVSM", "Dense", "FixedMask", "Magnitude", "ReleasedADMM"]

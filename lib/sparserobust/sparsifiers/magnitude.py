@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights are set to zero and held there."""
+"""Weights that are set to zero and held there: the smallest ones, or those a run inherits as zeros."""
 
 import torch
 
@@ -7,7 +7,20 @@ from sparserobust.sparsity import prunable
 
 
 @settings
-class Magnitude(Sparsifier, kind="magnitude"):
+class FixedMask(Sparsifier, kind="fixed_mask"):
+    """Fine-tuning: convolution and linear weights that are zero in the run it starts from (its `start`) stay zero."""
+
+    def start(self, model):
+        return {name: (w.detach() != 0).to(w.dtype) for name, w in prunable(model).items()}
+
+    @torch.no_grad()
+    def after_step(self, model, state, lr):
+        for name, w in prunable(model).items():
+            w.mul_(state[name])
+
+
+@settings
+class Magnitude(FixedMask, kind="magnitude"):
     """Prunes the weights a run starts with (its `start`), then trains what is left at a fixed mask; with a recipe of 0
     epochs it only prunes. Convolution and linear weights; `scope` global ranks them together, layerwise each layer."""
 
@@ -30,11 +43,6 @@ class Magnitude(Sparsifier, kind="magnitude"):
             masks = {name: _largest(s.flatten(), self.sparsity).view_as(s) for name, s in scored.items()}
         self.after_step(model, masks, 0.0)
         return masks
-
-    @torch.no_grad()
-    def after_step(self, model, state, lr):
-        for name, w in prunable(model).items():
-            w.mul_(state[name])
 
 
 def _largest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
