@@ -27,7 +27,18 @@ def judged(claim: Claim, effects: list[float], margin: float = 0.0, where: str =
     neutral = 1.0 if claim.unit == "ratio" else 0.0
     threshold = claim.reported if claim.lower_bound and claim.reported is not None else neutral
     said = verdict(claim.direction, low, high, threshold, margin) if effects else NOT_RUN
+    ours = sum(effects) / len(effects) if effects else math.nan
+    return _row(claim, ours, low, high, len(effects), said, where)
+
+
+def always(claim: Claim, count: int, total: int, n_seeds: int, where: str = "") -> dict:
+    """One row of a ledger for a claim that something is so every time: a single exception among `total` refutes it, and
+    `ours` is the share [%] of times it was so."""
+    share = 100 * count / total
+    return _row(claim, share, share, share, n_seeds, HOLDS if count == total else FAILS, where)
+
+
+def _row(claim: Claim, ours: float, low: float, high: float, n_seeds: int, said: str, where: str) -> dict:
     return {"claim": claim.id, "statement": claim.statement, "quantity": claim.quantity, "unit": claim.unit,
             "direction": claim.direction, "reported": claim.reported, "source": claim.source,
-            "ours": sum(effects) / len(effects) if effects else math.nan, "low": low, "high": high,
-            "n_seeds": len(effects), "verdict": said, "where": where}
+            "ours": ours, "low": low, "high": high, "n_seeds": n_seeds, "verdict": said, "where": where}

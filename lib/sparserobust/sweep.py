@@ -16,7 +16,8 @@ from sparserobust.errors import UserError
 from sparserobust.progress import Progress, bar, duration
 from sparserobust.runs import Store
 
-Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), and the run under "run"
+Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the run under "run", and, if more is to be
+# measured on it than on all rows, a dictionary of those measurements under "also"
 
 
 def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
@@ -43,19 +44,27 @@ def _missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> 
     jobs = {}
     for row in grid:
         run = row["run"]
-        missing = [m for m in measurements.values() if store.find(run, m) is None]
-        if missing and run.identity not in jobs:
-            labels = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in row.items()
-                              if k != "run" and v is not None)
-            jobs[run.identity] = {"run": run, "measurements": missing, "label": labels}
+        missing = [m for m in _wanted(row, measurements).values() if store.find(run, m) is None]
+        if missing:
+            labels = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in _labels(row).items() if v is not None)
+            job = jobs.setdefault(run.identity, {"run": run, "measurements": [], "label": labels})
+            job["measurements"] += [m for m in missing if m not in job["measurements"]]
     return sorted(jobs.values(), key=lambda job: -job["run"].cost)
+
+
+def _wanted(row: dict, measurements: dict[str, Measurement]) -> dict[str, Measurement]:
+    return measurements | row.get("also", {})
+
+
+def _labels(row: dict) -> dict:
+    return {k: v for k, v in row.items() if k not in ("run", "also")}
 
 
 def _frame(grid: Grid, measurements: dict[str, Measurement], store: Store) -> pandas.DataFrame:
     rows = []
     for row in grid:
-        labels = {k: v for k, v in row.items() if k != "run"} | {"run": row["run"].identity}
-        for name, measurement in measurements.items():
+        labels = _labels(row) | {"run": row["run"].identity}
+        for name, measurement in _wanted(row, measurements).items():
             result = store.measure(row["run"], measurement)
             rows.append(labels | {"metric": name} | {k: result.get(k) for k in ("value", "count", "total", "where",
                                                                                   "processor")})

@@ -9,13 +9,14 @@ from sparserobust.estimates import binomial_interval, matching
 
 def summary(frame: pandas.DataFrame, by: list[str], exact: tuple[str, ...] = ()) -> pandas.DataFrame:
     """One row per group and metric, rates in percent: `mean`, `sd` over seeds (nan for one), `n_seeds`, pooled `count`
-    and `total`, and the Wilson interval `low`, `high` of the pooled count; nan for the metrics in `exact`, which are
-    properties of a network and not estimated from a sample of images."""
+    and `total`, and the Wilson interval `low`, `high` of the pooled count; nan where nothing was counted, and for the
+    metrics in `exact`, which are properties of a network and not estimated from a sample of images."""
     rows = []
     for keys, group in frame.groupby([*by, "metric"], dropna=False, sort=False):
         values = 100 * group["value"]
         count, total = int(group["count"].sum()), int(group["total"].sum())
-        low, high = (math.nan, math.nan) if keys[-1] in exact else binomial_interval(count, total)
+        counted = total and keys[-1] not in exact
+        low, high = binomial_interval(count, total) if counted else (math.nan, math.nan)
         rows.append(dict(zip([*by, "metric"], keys, strict=True)) | {
             "mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else math.nan, "n_seeds": len(values),
             "count": count, "total": total, "low": 100 * low, "high": 100 * high,

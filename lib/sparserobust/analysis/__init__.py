@@ -1,5 +1,15 @@
 """Measurements of trained networks other than accuracy."""
 
-from sparserobust.analysis.weights import ChannelSparsity, RemainingParameters, WeightHistogram, WeightSparsity
+from sparserobust.analysis.cost import Deployable, macs
+from sparserobust.analysis.stability import Stability
+from sparserobust.analysis.weights import (
+    ChannelNorms,
+    ChannelSparsity,
+    LayerWeights,
+    RemainingParameters,
+    WeightHistogram,
+    WeightSparsity,
+)
 
-__all__ = ["ChannelSparsity", "RemainingParameters", "WeightHistogram", "WeightSparsity"]
+__all__ = ["ChannelNorms", "ChannelSparsity", "Deployable", "LayerWeights", "RemainingParameters", "Stability",
+           "WeightHistogram", "WeightSparsity", "macs"]

@@ -27,11 +27,12 @@ class ChannelSparsity(Measurement, kind="channel_sparsity"):
 
 @settings
 class RemainingParameters(Measurement, kind="remaining_parameters"):
-    """Parameters that are not exactly zero, of all trainable parameters."""
+    """Share of all trainable parameters that are not exactly zero."""
 
     def __call__(self, model, splits):
         left = sparsity.remaining_parameters(model)
-        return {"value": left, "count": left, "total": sparsity.parameters(model)}
+        total = sparsity.parameters(model)
+        return {"value": left / total, "count": left, "total": total}
 
 
 @settings
@@ -47,8 +48,44 @@ class WeightHistogram(Measurement, kind="weight_histogram"):
         self.require(self.limit > 0 and self.bins > 0 and self.near_zero > 0, "limit, bins and near_zero are positive")
 
     def __call__(self, model, splits):
-        weights = torch.cat([w.detach().flatten() for w in sparsity.prunable(model).values()]).cpu()
+        return self._counted(torch.cat([w.detach().flatten() for w in sparsity.prunable(model).values()]).cpu())
+
+    def _counted(self, weights: torch.Tensor) -> dict:
         near = int((weights.abs() < self.near_zero).sum())
         counts, _ = np.histogram(weights.clamp(-self.limit, self.limit), self.bins, (-self.limit, self.limit))
         return {"value": near / len(weights), "count": near, "total": len(weights),
                 "histogram": counts.tolist(), "limit": self.limit}
+
+
+@settings
+class LayerWeights(WeightHistogram, kind="layer_weights"):
+    """The same for one layer, the last 3x3 convolution of the first net (64x64x3x3 in ResNet20), with its picture: the
+    l2 norm of each kernel, a row per output channel (Dinh et al. 2020, figure 2, where the layer is "random")."""
+
+    limit: float = 0.33
+    bins: int = 67
+
+    def __call__(self, model, splits):
+        layers = [(name, w) for name, w in sparsity.convolutions(model.members[0]).items() if w.shape[-1] == 3]
+        name, w = layers[-1]
+        picture = w.detach().double().pow(2).sum((2, 3)).sqrt().cpu()
+        return self._counted(w.detach().flatten().cpu()) | {
+            "layer": name, "std": float(w.detach().std()),
+            "picture": [[round(v, 4) for v in row] for row in picture.tolist()]}
+
+
+@settings
+class ChannelNorms(Measurement, kind="channel_norms"):
+    """The l2 norm of every input channel of every convolution, layer by layer, to six digits (Dinh et al. 2020, figure
+    5). The value is the share of channels that are small but not removed: below a hundredth of the median norm of their
+    convolution's remaining channels, yet not below 1e-15."""
+
+    def __call__(self, model, splits):
+        norms = {name: sparsity.channel_norms(w) for name, w in sparsity.convolutions(model).items()}
+        small, total = 0, 0
+        for n in norms.values():
+            left = n[n >= sparsity.CHANNEL_NORM_IS_ZERO]
+            small += int((left < 0.01 * left.median()).sum()) if len(left) else 0
+            total += len(n)
+        return {"value": small / total, "count": small, "total": total,
+                "norms": {name: [float(f"{v:.6g}") for v in n.tolist()] for name, n in norms.items()}}
