@@ -55,7 +55,7 @@ def _run(chosen) -> None:
 def _reproduce(chosen) -> None:
     from sparserobust import batch, scales
 
-    scales.load(chosen.scale, "fk_resnet")  # a misspelt scale should not cost the start of a kernel
+    scales.check(chosen.scale)  # a misspelt scale should not cost the start of a kernel
     lines = batch.reproduce(batch.names(), chosen.scale)
     _ledger(chosen)
     print("\nwhere to look:", *lines, sep="\n  ")
@@ -76,11 +76,14 @@ def _ledger(chosen) -> None:
 
 
 def _publish(chosen) -> None:
-    from sparserobust.papers import fk_resnet
+    import importlib
+    import pkgutil
+
+    from sparserobust import papers
     from sparserobust.runs import Store
 
-    experiment = fk_resnet.experiment(chosen.scale)
-    wanted = {row["run"].identity: row["run"] for row in experiment.grid}
+    modules = [importlib.import_module(f"{papers.__name__}.{m.name}") for m in pkgutil.iter_modules(papers.__path__)]
+    wanted = {row["run"].identity: row["run"] for paper in modules for row in paper.experiment(chosen.scale).grid}
     written = Store().publish(list(wanted.values()), chosen.scale)
     print(f"{len(written)} records in {written[0].parent}: commit them, and every figure redraws from them")
 

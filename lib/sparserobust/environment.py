@@ -50,7 +50,7 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
 
 @contextmanager
 def one_thread():
-    """Inside the block torch computes with one thread: for networks so small that a second costs more than it brings."""
+    """Inside the block torch uses one thread: for networks so small that a second costs more than it brings."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,6 +8,7 @@ import pandas
 import seaborn
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from sparserobust.estimates import binomial_interval
 
@@ -42,8 +43,8 @@ def curves(x, ys: dict, xlabel: str, ylabel: str, title: str = "", log: bool = F
 
 def images(pictures: Sequence[torch.Tensor], titles: Sequence[str], limit: float | None = None) -> Figure:
     """Single-channel pictures (h, w) side by side, in one grey scale with its bar; `limit` is the largest magnitude."""
-    limit = limit or max(float(p.abs().max()) for p in pictures)
-    low = -limit if any(float(p.min()) < 0 for p in pictures) else 0
+    limit = limit or max(float(p.detach().abs().max()) for p in pictures)
+    low = -limit if any(float(p.detach().min()) < 0 for p in pictures) else 0
     figure, axes = subplots(len(pictures), width=2.6, height=2.9)
     for axis, picture, title in zip(axes, pictures, titles, strict=True):
         shown = axis.imshow(picture.detach(), cmap="gray" if low == 0 else "RdBu_r", vmin=low, vmax=limit)
@@ -73,33 +74,145 @@ def weight_histograms(frame: pandas.DataFrame, results: Sequence[dict], hue: str
 
 
 def tradeoff(frame: pandas.DataFrame, x: str, y: Sequence[str], xlabel: str, titles: Sequence[str],
-             hue: str = "ours") -> Figure:
-    """Accuracy against sparsity, both in percent, one panel per accuracy in `y`: small marks are seeds, large ones
-    means joined in order of sparsity. Bars: 95 % binomial interval of the count pooled over seeds."""
+             hue: str = "ours", percent: bool = True) -> Figure:
+    """Accuracy in percent against sparsity in percent (or, not `percent`, against a count on a logarithmic axis), one
+    panel per accuracy in `y`: small marks are seeds, large ones means joined in order of sparsity. Bars: 95 % binomial
+    interval of the count pooled over seeds."""
     figure, axes = subplots(len(y), width=4.4, height=4.0, sharex=True)
     frame = frame.assign(level=frame["level"].fillna(0))
     wide = frame.pivot(index=[hue, "level", "seed"], columns="metric", values="value").reset_index()
+    if percent:
+        wide[x] *= 100
+    else:
+        counts = frame[frame["metric"] == x].set_index([hue, "level", "seed"])["count"]
+        wide[x] = counts.loc[pandas.MultiIndex.from_frame(wide[[hue, "level", "seed"]])].to_numpy()
     order = list(frame[hue].unique())
     for axis, metric, title in zip(axes, y, titles, strict=True):
         for group, colour, marker in zip(order, PALETTE, MARKERS, strict=False):
             chosen = wide[wide[hue] == group]
-            axis.plot(100 * chosen[x], 100 * chosen[metric], marker, color=colour, alpha=0.35, markersize=4)
+            axis.plot(chosen[x], 100 * chosen[metric], marker, color=colour, alpha=0.35, markersize=4)
             means = chosen.groupby("level")[[x, metric]].mean().sort_values(x)
             pooled = frame[(frame[hue] == group) & (frame["metric"] == metric)].groupby("level")[
                 ["count", "total"]].sum().loc[means.index]
             bounds = [binomial_interval(c, t) for c, t in pooled.itertuples(index=False)]
             bars = np.abs(np.array(bounds).T - means[metric].to_numpy()) * 100
-            axis.errorbar(100 * means[x], 100 * means[metric], bars, marker=marker, color=colour, markersize=8,
+            axis.errorbar(means[x], 100 * means[metric], bars, marker=marker, color=colour, markersize=8,
                           capsize=3, label=group)
         axis.set(xlabel=xlabel, title=title)
+        if not percent:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("accuracy [%]")
     axes[0].legend()
     return figure
 
 
+def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: Sequence[str], ylabel: str,
+          hue: str = "ours", reported: pandas.DataFrame | None = None) -> Figure:
+    """Rates in percent against `level`, one panel per metric: means over seeds, the band spans the seeds. `reported`
+    has `level`, `hue`, what it is called in print (`net`), and percentages in columns named like the metrics; they are
+    drawn hollow."""
+    figure, axes = subplots(len(metrics), width=max(3.7, 9 / (len(metrics) + 1)), height=3.9, sharex=True)
+    for axis, metric, title in zip(axes, metrics, titles, strict=True):
+        for group, colour, marker in zip(frame[hue].unique(), PALETTE, MARKERS, strict=False):
+            by_level = frame[(frame["metric"] == metric) & (frame[hue] == group)].groupby("level")["value"]
+            mean, low, high = (100 * getattr(by_level, f)() for f in ("mean", "min", "max"))
+            axis.fill_between(mean.index, low, high, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(mean.index, mean, marker=marker, color=colour, label=group)
+            printed = reported[reported[hue] == group] if reported is not None else ()
+            if len(printed):
+                axis.plot(printed["level"], printed[metric], marker=marker, color=colour, markerfacecolor="none",
+                          linestyle=":", markersize=9, label=f"{printed['net'].iloc[0]}, reported")
+        axis.set(xlabel=xlabel, title=title)
+    axes[0].set_ylabel(ylabel)
+    axes[0].legend()
+    return figure
+
+
+def sorted_norms(norms: dict[str, np.ndarray]) -> Figure:
+    """Channel norms of several networks, each sorted from large to small; on the right with a logarithmic axis, where
+    channels that are exactly zero lie on the lowest line."""
+    figure, axes = subplots(2, width=5.2)
+    smallest = min(n[n > 0].min() for n in norms.values())
+    floor = 10.0 ** (np.floor(np.log10(smallest)) - 1)
+    for (label, n), colour, style in zip(norms.items(), PALETTE, ("-", "--", "-.", ":"), strict=False):
+        ordered = np.sort(n)[::-1]
+        share = 100 * np.arange(1, len(n) + 1) / len(n)
+        axes[0].plot(share, ordered, style, color=colour, label=label)
+        axes[1].plot(share, np.maximum(ordered, floor), style, color=colour, label=label)
+    axes[0].set(xlabel="channels, largest first [%]", ylabel="l2 norm of a channel", title="all")
+    axes[1].set(xlabel="channels, largest first [%]", title="the same, zoomed on small norms", yscale="log")
+    axes[1].axhline(floor, color="0.3", linewidth=1)
+    axes[1].annotate("exactly zero", (2, floor), xytext=(0, 4), textcoords="offset points")
+    axes[0].legend()
+    return figure
+
+
+def layers(results: dict[str, dict]) -> Figure:
+    """One layer of several networks, from `LayerWeights` results by label: the l2 norms of its kernels as a picture in
+    one colour scale, and the histograms of its weights."""
+    figure, axes = subplots(len(results) + 1, width=4.2, height=3.9)
+    highest = max(max(map(max, r["picture"])) for r in results.values())
+    for axis, (label, result) in zip(axes, results.items(), strict=False):
+        shown = axis.imshow(result["picture"], vmin=0, vmax=highest, cmap="viridis")
+        axis.set(title=label, xlabel="input channel", ylabel="output channel")
+        axis.grid(False)
+    figure.colorbar(shown, ax=axes[:-1], shrink=0.75, label="l2 norm of a kernel")
+    for (label, result), colour, style in zip(results.items(), PALETTE, ("-", "--", "-."), strict=False):
+        counts, limit = np.array(result["histogram"]), result["limit"]
+        edges = np.linspace(-limit, limit, len(counts) + 1)
+        axes[-1].stairs(100 * counts / counts.sum(), edges, color=colour, linestyle=style, linewidth=2, label=label)
+    axes[-1].set(xlabel="weight", ylabel="share of weights per bin [%]", title="histogram (outer bins: the rest)")
+    axes[-1].legend()
+    return figure
+
+
+def stability(results: Sequence[dict]) -> Figure:
+    """`Stability` results of several seeds, averaged: the mean change of the output over images against the length of
+    the push, a line per noise level; the largest against the noise level, a line per length; the noise's cost."""
+    figure, axes = subplots(3, width=4.4, height=4.0)
+    levels, lengths = results[0]["levels"], results[0]["lengths"]
+    changes, largest = (np.mean([r[key] for r in results], axis=0) for key in ("changes", "largest"))
+    styles = list(zip(PALETTE, MARKERS, strict=False))
+    for level, row, (colour, marker) in zip(levels, changes, styles, strict=False):
+        slopes = [r["slopes"][levels.index(level)] for r in results]
+        slope = f": slope {np.mean(slopes):.2f}" if None not in slopes else ""
+        axes[0].loglog(lengths, row, marker=marker, color=colour, label=f"noise {level:g}{slope}")
+    for length, column, (colour, marker) in zip(lengths, largest.T, styles, strict=False):
+        axes[1].plot(levels, column, marker=marker, color=colour, label=f"|d| = {length:g}")
+    axes[2].plot(levels, 100 * np.mean([r["accuracy"] for r in results], axis=0), "o-", color=PALETTE[0])
+    axes[0].set(xlabel="length of the push, |d|", ylabel="|u(x + d) - u(x)|", title="mean over images")
+    axes[1].set(xlabel="noise level", yscale="log", title="largest over images")
+    axes[2].set(xlabel="noise level", ylabel="accuracy of u [%]", title="what the noise costs", ylim=(0, 102))
+    axes[0].legend(fontsize=9)
+    axes[1].legend(fontsize=9)
+    return figure
+
+
+def descent(paths: dict[str, pandas.DataFrame], lrs: dict[str, float], bound: pandas.Series) -> Figure:
+    """Paths of `analysis.descent.follow` by label: the Lagrangian; the smallest gradient so far, with `bound`, the
+    proof's, for the first path; and the step that the theorem allows beside the one that was taken (dotted)."""
+    figure, axes = subplots(3, width=4.6, height=4.2)
+    styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+    for (label, path), colour, style in zip(paths.items(), PALETTE, styles, strict=False):
+        axes[0].plot(path["step"], path["lagrangian"], linestyle=style, color=colour, label=label)
+        axes[1].loglog(path["step"] + 1, path["gradient_norm"].cummin(), linestyle=style, color=colour)
+        axes[2].semilogy(path["step"], path["longest_lr"], linestyle=style, color=colour)
+        axes[2].axhline(lrs[label], color=colour, linestyle=":", linewidth=1)
+    axes[1].loglog(range(1, len(bound) + 1), bound, color="0.3", linewidth=1, label="the proof's bound, first path")
+    axes[0].set(xlabel="step", ylabel="Lagrangian", title="does it fall?")
+    axes[1].set(xlabel="step", ylabel="smallest gradient norm so far", title="how fast?")
+    axes[2].set(xlabel="step", ylabel="learning rate", title="longest allowed, 2 / (beta + L)")
+    axes[1].legend(fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 def claims(ledger: pandas.DataFrame) -> Figure:
-    """Each judged claim as reported (hollow) and measured (filled, with its interval), in the claim's unit."""
-    ran = ledger[ledger["n_seeds"] > 0].iloc[::-1].reset_index(drop=True)
+    """Each judged claim in percentage points as reported (hollow) and measured (filled, with its interval)."""
+    ran = ledger[(ledger["n_seeds"] > 0) & (ledger["unit"] == "percentage points")].iloc[::-1].reset_index(drop=True)
     colours = {"holds": PALETTE[2], "does not hold": PALETTE[3]}
     figure, (axis,) = subplots(width=7.5, height=0.32 * len(ran) + 1.2)
     for i, row in ran.iterrows():
@@ -109,7 +222,7 @@ def claims(ledger: pandas.DataFrame) -> Figure:
         if not pandas.isna(row["reported"]):
             axis.plot(row["reported"], i, "D", color="black", markerfacecolor="none")
     axis.axvline(0, color="0.3", linewidth=1)
-    axis.set(yticks=range(len(ran)), xlabel="effect [percentage points; C3.ratio: ratio]", ylim=(-0.7, len(ran) - 0.3))
+    axis.set(yticks=range(len(ran)), xlabel="effect [percentage points]", ylim=(-0.7, len(ran) - 0.3))
     axis.set_yticklabels(ran["claim"])
     handles = [axis.plot([], [], "o", color=c)[0] for c in (*colours.values(), "0.5")]
     handles.append(axis.plot([], [], "D", color="black", markerfacecolor="none")[0])

@@ -142,10 +142,15 @@ class Store:
     # ---------------------------------------------------------------------------------------------- publishing
 
     def publish(self, runs: list[Run], scale: str) -> list[Path]:
-        """Write what is known of these runs, weights apart, into `data/published/<scale>/`."""
+        """Write what is known of these runs, weights apart, into `data/published/<scale>/`; records of other runs leave
+        the folder, those computed on another machine stay as they are."""
         written = []
         for run in runs:
+            path = paths.published_folder() / scale / f"{run.identity}.json"
             record = self._complete(run)
+            if record is None and path.exists():
+                written.append(path)
+                continue
             if record is None:
                 raise UserError(f"run {run.identity} is not complete in {self.folder}: train it before publishing")
             home = self._home(run)
@@ -154,9 +159,10 @@ class Store:
                 made = files.read_json(home / "provenance.json")
             except files.Corrupt as error:
                 raise UserError(f"{error}: delete it, sweep again, then publish") from None
-            path = paths.published_folder() / scale / f"{run.identity}.json"
             files.write_json(path, {"record": record, "provenance": made, "measured": measured})
             written.append(path)
+        for path in set((paths.published_folder() / scale).glob("*.json")) - set(written):
+            path.unlink()
         return written
 
     @cached_property

@@ -11,14 +11,19 @@ def names() -> list[str]:
     return sorted(path.stem for path in scales_folder().glob("*.yaml"))
 
 
-def load(scale: str, paper: str) -> dict:
-    """The settings of one paper at one scale. `UserError` for an unknown scale or a broken file."""
-    import yaml
-
+def check(scale: str) -> None:
+    """`UserError` for an unknown scale, with the nearest known one."""
     if scale not in names():
         near = difflib.get_close_matches(str(scale), names(), n=1)
         raise UserError(f"unknown scale '{scale}': " + (f"did you mean '{near[0]}'? " if near else "")
                         + f"known: {', '.join(names())}")
+
+
+def load(scale: str, paper: str) -> dict:
+    """The settings of one paper at one scale. `UserError` for an unknown scale or a broken file."""
+    import yaml
+
+    check(scale)
     path = scales_folder() / f"{scale}.yaml"
     try:
         content = yaml.safe_load(path.read_text())

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from sparserobust import evaluation
-from sparserobust.attacks import FGSM, PGD, AutoAttack, DeepFool, RandomisedFGSM
+from sparserobust.attacks import (
+    FGSM,
+    PGD,
+    AutoAttack,
+    CarliniWagnerL2,
+    CarliniWagnerReleased,
+    DeepFool,
+    RandomisedFGSM,
+)
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
+from sparserobust.environment import global_seed, stream
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import PreActResNet, is_noisy, noise_off
 
@@ -150,7 +159,77 @@ def test_autoattack_of_colour_images(norm, epsilon, quick_suite):
     assert abs(result["count"] - expected) <= 1
 
 
+# --- precision of the attack
+
+ROUGH = PGD(epsilon=0.12, step_size=0.02, steps=8, random_start=False)
+
+
+@pytest.fixture
+def passes(net, monkeypatch):
+    """A copy of the net that writes down, of each pass, the precision of its logits and whether a gradient is wanted;
+    on a machine that has bfloat16, whatever this one has."""
+    monkeypatch.setattr(evaluation, "has_bfloat16", lambda kind: kind == "cpu")
+    model, seen = deepcopy(net), []
+    model.register_forward_hook(lambda _, inputs, logits: seen.append((logits.dtype, inputs[0].requires_grad)))
+    return model, seen
+
+
+@pytest.mark.parametrize("attack", [ROUGH, FGSM(epsilon=0.1)], ids=["pgd", "fgsm"])
+def test_rough_attack_and_exact_answer_by_hand(net, digits, passes, attack):
+    test, (model, seen) = digits.test.first(120), passes
+    with torch.autocast("cpu", torch.bfloat16):
+        attacked = attack(net, test.images, test.labels)
+    assert attacked.dtype == torch.float32
+    assert not torch.equal(attacked, attack(net, test.images, test.labels))  # bfloat16 does make a difference
+    result = Accuracy(attack=attack, images=120, precision="bfloat16")(model, digits)
+    assert agrees(result, int((net(attacked).argmax(1) == test.labels).sum()), 120) and 0 < result["count"] < 120
+    assert result["mean_l2"] == pytest.approx((attacked - test.images).flatten(1).norm(dim=1).mean().item(), rel=1e-4)
+    assert seen == [(torch.bfloat16, True)] * getattr(attack, "steps", 1) + [(torch.float32, False)]
+
+
+def test_rough_attack_with_chance_by_hand(noisy, digits, passes):
+    """Start, noise in the attack and noise in the answer: drawn in the order in which a float32 attack draws them."""
+    attack, test = PGD(epsilon=0.1, step_size=0.05, steps=2, eot_draws=2), digits.test.first(40)
+    measure = Accuracy(attack=attack, images=40, precision="bfloat16")
+    with global_seed(0, "evaluation noise", measure.identity):
+        with torch.autocast("cpu", torch.bfloat16):
+            attacked = attack(noisy, test.images, test.labels, stream(0, "evaluation", measure.identity))
+        count = int((noisy.eval()(attacked).argmax(1) == test.labels).sum())
+    assert agrees(measure(noisy, digits), count, 40)
+
+
+def test_float32_is_the_default_and_is_what_a_machine_without_bfloat16_does(passes, digits, monkeypatch):
+    model, seen = passes
+    exact = Accuracy(attack=ROUGH, images=60)(model, digits)
+    assert {dtype for dtype, _ in seen} == {torch.float32}
+    monkeypatch.setattr(evaluation, "has_bfloat16", lambda kind: False)
+    seen.clear()
+    assert Accuracy(attack=ROUGH, images=60, precision="bfloat16")(model, digits) == exact
+    assert {dtype for dtype, _ in seen} == {torch.float32}
+
+
+def test_precision_is_part_of_the_identity_unless_it_is_float32():
+    """So that what was measured before there was a choice is found again, and the two are not taken for each other."""
+    before = "32c7a7a03028"  # as of commit 5195762, which knows no precision
+    plain = {"kind": "accuracy", "images": 5, "attack": {"kind": "fgsm", "epsilon": 0.1}}
+    for exact in (Measurement.parse(plain), Measurement.parse(plain | {"precision": "float32"})):
+        assert exact.identity == before
+    rough = Measurement.parse(plain | {"precision": "bfloat16"})
+    assert rough.identity != before
+    assert Measurement.parse(rough.plain()) == rough
+
+
+@pytest.mark.parametrize("attack", [
+    None, RandomisedFGSM(epsilon=0.1), AutoAttack(epsilon=0.1), DeepFool(), CarliniWagnerL2(), CarliniWagnerReleased(),
+    PGD(epsilon=0.5, step_size=0.1, steps=2, norm="l2"),
+], ids=lambda attack: getattr(attack, "kind", "clean"))
+def test_bfloat16_is_refused_where_more_than_signs_count(attack, refusal):
+    message = refusal(Accuracy, attack=attack, precision="bfloat16")
+    assert all(word in message for word in ("bfloat16", "FGSM", "PGD"))
+
+
 @pytest.mark.parametrize(("change", "words"), [
+    ({"precision": "float16"}, ["precision", "float16"]),
     ({"images": 0}, ["images", "positive"]),
     ({"attack": "pgd"}, ["attack"]),
     ({"attack": {"kind": "fgsm", "epsilon": 8}}, ["8/255"]),

@@ -188,6 +188,53 @@ def test_gradient_of_noise():
     assert torch.allclose(x.grad, y.grad, rtol=1e-4, atol=1e-5) and not torch.allclose(x.grad, weight, atol=1e-2)
 
 
+def noisy(x, level, seed=3):
+    """The layer with its draws fixed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Noise(level)(x)
+
+
+@every_layout
+@pytest.mark.parametrize("level", [0.1, 2.0])
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_gradient_of_noise_against_finite_differences(level, mean, layout):
+    x = (mean + torch.randn(3, 2, 4, 3, dtype=torch.float64)).contiguous(memory_format=layout).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: noisy(x, level), x, atol=1e-8, rtol=1e-6)
+
+
+@every_layout
+def test_gradient_of_noise_of_a_transposed_or_sliced_tensor(layout):
+    """Which is dense in no memory format; nor need the gradient that arrives have the layout of x."""
+    x = torch.randn(2, 3, 4, 2, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: noisy(x.transpose(0, 3), 0.5), x)
+    assert torch.autograd.gradcheck(lambda x: noisy(x[:, :, ::2], 0.5), x)
+    assert torch.autograd.gradcheck(lambda x: noisy(x, 0.5).transpose(1, 2).contiguous() ** 2, x)
+    (gradient,) = torch.autograd.grad(noisy(x, 0.5).sum(), x)  # an expanded one: a single entry in memory
+    assert gradient.shape == x.shape and torch.autograd.gradcheck(lambda x: noisy(x, 0.5).sum(), x)
+
+
+@every_layout
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.0, 1.0), (-0.5, 0.25), (0.0, 100.0)])
+def test_bfloat16_gradients_are_float32s_to_bfloat16_precision(mean, std, layout):
+    """Where the standard deviation matters most, for gradients along the noise, and for others."""
+    rough = (mean + std * torch.randn(16, 8, 10, 10)).bfloat16().contiguous(memory_format=layout).requires_grad_(True)
+    fine = rough.detach().float().requires_grad_(True)
+    out, exact = noisy(rough, 0.5), noisy(fine, 0.5)
+    assert out.dtype == torch.bfloat16 and out.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(out.float(), exact, rtol=2**-7, atol=2**-7 * (abs(mean) + std))
+    added = (exact - fine).detach() / std
+    for weight in (added, added + torch.randn_like(added), torch.randn_like(added)):
+        weight = weight.bfloat16()
+        (ours,) = torch.autograd.grad(out, rough, weight, retain_graph=True)
+        (expected,) = torch.autograd.grad(exact, fine, weight.float(), retain_graph=True)
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.float(), expected, rtol=2**-7, atol=2**-7)
+    assert (expected - weight.float()).abs().max() < 0.1
+    (along,) = torch.autograd.grad(exact, fine, added)
+    assert (along - added).abs().max() > 0.5  # that the standard deviation does matter
+
+
 def test_dead_activations_have_finite_gradients():
     x = torch.zeros(4, 3, 5, 5, requires_grad=True)
     Noise(0.1)(x).sum().backward()

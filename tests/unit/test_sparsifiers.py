@@ -1,4 +1,4 @@
-"""RVSM, RGSM and magnitude pruning: steps recomputed by hand, and the properties that the papers promise."""
+"""RVSM, RGSM, magnitude pruning and fixed masks: steps recomputed by hand, and what the papers promise."""
 
 from dataclasses import replace
 from itertools import product
@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from sparserobust import UserError, files, sparsity, training
 from sparserobust.environment import stream
-from sparserobust.sparsifiers import RGSM, RVSM, Magnitude, proximal
+from sparserobust.runs import Store
+from sparserobust.sparsifiers import RGSM, RVSM, FixedMask, Magnitude, proximal
 
 
 class Toy(nn.Module):
@@ -328,6 +329,95 @@ def test_magnitude_with_no_epochs_only_prunes(averaging, tiny_run, digits):
     assert sparsity.sparsity(result.model) == pytest.approx(0.5, abs=1e-3)
     for name, t in result.model.state_dict().items():
         assert torch.equal(t, torch.where(t == 0, t, dense[name]))
+
+
+# ---------------------------------------------------------------------------------------------- fixed mask
+
+
+@pytest.fixture(scope="module")
+def begun(tiny_run, digits) -> dict:
+    """A trained network with zeros of every sort: scattered ones, a whole channel, shifts of a norm, minus zero."""
+    state = training.train(tiny_run(), digits).model.state_dict()
+    chance = torch.Generator().manual_seed(0)
+    for t in state.values():
+        if t.dim() > 1:
+            t.mul_((torch.rand(t.shape, generator=chance) < 0.6).float())
+    state["members.0.blocks.1.conv1.weight"][:, 0] = -0.0
+    state["members.0.blocks.0.norm1.bias"].zero_()
+    return state
+
+
+def fine_tuned_by_hand(run, splits, start) -> dict:
+    """The training of a dense network, with weights reset to zero after each step."""
+    model, recipe = training.build(run, splits).train(), run.recipe
+    model.load_state_dict(start)
+    optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
+                                nesterov=recipe.momentum > 0)
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
+        for index in order.split(recipe.batch_size):
+            optimiser.zero_grad()
+            cross_entropy(model(splits.train.images[index]), splits.train.labels[index]).backward()
+            optimiser.step()
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    if p.dim() > 1:
+                        p[start[name] == 0] = 0
+    return weights_of(model)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fine_tuning_is_dense_training_but_for_the_mask(momentum, begun, tiny_run, digits):
+    run = tiny_run(**PLAIN | {"momentum": momentum, "weight_decay": 0.05, "lr": 0.1}, sparsifier=FixedMask())
+    ours, by_hand = weights_of(training.train(run, digits, begun).model), fine_tuned_by_hand(run, digits, begun)
+    for name in by_hand:
+        torch.testing.assert_close(ours[name], by_hand[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_zeros_of_the_start_stay_through_momentum_and_weight_decay_and_the_others_move(averaging, begun, tiny_run,
+                                                                                       digits):
+    run = tiny_run(sparsifier=FixedMask(), averaging=averaging, weight_decay=0.05)
+    result = training.train(run, digits, begun)
+    for name, p in weights_of(result.model).items():
+        moved = p != begun[name]
+        if p.dim() > 1:
+            assert torch.equal(p == 0, begun[name] == 0)
+            assert torch.equal(moved, begun[name] != 0), name
+        else:
+            assert moved.all(), name  # norms and biases are free, zero or not
+    assert [row["sparsity"] for row in result.history] == [sparsity.sparsity(result.model)] * 2
+    assert [row["gap"] > 0 for row in result.history] == [averaging > 0] * 2
+
+
+def test_a_fixed_mask_of_a_net_without_zeros_is_dense_training(tiny_run, digits):
+    start = training.train(tiny_run(seed=1), digits).model.state_dict()
+    masked, dense = (training.train(run, digits, start) for run in (tiny_run(sparsifier=FixedMask()), tiny_run()))
+    assert masked.history == dense.history
+    assert same(masked.model.state_dict(), dense.model.state_dict())
+
+
+def test_fixed_mask_reads_convolution_and_linear_weights_and_changes_none():
+    model = Toy()
+    with torch.no_grad():
+        model.linear.weight[0] = 0
+    before = weights_of(model)
+    masks = FixedMask().start(model)
+    assert same(weights_of(model), before)
+    assert masks.keys() == PRUNABLE
+    assert same(masks, {name: (before[name] != 0).float() for name in PRUNABLE})
+
+
+def test_fine_tuning_follows_its_start_in_a_store(tiny_run, tmp_path):
+    store = Store(tmp_path / "store", use_published=False)
+    pruned = tiny_run(sparsifier=SPLITTINGS["rvsm"]())
+    tuned = tiny_run(sparsifier=FixedMask(), start=pruned, epochs=1)
+    record = store.train(tuned)  # which trains its start first
+    assert {p.name for p in store.folder.glob("[!.]*")} == {tuned.identity, pruned.identity}
+    before, after = (weights_of(store.model(run)) for run in (pruned, tuned))
+    assert 0.05 < record["sparsity"] == store.record(pruned)["sparsity"] < 0.95
+    for name, p in before.items():
+        assert torch.equal(after[name] != p, p != 0 if p.dim() > 1 else torch.ones_like(p) == 1), name
 
 
 # ------------------------------------------------------------------------------------------ bad settings

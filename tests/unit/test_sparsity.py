@@ -1,11 +1,24 @@
-"""How sparsity is counted: by the paper's own fractions, and by hand."""
+"""How sparsity is counted, and what is told of weights: by the paper's own fractions, and by hand."""
+
+import json
+import math
+import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from sparserobust import sparsity
-from sparserobust.analysis import ChannelSparsity, RemainingParameters, WeightHistogram, WeightSparsity
+from sparserobust.analysis import (
+    ChannelNorms,
+    ChannelSparsity,
+    LayerWeights,
+    RemainingParameters,
+    WeightHistogram,
+    WeightSparsity,
+)
 from sparserobust.config import Measurement
 from sparserobust.models import PreActResNet
 
@@ -112,7 +125,7 @@ def test_remaining_parameters(small):
     small[3].weight[0] = 0.0
     assert sparsity.remaining_parameters(small) == total - 5
     result = RemainingParameters()(small, None)
-    assert (result["value"], result["count"], result["total"]) == (total - 5, total - 5, total)
+    assert agrees(result, total - 5, total)  # the value is a share, as that of every other count
 
 
 def test_measurements_of_a_real_net_agree_with_its_counts():
@@ -120,7 +133,8 @@ def test_measurements_of_a_real_net_agree_with_its_counts():
     zero_channels(model, 100)
     zeros = sum(int((w == 0).sum()) for w in sparsity.prunable(model).values())
     assert agrees(WeightSparsity()(model, None), zeros, 270_256 + 640) and zeros > 1000
-    assert RemainingParameters()(model, None)["count"] == 272_282 - zeros - 688  # shifts of batch norms begin at zero
+    left = 272_282 - zeros - 688  # shifts of batch norms begin at zero
+    assert agrees(RemainingParameters()(model, None), left, 272_282)
 
 
 # --- histogram
@@ -151,6 +165,104 @@ def test_histogram_counts_exactly_beyond_float_precision():
     assert sum(WeightHistogram()(model, None)["histogram"]) == 2**24 + 2**12
 
 
+@pytest.mark.parametrize("kind", ["weight_histogram", "layer_weights"])
 @pytest.mark.parametrize("change", [{"limit": 0}, {"bins": 0}, {"near_zero": 0}], ids=str)
-def test_wrong_settings(refusal, change):
-    assert "positive" in refusal(Measurement.parse, {"kind": "weight_histogram"} | change)
+def test_wrong_settings(refusal, kind, change):
+    assert "positive" in refusal(Measurement.parse, {"kind": kind} | change)
+
+
+# --- one layer
+
+
+def tiny(depth=8, members=1):
+    """With gradients, as a network comes out of training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PreActResNet(depth=depth, width=2, members=members).build((1, 8, 8), 10)
+
+
+@pytest.mark.parametrize(("depth", "chosen"), [(8, "blocks.2.conv2.weight"), (20, "blocks.8.conv2.weight")])
+def test_the_layer_is_the_last_3x3_convolution_of_the_first_net(depth, chosen):
+    """Not the 1x1 shortcut that comes after it in a block that changes shape, as the last one of depth 8 does."""
+    model = tiny(depth, members=2)
+    result = LayerWeights()(model, None)
+    assert result["layer"] == chosen
+    w = model.members[0].get_parameter(chosen)
+    assert w.shape == (8, 8, 3, 3)
+    assert result["std"] == pytest.approx(w.detach().double().std().item(), rel=1e-5)
+    assert result["total"] == w.numel() == sum(result["histogram"])
+
+
+def test_the_layer_of_resnet20_is_that_of_the_papers_figure():
+    result = LayerWeights()(built("En2ResNet20"), None)
+    assert result["total"] == 64 * 64 * 9
+    assert (len(result["picture"]), len(result["picture"][0])) == (64, 64)
+    assert (result["limit"], len(result["histogram"])) == (0.33, 67)
+
+
+def test_picture_by_hand():
+    """A row for each output channel, an entry for each input channel: the length of the kernel between them."""
+    model = tiny().requires_grad_(False)
+    w = model.get_parameter("members.0.blocks.2.conv2.weight")
+    w.zero_()
+    w[3, 5, 0, 0], w[3, 5, 2, 1] = 0.3, -0.4
+    w[7, 0] = 0.2
+    result = LayerWeights(limit=0.5, bins=5, near_zero=0.25)(model, None)  # edges -.5, -.3, -.1, .1, .3, .5
+    expected = [[0.0] * 8 for _ in range(8)]
+    expected[3][5], expected[7][0] = 0.5, 0.6
+    assert result["picture"] == expected
+    assert result["histogram"] == [1, 0, 576 - 11, 9, 1]
+    assert (result["value"], result["count"]) == (574 / 576, 574)
+
+
+@pytest.mark.parametrize("measurement", [LayerWeights(), ChannelNorms()], ids=["layer", "norms"])
+def test_results_are_json_and_come_without_a_warning_from_a_net_with_gradients(measurement):
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = measurement(tiny(), None)
+    finally:
+        torch.set_warn_always(always)
+    assert json.loads(json.dumps(result)) == result
+
+
+# --- channel norms
+
+
+def test_channel_norms_of_every_convolution_by_hand():
+    model = tiny()
+    norms = ChannelNorms()(model, None)["norms"]
+    weights = {name: p.detach().tolist() for name, p in model.named_parameters() if p.dim() == 4}
+    assert norms.keys() == weights.keys()
+    for name, w in weights.items():
+        expected = [math.sqrt(sum(v**2 for kernels in w for row in kernels[i] for v in row)) for i in range(len(w[0]))]
+        assert norms[name] == pytest.approx(expected, rel=1e-5)
+        assert all(float(f"{norm:.6g}") == norm for norm in norms[name])
+
+
+def test_small_but_not_removed_channels_by_hand():
+    model = nn.Sequential(nn.Conv2d(6, 1, 1), nn.Conv2d(3, 1, 1), nn.Conv2d(2, 1, 1)).requires_grad_(False)
+    rows = [[3.0, -2.0, 0.0201, 0.0199, 5.0, 0.0],  # the median of those that remain is 2, so 0.02 divides them
+            [100.0, 2e-15, 100.0],  # small, but not removed
+            [0.9e-15, 0.0]]  # all removed: none is small, and there is no median
+    for layer, row in zip(model, rows, strict=True):
+        layer.weight.copy_(torch.tensor(row).view_as(layer.weight))
+    result = ChannelNorms()(model, None)
+    assert (result["value"], result["count"], result["total"]) == (2 / 11, 2, 11)
+    assert result["norms"]["0.weight"] == [3, 2, 0.0201, 0.0199, 5, 0]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 6))
+def test_removed_and_small_channels_are_told_apart(seed, removed):
+    """Whatever is removed never counts as small, and scaling a convolution changes nothing."""
+    model = nn.Sequential(nn.Conv2d(7, 2, 3)).requires_grad_(False)
+    w, chance = model[0].weight, torch.Generator().manual_seed(seed)
+    w.copy_(torch.randn(w.shape, generator=chance) * 10 ** torch.empty(7, 1, 1).uniform_(-4, 0, generator=chance))
+    w[:, :removed] = 0
+    norms = sorted(math.sqrt(v) for v in w.double().pow(2).sum((0, 2, 3)).tolist())[removed:]
+    count = sum(norm < 0.01 * norms[(len(norms) - 1) // 2] for norm in norms)
+    for factor in (1, 2.0**-10):
+        w.mul_(factor)
+        assert agrees(ChannelNorms()(model, None), count, 7)

@@ -285,6 +285,19 @@ def test_only_complete_runs_are_published(fresh, published, tiny_run, refusal):
     assert not published.exists()
 
 
+def test_publishing_replaces_a_scale_but_keeps_what_another_machine_computed(fresh, published, tmp_path, tiny_run):
+    ours, theirs, outdated = (tiny_run(seed=seed) for seed in (0, 1, 2))
+    fresh().train(ours)
+    for run in (theirs, outdated):
+        files.write(published / "quick" / f"{run.identity}.json", b"theirs")
+    files.write(published / "laptop" / "0123.json", b"another scale")
+    written = Store(fresh().folder, use_published=False).publish([ours, theirs], "quick")
+    assert sorted(written) == sorted((published / "quick").glob("*.json"))
+    assert {path.stem for path in written} == {ours.identity, theirs.identity}
+    assert (published / "quick" / f"{theirs.identity}.json").read_bytes() == b"theirs"
+    assert (published / "laptop" / "0123.json").exists()
+
+
 def test_a_damaged_published_record_is_named(published, tmp_path, tiny_run, refusal):
     files.write(published / "quick" / "0123.json", b'{"record": ')
     assert "0123.json" in refusal(Store(tmp_path / "store").record, tiny_run())

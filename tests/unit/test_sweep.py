@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from sparserobust import UserError, sweep
-from sparserobust.analysis import WeightSparsity
+from sparserobust.analysis import ChannelSparsity, RemainingParameters, WeightHistogram, WeightSparsity
 from sparserobust.evaluation import Accuracy
 from sparserobust.runs import Store
 from sparserobust.sparsifiers import RGSM, Magnitude
@@ -94,6 +94,43 @@ def test_one_job_for_each_distinct_run_with_what_is_missing_the_longest_first(pr
     with pytest.raises(UserError):
         sweep.sweep(grid, MEASURED, store, workers=8)
     assert len(told.workers) == 1 + 2  # not more workers than jobs
+
+
+def test_what_one_row_wants_also_is_taken_of_that_row_only(pretended, store, tiny_run):
+    told = pretended()
+    left, norms = {"left": RemainingParameters()}, {"channels": ChannelSparsity()}
+    plain, more = tiny_run(), tiny_run(seed=1)
+    grid = [{"net": "a", "run": plain}, {"net": "b", "run": more, "also": left}, {"net": "b again", "run": more},
+            {"net": "c", "run": more, "also": norms}]
+    frame = sweep.sweep(grid, MEASURED, store, workers=1)
+    assert list(zip(frame.net, frame.metric, strict=True)) == [
+        ("a", "clean"), ("a", "sparsity"), ("b", "clean"), ("b", "sparsity"), ("b", "left"), ("b again", "clean"),
+        ("b again", "sparsity"), ("c", "clean"), ("c", "sparsity"), ("c", "channels")]
+    assert "also" not in frame.columns
+    for row in frame.to_dict("records"):
+        run = plain if row["net"] == "a" else more
+        assert row["run"] == run.identity
+        assert row["value"] == store.find(run, (MEASURED | left | norms)[row["metric"]])["value"]
+    assert {p.stem for p in (store.folder / plain.identity / "measured").iterdir()} == {
+        m.identity for m in MEASURED.values()}
+    asked = {job["run"].get("seed", 0): job["measurements"] for job in told.jobs}  # one job for all rows of a run
+    assert len(told.jobs) == 2
+    assert asked[0] == [m.plain() for m in MEASURED.values()]
+    assert asked[1] == [m.plain() for m in (MEASURED | left | norms).values()]
+
+
+def test_what_is_wanted_by_two_rows_is_asked_for_once_and_only_if_it_is_missing(pretended, store, tiny_run):
+    told, run, also = pretended(lambda job: "no"), tiny_run(), {"left": RemainingParameters()}
+    for measurement in MEASURED.values():
+        store.measure(run, measurement)
+    grid = [{"net": "a", "run": run}, {"net": "b", "run": run, "also": also},
+            {"net": "c", "run": run, "also": also | {"weights": WeightHistogram()}}]
+    with pytest.raises(UserError, match="1 of 1 runs failed") as caught:
+        sweep.sweep(grid, MEASURED, store, workers=1)
+    assert "b: no" in str(caught.value)  # named by the first row that wants something; `also` is no label
+    assert told.jobs[0]["measurements"] == [RemainingParameters().plain(), WeightHistogram().plain()]
+    sweep.sweep(grid[:1], MEASURED, store, workers=1)
+    assert len(told.jobs) == 1
 
 
 def test_each_failed_run_is_named_even_if_labels_repeat(pretended, store, tiny_run):

@@ -18,7 +18,7 @@ from sparserobust.config import Objective, Sparsifier, settings
 from sparserobust.data import Split
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import TRADES, Adversarial, Natural
-from sparserobust.sparsifiers import RGSM, RVSM, Magnitude
+from sparserobust.sparsifiers import ADMM, RGSM, RVSM, FixedMask, Magnitude, ReleasedADMM
 
 ATTACKED = Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=2))
 
@@ -61,7 +61,7 @@ class Interrupt(Exception):
     pass
 
 
-def interrupted(run, splits, checkpoint, stops: list[float]) -> training.Trained:
+def interrupted(run, splits, checkpoint, stops: list[float], start=None) -> training.Trained:
     """Trained with an exception at each of these numbers of epochs done, and taken up again."""
     for stop in stops:
         def report(done, stop=stop):
@@ -69,8 +69,8 @@ def interrupted(run, splits, checkpoint, stops: list[float]) -> training.Trained
                 raise Interrupt
 
         with pytest.raises(Interrupt):
-            training.train(run, splits, checkpoint=checkpoint, report=report)
-    return training.train(run, splits, checkpoint=checkpoint)
+            training.train(run, splits, start, checkpoint, report)
+    return training.train(run, splits, start, checkpoint)
 
 
 # ------------------------------------------------------------------------------------------- schedules
@@ -278,12 +278,17 @@ def impatient(monkeypatch):
 HARD = {"data": Data(train_images=64, crop_padding=1, flip=True), "epochs": 4, "averaging": 0.9, "objective": ATTACKED,
         "model": PreActResNet(depth=8, width=2, members=2, noise=0.1), "weight_decay": 1e-3}
 SPARSIFIERS = {"rgsm": RGSM(lambda1=0.75, lambda2=0.01), "swap": RVSM(beta=0.5, lam=5e-3, replace="swap"),
-               "old": RGSM(lambda1=0.75, u_from="old", pull="gradient"), "magnitude": Magnitude(sparsity=0.5)}
+               "old": RGSM(lambda1=0.75, u_from="old", pull="gradient"), "magnitude": Magnitude(sparsity=0.5),
+               "admm": ADMM(sparsity=0.5, rho=0.5), "released": ReleasedADMM(sparsity=0.8, rho=0.1),
+               "admm-channel": ADMM(sparsity=0.5, granularity="channel", rho=0.5),
+               "released-channel": ReleasedADMM(sparsity=0.6, granularity="channel", rho=0.1)}
 
 
 @pytest.mark.parametrize(("sparsifier", "select", "stops"), [
     ("rgsm", "last", [0.4]), ("rgsm", "last", [1]), ("rgsm", "last", [1.5, 2.7]), ("rgsm", "last", [4]),
     ("rgsm", "best", [2.5, 3]), ("swap", "last", [1.5]), ("old", "best", [2.2]), ("magnitude", "last", [2.5]),
+    ("admm", "last", [1.5, 3]), ("admm-channel", "best", [2.2]), ("released", "last", [2, 3.4]),
+    ("released-channel", "last", [1.5]),
 ])  # fmt: skip
 def test_an_interrupted_training_equals_an_undisturbed_one(sparsifier, select, stops, impatient, tiny_run, digits,
                                                            tmp_path):
@@ -291,6 +296,17 @@ def test_an_interrupted_training_equals_an_undisturbed_one(sparsifier, select, s
     resumed = interrupted(run, digits, tmp_path / "checkpoint", stops)
     assert_same(resumed, training.train(run, digits))
     assert len(resumed.history) == 4
+
+
+def test_an_interrupted_fine_tuning_keeps_the_zeros_it_began_with(impatient, tiny_run, digits, tmp_path):
+    pruned = tiny_run(epochs=0, model=HARD["model"], sparsifier=Magnitude(sparsity=0.5))
+    start = training.train(pruned, digits).model.state_dict()
+    run = tiny_run(**HARD, sparsifier=FixedMask())
+    undisturbed = training.train(run, digits, start)
+    for stops in ([1.5], [3]):
+        checkpoint = tmp_path / f"checkpoint {stops}"
+        assert_same(interrupted(run, digits, checkpoint, stops, start), undisturbed)
+    assert training.sparsity(undisturbed.model) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_resumed_training_goes_on_from_the_last_whole_epoch(impatient, tiny_run, digits, tmp_path):

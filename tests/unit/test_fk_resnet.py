@@ -1,0 +1,465 @@
+"""The first paper: what is run at each scale, and how measurements become its tables, curves and verdicts.
+
+Expectations come from the YAML files as they stand, `data/reported/fk_resnet.yaml` and `notebooks/scales/*.yaml`.
+"""
+
+import zlib
+from collections import Counter
+from dataclasses import replace
+from statistics import mean, stdev
+from types import SimpleNamespace
+
+import pandas
+import pytest
+import yaml
+
+from sparserobust import claims, paths, reported, scales
+from sparserobust.config import Dense, Measurement, Model, Recipe, Sparsifier
+from sparserobust.papers import fk_resnet
+from sparserobust.sparsifiers import RGSM, RVSM, FixedMask
+
+RECORD = yaml.safe_load((reported.FOLDER / "fk_resnet.yaml").read_text())
+PRINTED = {t["id"]: [dict(zip(t["columns"], row, strict=True)) for row in t["rows"]] for t in RECORD["tables"]}
+METRICS = {"A1": "clean", "A2": "fgsm", "A3": "ifgsm20", "A4": "cw"}
+HEADINGS = {"A1": "A1 clean", "A2": "A2 FGSM", "A3": "A3 I-FGSM20", "A4": "A4 C&W"}
+OURS = {("unstructured", "RVSM"): ("RVSM", 0.01), ("unstructured", "ADMM"): ("released ADMM weights", None),
+        ("channel", "RGSM"): ("RGSM", 0.1), ("channel", "ADMM"): ("released ADMM channels", None)}  # rows of table 4
+FAIR = {"released ADMM weights": "ADMM weights", "released ADMM channels": "ADMM channels"}
+every_scale = pytest.mark.parametrize("scale", scales.names())
+
+
+def settings_of(scale: str) -> dict:
+    return yaml.safe_load((paths.scales_folder() / f"{scale}.yaml").read_text())["fk_resnet"]
+
+
+def printed_rows(table: str) -> list[tuple]:
+    """(net, method, level) of each row of a printed table."""
+    if table == "T4":
+        return [("ResNet20", *OURS[row["granularity"], row["method"]]) for row in PRINTED["T4"]]
+    method, penalty = ("RVSM", "beta") if table == "T1" else ("RGSM", "lambda1")
+    return [(row["net"], "dense" if row[penalty] is None else method, row[penalty]) for row in PRINTED[table]]
+
+
+def key(row: dict) -> tuple:
+    return row["net"], row["method"], row["level"]
+
+
+# --------------------------------------------------------------------------------------------------- what is run
+
+
+@every_scale
+@pytest.mark.parametrize("seeds", [None, [7, 3]])
+def test_every_printed_row_is_run_once_per_seed(scale, seeds):
+    settings, experiment = settings_of(scale), fk_resnet.experiment(scale, seeds)
+    assert experiment.seeds == (seeds or settings["seeds"])
+    run = Counter((*key(row), row["seed"]) for row in experiment.grid)
+    assert set(run.values()) == {1}
+    assert len({row["run"].identity for row in experiment.grid}) == len(experiment.grid)
+    assert seeds is None or {row["seed"] for row in experiment.grid} == set(seeds)
+    left_out = []
+    for net, method, level in {row for table in ("T1", "T2", "T3", "T4") for row in printed_rows(table)}:
+        known = net in settings["nets"] and (method not in ("RVSM", "RGSM") or level in settings[method])
+        known = known and [net, method, level] not in settings.get("left_out", [])
+        missing = [seed for seed in experiment.seeds if (net, method, level, seed) not in run]
+        assert missing == ([] if known else experiment.seeds), (net, method, level)
+        left_out += [] if known else [(net, method, level)]
+    assert scale != "paper" or left_out == []
+
+
+@every_scale
+def test_each_row_has_the_run_of_its_settings(scale):
+    settings = settings_of(scale)
+    for row in fk_resnet.experiment(scale).grid:
+        net, method, level = key(row)
+        run, chosen = row["run"], settings["nets"][net]
+        assert (run.seed, run.model, row["ours"]) == (row["seed"], Model.parse(chosen["model"]), chosen["label"])
+        assert run.data.name == settings["data"]["name"]
+        assert (run.objective.kind == "natural") == (row["training"] == "natural") == (method == "natural")
+        if method.endswith("fine-tuned"):
+            assert (run.recipe, run.sparsifier) == (Recipe.parse(settings["fine_tuning"]), FixedMask())
+            continue
+        assert (run.recipe, run.start) == (Recipe.parse(settings["recipe"]), None)
+        if method in ("natural", "dense"):
+            assert run.sparsifier == Dense()
+        elif "ADMM" in method:
+            assert run.sparsifier == Sparsifier.parse(settings["ADMM"][method])
+            assert (run.sparsifier.kind == "admm_released") == method.startswith("released")
+            assert run.sparsifier.granularity == ("channel" if method.endswith("channels") else "weight")
+        else:
+            assert run.sparsifier == {"RVSM": RVSM, "RGSM": RGSM}[method](**settings[method][level])
+
+
+@every_scale
+def test_fine_tuned_rows_start_from_the_run_they_name(scale):
+    grid = fk_resnet.experiment(scale).grid
+    runs = {(*key(row), row["seed"]): row["run"] for row in grid}
+    tuned = [row for row in grid if "fine-tuned" in row["method"]]
+    assert {row["method"] for row in tuned} == {f"{m}, fine-tuned" for m in ("RVSM", "RGSM", *FAIR.values())}
+    for row in tuned:
+        pruned = row["method"].removesuffix(", fine-tuned")
+        assert row["run"].start == runs[row["net"], pruned, row["level"], row["seed"]]
+        assert (row["run"].data, row["run"].objective) == (row["run"].start.data, row["run"].start.objective)
+
+
+@every_scale
+def test_the_curve_has_all_its_points(scale):
+    settings, experiment = settings_of(scale), fk_resnet.experiment(scale)
+    assert experiment.curve == settings["curve"]
+    run = {(*key(row), row["seed"]) for row in experiment.grid}
+    for net in ("En2ResNet20", "ResNet38"):
+        for level in settings["curve"]:
+            assert {(net, "RGSM", level, seed) for seed in settings["seeds"]} <= run
+
+
+def test_every_point_of_the_curve_has_the_curves_seeds():
+    settings, experiment = settings_of("paper"), fk_resnet.experiment("paper")
+    run = {(*key(row), row["seed"]) for row in experiment.grid}
+    assert {(net, "RGSM", level, seed) for net in ("En2ResNet20", "ResNet38") for level in settings["curve"]
+            for seed in settings["curve_seeds"]} <= run
+
+
+@every_scale
+def test_what_is_measured_on_some_rows_only(scale):
+    settings, experiment = settings_of(scale), fk_resnet.experiment(scale)
+    assert settings["measurements"].keys() | {"sparsity", "channel_sparsity", "remaining_parameters"} == set(
+        experiment.measurements)
+    rows_with = {}
+    for row in experiment.grid:
+        assert not row["also"].keys() & experiment.measurements.keys()
+        assert all(isinstance(m, Measurement) for m in row["also"].values())
+        for name in row["also"]:
+            rows_with.setdefault(name, []).append((*key(row), row["seed"]))
+    first = experiment.seeds[0]
+    run = {(*key(row), row["seed"]) for row in experiment.grid}
+    in_pair = {("ResNet20", "natural"), ("ResNet20", "dense")}
+    assert set(rows_with["near_zero"]) == {row for row in run if row[:2] in in_pair}  # figure 1: all seeds
+    assert set(rows_with["stability"]) == {row for row in run if row[:2] == ("En2ResNet20", "dense")}
+    assert set(rows_with["layer"]) == {(net, "dense", None, first) for net in ("ResNet20", "En5ResNet20")}
+    assert {row[1:] for row in rows_with["channel_norms"]} == {
+        ("RVSM", 0.01, first), ("RGSM", 0.1, first), *((m, None, first) for names in FAIR.items() for m in names
+                                                       if m.endswith("channels"))}
+    strongest = {"ResNet20": 0.1, "En2ResNet20": 0.1, "En5ResNet20": 0.02, "ResNet38": 0.1}
+    expected = {(net, method, level, first) for net, highest in strongest.items()
+                for method, level in (("dense", None), ("RGSM", highest))}
+    assert set(rows_with["pgd20_eot20"]) == expected
+    assert set(rows_with["autoattack"]) == {row for row in expected
+                                            if row[1] in settings["autoattack_rows"].get(row[0], [])}
+    assert expected <= set(rows_with["deployable"]) == set(rows_with["deployable_batch"])
+
+
+@pytest.fixture
+def own_scale(tmp_path, monkeypatch):
+    """Write a scale of one's own, like quick but for some settings, and get its grid."""
+    def own_scale(**changes):
+        settings = settings_of("quick") | changes
+        monkeypatch.setattr("sparserobust.scales.scales_folder", lambda: tmp_path)
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"fk_resnet": settings}))
+        return {key(row) for row in fk_resnet.experiment("mine", [0]).grid}
+
+    return own_scale
+
+
+def test_rows_of_nets_and_penalties_that_a_scale_does_not_have_are_left_out(own_scale):
+    settings = settings_of("quick")
+    two = {net: settings["nets"][net] for net in ("ResNet20", "En2ResNet20")}
+    rows = own_scale(nets=two, RGSM={0.1: settings["RGSM"][0.1]})
+    assert {net for net, _, _ in rows} == set(two)
+    assert {(net, level) for net, method, level in rows if method == "RGSM"} == {(net, 0.1) for net in two}
+    assert ("ResNet20", "RVSM", 0.5) in rows
+
+
+def test_rows_that_a_scale_leaves_out_by_name_are_left_out(own_scale):
+    named = [["ResNet20", "RVSM", 0.5], ["ResNet38", "dense", None], ["ResNet20", "ADMM weights, fine-tuned", None]]
+    assert own_scale() - own_scale(left_out=named) == {tuple(row) for row in named}
+
+
+def test_fine_tuned_rows_are_left_out_with_what_they_start_from(own_scale):
+    """As the laptop scale once had it, without RVSM."""
+    assert not any("RVSM" in method for _, method, _ in own_scale(RVSM={}))
+
+
+def test_the_paper_scale_is_the_papers():
+    experiment = fk_resnet.experiment("paper", [0])
+    for row in experiment.grid:
+        net, method, level = key(row)
+        run = row["run"]
+        assert run.model.members == int(net[2]) if net.startswith("En") else run.model.noise == 0
+        if "fine-tuned" in method:
+            continue
+        assert run.recipe.epochs == 200 and run.recipe.milestones == (80, 120, 160) and run.recipe.lr == 0.1
+        if method == "RVSM":
+            assert (run.sparsifier.beta, run.sparsifier.lam) == (level, 1e-6)
+        if method == "RGSM":
+            assert (run.sparsifier.beta, run.sparsifier.lambda1, run.sparsifier.lambda2) == (1.0, level, 1e-5)
+        if "ADMM" in method:
+            assert run.sparsifier.rho == 1e-2
+
+
+def test_overview_names_every_run_once():
+    experiment = fk_resnet.experiment("quick", [0, 4])
+    shown = fk_resnet.overview(experiment.grid)
+    assert len(shown) * 2 == len(experiment.grid)
+    assert shown["seeds"].tolist() == [[0, 4]] * len(shown)
+    lines = shown.set_index(["the paper's net", "method", "the paper's penalty"])
+    line = lines.loc[("ResNet20", "RVSM", "beta 0.01")]
+    assert line["our penalty"] == "beta 1, lam 0.0032" and line["ours"] == "ResNet8"
+    assert lines.loc[("ResNet20", "RVSM, fine-tuned", "beta 0.01")]["epochs"] == 1
+    assert lines.loc[("ResNet20", "ADMM channels", "")]["our penalty"] == "sparsity 0.25, granularity channel, rho 1"
+
+
+# -------------------------------------------------------------------------------------------- a synthetic frame
+
+
+def made_up(net, method, level, seed, metric) -> int:
+    """A count of 1000 that belongs to this measurement and no other."""
+    return zlib.crc32(repr((net, method, level, seed, metric)).encode()) % 1000 + 1
+
+
+def frame_of(grid: list[dict], *names: str) -> pandas.DataFrame:
+    """As `sweep` gives it, without a run being trained."""
+    rows = []
+    for row in grid:
+        for metric in (*names, *({"near_zero"} & row["also"].keys())):
+            count = made_up(*key(row), row["seed"], metric)
+            rows.append({k: v for k, v in row.items() if k != "also"} | {
+                "run": row["run"].identity, "metric": metric, "value": count / 1000, "count": count, "total": 1000,
+                "where": "store", "processor": "P"})
+    return pandas.DataFrame(rows)
+
+
+ALL = (*METRICS.values(), "sparsity", "channel_sparsity", "pgd20_eot")
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return fk_resnet.experiment("quick", [0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def frame(experiment):
+    return frame_of(experiment.grid, *ALL)
+
+
+def cell(row: tuple, metric: str, seeds=(0, 1, 2)) -> str:
+    values = [made_up(*row, seed, metric) / 10 for seed in seeds]
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+
+
+def difference(treatment: tuple, reference: tuple, metric: str) -> float:
+    """In percentage points, mean over seeds."""
+    return mean(made_up(*treatment, seed, metric) - made_up(*reference, seed, metric) for seed in range(3)) / 10
+
+
+# ------------------------------------------------------------------------------------------------------- tables
+
+
+def as_printed(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+@pytest.mark.parametrize(("table", "heading", "metric"), [
+    ("T1", "sparsity", "sparsity"), ("T2", "channel sparsity", "channel_sparsity"),
+    ("T3", "channel sparsity", "channel_sparsity")])
+def test_tables_1_to_3(table, heading, metric, frame):
+    shown, rows = fk_resnet.table(frame, table), printed_rows(table)
+    for code, name in METRICS.items():
+        assert shown[HEADINGS[code], "reported"].tolist() == [as_printed(row[code]) for row in PRINTED[table]]
+        assert shown[HEADINGS[code], "ours"].tolist() == [cell(row, name) for row in rows]
+    assert shown[heading, "reported"].tolist() == [as_printed(row[metric]) for row in PRINTED[table]]
+    assert shown[heading, "ours"].tolist() == [cell(row, metric) for row in rows]
+    assert shown["PGD-20, EOT", "ours"].tolist() == [cell(row, "pgd20_eot") for row in rows]
+    assert ("PGD-20, EOT", "reported") not in shown
+
+
+def test_table_4(frame):
+    """The four printed rows, and below them what the paper does not have: no number of its stands there."""
+    shown = fk_resnet.table(frame, "T4")
+    printed = {(row["granularity"], row["method"]): row for row in PRINTED["T4"]}
+    expected = {}
+    for (granularity, theirs), (ours, level) in OURS.items():
+        expected[f"{granularity}: {ours}"] = (ours, level), printed[granularity, theirs]
+    for granularity, what, (ours, level) in (("unstructured", "weights", OURS["unstructured", "RVSM"]),
+                                             ("channel", "channels", OURS["channel", "RGSM"])):
+        expected[f"{granularity}: ADMM {what}"] = (f"ADMM {what}", None), None
+        expected[f"{granularity}: ADMM {what}, fine-tuned"] = (f"ADMM {what}, fine-tuned", None), None
+        expected[f"{granularity}: {ours}, fine-tuned"] = (f"{ours}, fine-tuned", level), None
+    assert sorted(shown.index) == sorted(expected)
+    for label, (row, theirs) in expected.items():
+        line, removed = shown.loc[label], "channel_sparsity" if label.startswith("channel") else "sparsity"
+        assert line["", "ours is"] == "ResNet8"
+        for code, metric in (HEADINGS | {"sparsity": "removed"}).items():
+            assert line[metric, "reported"] == (as_printed(theirs[code]) if theirs else ""), label
+            assert line[metric, "ours"] == cell(("ResNet20", *row), METRICS.get(code, removed)), label
+        assert line["PGD-20, EOT", "ours"] == cell(("ResNet20", *row), "pgd20_eot")
+
+
+@pytest.mark.parametrize("table", ["T1", "T2", "T4"])
+def test_one_seed_and_missing_rows(table, frame, refusal):
+    some = frame[(frame["seed"] == 1) & ~frame["method"].isin(["RVSM", "released ADMM weights"])]
+    shown = fk_resnet.table(some, table)
+    for label, line in shown.iterrows():
+        missing = "beta" in label or label in ("unstructured: RVSM", "unstructured: released ADMM weights")
+        assert ("[" in line["A1 clean", "ours"]) != missing
+        assert not missing or line["A1 clean", "ours"] == line["", "ours is"] == ""
+        sparsities = [line[c] for c in shown if c[1] == "ours" and ("sparsity" in c[0] or c[0] == "removed")]
+        assert all("[" not in shown and bool(shown) != missing for shown in sparsities)  # exact: no sample of images
+    assert "T1, T2, T3, T4" in refusal(fk_resnet.table, frame, "T5")
+
+
+def test_a_measurement_without_a_count_does_not_hinder_the_tables(experiment, frame):
+    """Stability, of unpruned En2ResNet20, has none."""
+    (row, *_) = [row for row in experiment.grid if "stability" in row["also"]]
+    more = {**frame.iloc[0].to_dict(), "net": row["net"], "method": "dense", "level": None, "ours": row["ours"],
+            "metric": "stability", "value": 0.7, "count": None, "total": None}
+    with_it = pandas.concat([frame, pandas.DataFrame([more])], ignore_index=True)
+    for table in ("T1", "T2", "T3"):
+        pandas.testing.assert_frame_equal(fk_resnet.table(with_it, table), fk_resnet.table(frame, table))
+
+
+def test_captions_say_scale_and_the_papers_inconsistencies(experiment):
+    assert "75.87" in fk_resnet.caption(experiment, "T2") and "quick" in fk_resnet.caption(experiment, "T2")
+    assert "10.89" in fk_resnet.caption(experiment, "T4") and "ADMM" in fk_resnet.caption(experiment, "T4")
+    assert "3 seeds" in fk_resnet.caption(experiment, "T1")
+    assert "one seed" in fk_resnet.caption(fk_resnet.experiment("quick", [0]), "T1")
+
+
+def test_reported_points_of_the_curves(experiment):
+    points = fk_resnet.curve_reported(experiment)
+    labels = {"En2ResNet20": "En2ResNet8", "ResNet38": "ResNet14"}  # what stands for them at this scale
+    expected = [{"net": row["net"], "ours": labels[row["net"]], "level": row["lambda1"],
+                 "channel_sparsity": row["channel_sparsity"]} | {m: row[a] for a, m in METRICS.items()}
+                for row in PRINTED["T3"] if row["lambda1"] is not None]
+    assert len(expected) == 4
+    assert points[list(expected[0])].to_dict("records") == expected
+
+
+def test_stronger_attacks_of_one_seed():
+    grid = [row for row in fk_resnet.experiment("quick", [0]).grid if "pgd20_eot20" in row["also"]]
+    other_seed = [row | {"seed": 1, "run": replace(row["run"], seed=1)} for row in grid]
+    frame = frame_of(grid + other_seed, "clean", "cw_l2", "pgd20_eot20", "remaining_parameters", "deployable")
+    shown = fk_resnet.stronger(frame, 0)
+    assert sorted(shown.index) == sorted([row["ours"] + (f", lambda1 {row['level']}" if row["level"] else "")
+                                          for row in grid])
+    line = shown.loc["ResNet8, lambda1 0.1"]
+    row = ("ResNet20", "RGSM", 0.1, 0)
+    assert line["parameters left"] == f"{made_up(*row, 'remaining_parameters'):,}"
+    assert line["MACs left"] == f"{made_up(*row, 'deployable'):,}"
+    for heading, metric in (("A1 clean", "clean"), ("C&W, l2", "cw_l2"), ("PGD-20, EOT", "pgd20_eot20")):
+        assert line[heading].startswith(f"{made_up(*row, metric) / 10:.1f} [")
+    assert "AutoAttack" not in shown
+
+
+def test_deployable_sizes_before_and_after():
+    sizes = {"parameters": 272_282, "parameters_left": 100_000, "bytes": 1_100_000, "bytes_left": 400_400,
+             "macs": 40_813_184, "macs_left": 20_000_000, "latency_ms": 2.0, "latency_ms_left": 1.234,
+             "largest_difference": 3e-7}
+    batch = sizes | {"latency_ms": 90.0, "latency_ms_left": 60.55}
+    also = {"deployable": "one", "deployable_batch": "many"}
+    store = SimpleNamespace(measure=lambda run, wanted: {"one": sizes, "many": batch}[wanted])
+    rows = [{"ours": "net", "method": method, "level": level, "run": None, "also": also}
+            for method, level in (("RGSM", 0.1), ("ADMM channels", None))]
+    shown = fk_resnet.deployable(rows, store)
+    assert sorted(shown["method"]) == ["ADMM channels", "RGSM, lambda1 0.1"]
+    for line in shown.to_dict("records"):
+        cells = {heading.split(" ")[0]: cell for heading, cell in line.items() if "latency" not in heading}
+        assert cells == {"net": "net", "method": line["method"], "parameters": "272.3 → 100.0", "file": "1,100 → 400",
+                         "MACs": "40,813 → 20,000", "largest": "3e-07"}
+        assert [cell for heading, cell in line.items() if "latency" in heading] == ["2.00 → 1.23", "90.0 → 60.5"]
+
+
+# ------------------------------------------------------------------------------------------------------ verdicts
+
+
+def test_each_claim_compares_the_rows_it_names():
+    """With the paper's own table cells as measurements, every effect is the number the paper reports."""
+    rows = []
+    for table in ("T1", "T2", "T3", "T4"):
+        for (net, method, level), row in zip(printed_rows(table), PRINTED[table], strict=True):
+            cells = {metric: row[code] for code, metric in METRICS.items()}
+            cells |= {m: row[m] for m in ("sparsity", "channel_sparsity") if m in row}
+            if row.get("granularity") == "channel":
+                cells["channel_sparsity"] = cells.pop("sparsity")
+            rows += [{"net": net, "method": method, "level": level, "seed": 0, "metric": metric, "value": value / 100,
+                      "table": table} for metric, value in cells.items()]
+    for row in PRINTED["F1"]:
+        rows.append({"net": "ResNet20", "method": {"adversarial": "dense"}.get(row["training"], "natural"),
+                     "level": None, "seed": 0, "metric": "near_zero", "value": row["share_below_1e-3"] / 100,
+                     "table": "T1"})
+    cells = pandas.DataFrame(rows)
+    tables_of = {"C1": "T1", "C2a": "T1", "C2b": "T2", "C3": "T2", "C4": "T3", "C5a": "T4", "C5b": "T4", "C6": "T2",
+                 "C10": "T2"}
+    for name, table in tables_of.items():
+        ledger = fk_resnet.judged(cells[cells["table"] == table], [], (1, 1, 1))
+        ledger = ledger[ledger["claim"].str.split("[. ]", regex=True).str[0] == name]
+        fair = ledger["claim"].str.contains(" fair")
+        assert (ledger[fair]["verdict"] == claims.NOT_RUN).all()  # no ADMM but the released one is on record
+        assert len(ledger[~fair]) and (ledger[~fair]["n_seeds"] == 1).all()
+        for row in ledger[~fair].itertuples():
+            expected = 2.11 if row.claim == "C3.ratio" else row.reported
+            assert row.ours == pytest.approx(expected, abs=0.006), row.claim
+
+
+def test_claims_about_admm_compare_with_the_released_one(frame):
+    """As the paper did, with the code it released."""
+    ledger = fk_resnet.judged(frame, [], (1, 1, 1)).set_index("claim")
+    rgsm, released = ("ResNet20", "RGSM", 0.1), ("ResNet20", "released ADMM channels", None)
+    assert ledger.loc["C5a"]["ours"] == pytest.approx(difference(
+        ("ResNet20", "RVSM", 0.01), ("ResNet20", "released ADMM weights", None), "sparsity"))
+    for code, metric in (METRICS | {"S": "channel_sparsity"}).items():
+        assert ledger.loc[f"C5b.{code}"]["ours"] == pytest.approx(difference(rgsm, released, metric))
+    assert ledger.loc["C7"]["ours"] == pytest.approx(difference(rgsm, released, "channel_sparsity"))
+
+
+def test_fair_claims_compare_with_admm_not_released(frame):
+    ledger = fk_resnet.judged(frame, [], (1, 1, 1))
+    rows = ledger[ledger["claim"].str.contains(" fair")]
+    pairs = {"C5a": (("ResNet20", "RVSM", 0.01), ("ResNet20", "ADMM weights", None)),
+             "C5b": (("ResNet20", "RGSM", 0.1), ("ResNet20", "ADMM channels", None))}
+    judged = Counter()
+    for row in rows.itertuples():
+        treatment, reference = pairs[row.claim[:3]]
+        assert row.ours == pytest.approx(difference(treatment, reference, METRICS[row.claim[-2:]])), row.claim
+        assert (row.unit, row.n_seeds) == ("percentage points", 3)
+        assert pandas.isna(row.reported)  # the paper makes no such comparison
+        assert all(method in row.quantity for _, method, _ in (treatment, reference))
+        assert not set(ledger[ledger["claim"].isin(["C5a", "C5b.A4"])]["statement"]) & {row.statement}
+        judged[row.claim] += 1
+    assert judged == Counter({f"{name} fair.{code}": 1 for name in pairs for code in METRICS})
+
+
+def test_the_ledger_has_every_claim_with_its_own_effect(frame):
+    ledger = fk_resnet.judged(frame, [-40.0, -41.0, -39.0], (299, 300, 2)).set_index("claim")
+    assert [claim for claim in ledger.index if " fair" not in claim] == [claim["id"] for claim in RECORD["claims"]]
+    assert ledger.loc["C1"]["ours"] == pytest.approx(difference(
+        ("ResNet20", "dense", None), ("ResNet20", "natural", None), "near_zero"))
+    ratios = [made_up("En5ResNet20", "RGSM", 0.02, s, "channel_sparsity")
+              / made_up("ResNet20", "RGSM", 0.1, s, "channel_sparsity") for s in range(3)]
+    assert ledger.loc["C3.ratio"]["ours"] == pytest.approx(mean(ratios))
+    assert (ledger.loc["C9"]["ours"], ledger.loc["C9"]["verdict"], ledger.loc["C9"]["n_seeds"]) == (
+        -40, claims.HOLDS, 3)
+    assert ledger.loc["C8"]["ours"] == pytest.approx(99.6667, abs=1e-4)
+    assert (ledger.loc["C8"]["verdict"], ledger.loc["C8"]["n_seeds"]) == (claims.FAILS, 2)
+    assert fk_resnet.judged(frame, [], (300, 300, 2)).set_index("claim").loc["C8"]["verdict"] == claims.HOLDS
+    assert ledger["where"].str.startswith("01_fk_resnet, ").all()
+
+
+def test_what_was_not_run_is_said_so(frame):
+    some = frame[frame["net"] == "ResNet20"]
+    ledger = fk_resnet.judged(some, [], (1, 1, 1)).set_index("claim")
+    assert (ledger.loc[["C2a.1", "C4.1.A1", "C10.5.A1", "C9"], "verdict"] == claims.NOT_RUN).all()
+    assert ledger.loc["C5a"]["n_seeds"] == 3
+
+
+def test_stability_effects_by_hand():
+    """Of the largest change over images: the highest level against the lowest above zero, mean over lengths, in %."""
+    result = {"levels": [0.0, 0.4, 0.1], "largest": [[9.0, 9.0], [0.5, 3.0], [1.0, 2.0]]}
+    assert fk_resnet.stability_effects([result]) == pytest.approx([100 * ((0.5 + 1.5) / 2 - 1)])
+    halved = result | {"largest": [[9.0, 9.0], [0.5, 1.0], [1.0, 2.0]]}
+    assert fk_resnet.stability_effects([result, halved]) == pytest.approx([0.0, -50.0])
+    assert fk_resnet.stability_effects([]) == []
+
+
+def test_user_mistakes_are_one_line(refusal):
+    assert "did you mean 'laptop'" in refusal(fk_resnet.experiment, "labtop")
+    for seeds in ([], [0, 0], [-1], "0", [True]):
+        assert "seeds should be" in refusal(fk_resnet.experiment, "quick", seeds)
