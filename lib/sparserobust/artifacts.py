@@ -19,11 +19,9 @@ class Artifacts:
         self.entries: dict[str, dict] = {}
 
     def figure(self, figure, name: str, caption: str, frame: pandas.DataFrame | None = None):
-        """Save a matplotlib figure as PNG and return it, to be shown. `frame` names the runs it was drawn from."""
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-        self._add(f"{name}.png", buffer.getvalue(), caption, frame)
-        return figure
+        """Save a matplotlib figure as PNG. Returns what a notebook shows. `frame` names the runs it was drawn from."""
+        self._add(f"{name}.png", png(figure, dpi=150), caption, frame)
+        return Picture(figure)
 
     def measurements(self, frame: pandas.DataFrame) -> None:
         """Save the tidy frame behind all tables and figures, with every count, as `measurements.csv`."""
@@ -55,6 +53,29 @@ class Artifacts:
             "caption": caption, "sha256": hashlib.sha256(content).hexdigest(),
             "runs": sorted(set(frame["run"])) if known else [],
             "computed_on": sorted(set(frame["processor"])) if known else []}
+
+
+def png(figure, dpi: int) -> bytes:
+    """A matplotlib figure as PNG with a palette of 256 colours: a third of the size, to the eye the same."""
+    from PIL import Image  # comes with matplotlib
+
+    full, small = BytesIO(), BytesIO()
+    figure.savefig(full, format="png", dpi=dpi, bbox_inches="tight")
+    Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+class Picture:
+    """A figure as a notebook shows it, small enough for a page with many."""
+
+    def __init__(self, figure):
+        self.figure = figure
+
+    def _repr_png_(self) -> bytes:
+        return png(self.figure, dpi=90)
+
+    def __repr__(self) -> str:
+        return repr(self.figure)
 
 
 class Captioned:
