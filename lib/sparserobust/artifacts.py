@@ -85,7 +85,8 @@ class Captioned:
         self.table, self.caption = table, caption
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.caption)}</p>" + self.table.to_html()
+        with pandas.option_context("display.max_colwidth", None):
+            return f"<p>{html.escape(self.caption)}</p>" + self.table.to_html()
 
     def __repr__(self) -> str:
         return f"{self.caption}\n\n{self.table.to_string()}"

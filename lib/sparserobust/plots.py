@@ -192,8 +192,8 @@ def stability(results: Sequence[dict]) -> Figure:
 
 
 def descent(paths: dict[str, pandas.DataFrame], lrs: dict[str, float], bound: pandas.Series) -> Figure:
-    """Paths of `analysis.descent.follow` by label: the Lagrangian; the smallest gradient so far, with `bound`, the
-    proof's, for the first path; and the step that the theorem allows beside the one that was taken (dotted)."""
+    """Paths of `analysis.descent.follow` by label: the Lagrangian; the smallest gradient so far, with `bound` for the
+    first path; and the step that the theorem allows beside the one that was taken (dotted)."""
     figure, axes = subplots(3, width=4.6, height=4.2)
     styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
     for (label, path), colour, style in zip(paths.items(), PALETTE, styles, strict=False):
@@ -201,7 +201,7 @@ def descent(paths: dict[str, pandas.DataFrame], lrs: dict[str, float], bound: pa
         axes[1].loglog(path["step"] + 1, path["gradient_norm"].cummin(), linestyle=style, color=colour)
         axes[2].semilogy(path["step"], path["longest_lr"], linestyle=style, color=colour)
         axes[2].axhline(lrs[label], color=colour, linestyle=":", linewidth=1)
-    axes[1].loglog(range(1, len(bound) + 1), bound, color="0.3", linewidth=1, label="the proof's bound, first path")
+    axes[1].loglog(range(1, len(bound) + 1), bound, color="0.3", linewidth=1, label="our bound, first path")
     axes[0].set(xlabel="step", ylabel="Lagrangian", title="does it fall?")
     axes[1].set(xlabel="step", ylabel="smallest gradient norm so far", title="how fast?")
     axes[2].set(xlabel="step", ylabel="learning rate", title="longest allowed, 2 / (beta + L)")

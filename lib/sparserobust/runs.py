@@ -62,9 +62,10 @@ class Store:
             except (files.Corrupt, KeyError, TypeError):
                 log.warning("run %s: %s is damaged, it is measured anew", run.identity, path.name)
                 path.unlink()
-        published = self._published_runs.get(run.identity)
+        published, complete = self._published_runs.get(run.identity), self._complete(run)
         entry = published and published["measured"].get(measurement.identity)
-        if entry:
+        # trained here with other weights (another machine): its numbers are not those of the published network
+        if entry and (complete is None or complete["weights_sha256"] == published["record"]["weights_sha256"]):
             return entry["result"] | {"where": "published", "processor": entry["provenance"]["processor"]}
         return None
 
@@ -142,13 +143,14 @@ class Store:
     # ---------------------------------------------------------------------------------------------- publishing
 
     def publish(self, runs: list[Run], scale: str) -> list[Path]:
-        """Write what is known of these runs, weights apart, into `data/published/<scale>/`; records of other runs leave
-        the folder, those computed on another machine stay as they are."""
+        """Write what is known of these runs, weights apart, into `data/published/<scale>/`. Records of other runs leave
+        the folder; runs that are not here keep their record; published measurements of the same weights are kept."""
         written = []
         for run in runs:
             path = paths.published_folder() / scale / f"{run.identity}.json"
             record = self._complete(run)
-            if record is None and path.exists():
+            before = files.read_json(path) if path.exists() else None
+            if record is None and before and before["record"]["format"] == FORMAT:
                 written.append(path)
                 continue
             if record is None:
@@ -159,6 +161,8 @@ class Store:
                 made = files.read_json(home / "provenance.json")
             except files.Corrupt as error:
                 raise UserError(f"{error}: delete it, sweep again, then publish") from None
+            if before and before["record"].get("weights_sha256") == record["weights_sha256"]:
+                measured = before["measured"] | measured
             files.write_json(path, {"record": record, "provenance": made, "measured": measured})
             written.append(path)
         for path in set((paths.published_folder() / scale).glob("*.json")) - set(written):

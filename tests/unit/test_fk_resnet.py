@@ -14,7 +14,10 @@ import pytest
 import yaml
 
 from sparserobust import claims, paths, reported, scales
+from sparserobust.analysis import WeightSparsity
+from sparserobust.attacks import PGD, CarliniWagnerReleased
 from sparserobust.config import Dense, Measurement, Model, Recipe, Sparsifier
+from sparserobust.evaluation import Accuracy
 from sparserobust.papers import fk_resnet
 from sparserobust.sparsifiers import RGSM, RVSM, FixedMask
 
@@ -267,8 +270,8 @@ def test_tables_1_to_3(table, heading, metric, frame):
         assert shown[HEADINGS[code], "ours"].tolist() == [cell(row, name) for row in rows]
     assert shown[heading, "reported"].tolist() == [as_printed(row[metric]) for row in PRINTED[table]]
     assert shown[heading, "ours"].tolist() == [cell(row, metric) for row in rows]
-    assert shown["PGD-20, EOT", "ours"].tolist() == [cell(row, "pgd20_eot") for row in rows]
-    assert ("PGD-20, EOT", "reported") not in shown
+    assert shown["PGD-20, few draws", "ours"].tolist() == [cell(row, "pgd20_eot") for row in rows]
+    assert ("PGD-20, few draws", "reported") not in shown
 
 
 def test_table_4(frame):
@@ -290,7 +293,7 @@ def test_table_4(frame):
         for code, metric in (HEADINGS | {"sparsity": "removed"}).items():
             assert line[metric, "reported"] == (as_printed(theirs[code]) if theirs else ""), label
             assert line[metric, "ours"] == cell(("ResNet20", *row), METRICS.get(code, removed)), label
-        assert line["PGD-20, EOT", "ours"] == cell(("ResNet20", *row), "pgd20_eot")
+        assert line["PGD-20, few draws", "ours"] == cell(("ResNet20", *row), "pgd20_eot")
 
 
 @pytest.mark.parametrize("table", ["T1", "T2", "T4"])
@@ -344,9 +347,16 @@ def test_stronger_attacks_of_one_seed():
     row = ("ResNet20", "RGSM", 0.1, 0)
     assert line["parameters left"] == f"{made_up(*row, 'remaining_parameters'):,}"
     assert line["MACs left"] == f"{made_up(*row, 'deployable'):,}"
-    for heading, metric in (("A1 clean", "clean"), ("C&W, l2", "cw_l2"), ("PGD-20, EOT", "pgd20_eot20")):
+    for heading, metric in (("A1 clean", "clean"), ("C&W, l2", "cw_l2"), ("PGD-20, 20 draws", "pgd20_eot20")):
         assert line[heading].startswith(f"{made_up(*row, metric) / 10:.1f} [")
     assert "AutoAttack" not in shown
+
+
+def test_conditions_name_radius_draws_and_images():
+    measurements = {"one": Accuracy(attack=PGD(epsilon=0.15, step_size=0.1, steps=2, eot_draws=7), images=30),
+                    "two": Accuracy(attack=CarliniWagnerReleased()), "clean": Accuracy(), "count": WeightSparsity()}
+    told = fk_resnet.conditions(measurements, {"A": "one", "B": "two", "C": "clean", "D": "count", "E": "absent"})
+    assert told.startswith("Attacks: A (radius 0.15, 7 draws, 30 images); B (all images). Pixels")
 
 
 def test_deployable_sizes_before_and_after():
@@ -448,15 +458,6 @@ def test_what_was_not_run_is_said_so(frame):
     ledger = fk_resnet.judged(some, [], (1, 1, 1)).set_index("claim")
     assert (ledger.loc[["C2a.1", "C4.1.A1", "C10.5.A1", "C9"], "verdict"] == claims.NOT_RUN).all()
     assert ledger.loc["C5a"]["n_seeds"] == 3
-
-
-def test_stability_effects_by_hand():
-    """Of the largest change over images: the highest level against the lowest above zero, mean over lengths, in %."""
-    result = {"levels": [0.0, 0.4, 0.1], "largest": [[9.0, 9.0], [0.5, 3.0], [1.0, 2.0]]}
-    assert fk_resnet.stability_effects([result]) == pytest.approx([100 * ((0.5 + 1.5) / 2 - 1)])
-    halved = result | {"largest": [[9.0, 9.0], [0.5, 1.0], [1.0, 2.0]]}
-    assert fk_resnet.stability_effects([result, halved]) == pytest.approx([0.0, -50.0])
-    assert fk_resnet.stability_effects([]) == []
 
 
 def test_user_mistakes_are_one_line(refusal):

@@ -289,13 +289,33 @@ def test_publishing_replaces_a_scale_but_keeps_what_another_machine_computed(fre
     ours, theirs, outdated = (tiny_run(seed=seed) for seed in (0, 1, 2))
     fresh().train(ours)
     for run in (theirs, outdated):
-        files.write(published / "quick" / f"{run.identity}.json", b"theirs")
+        files.write_json(published / "quick" / f"{run.identity}.json", {"record": {"format": runs.FORMAT}})
     files.write(published / "laptop" / "0123.json", b"another scale")
-    written = Store(fresh().folder, use_published=False).publish([ours, theirs], "quick")
+    written = fresh().publish([ours, theirs], "quick")
     assert sorted(written) == sorted((published / "quick").glob("*.json"))
     assert {path.stem for path in written} == {ours.identity, theirs.identity}
-    assert (published / "quick" / f"{theirs.identity}.json").read_bytes() == b"theirs"
     assert (published / "laptop" / "0123.json").exists()
+
+
+def test_a_record_of_another_format_is_not_kept(fresh, published, tiny_run, refusal):
+    path = published / "quick" / f"{tiny_run().identity}.json"
+    files.write_json(path, {"record": {"format": runs.FORMAT - 1}})
+    assert tiny_run().identity in refusal(fresh().publish, [tiny_run()], "quick")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_published_numbers_are_not_mixed_with_those_of_other_weights(same, fresh, published, tiny_run):
+    run = tiny_run()
+    record = fresh().train(run)
+    known = {"measurement": Accuracy(images=7).plain(), "result": {"value": 0.5},
+             "provenance": {"processor": "another"}}
+    path = published / "quick" / f"{run.identity}.json"
+    files.write_json(path, {"record": record | ({} if same else {"weights_sha256": "0"}), "provenance": {"seconds": 1},
+                            "measured": {Accuracy(images=7).identity: known}})
+    found = fresh().find(run, Accuracy(images=7))
+    assert (found is not None) == same
+    fresh().publish([run], "quick")
+    assert (Accuracy(images=7).identity in files.read_json(path)["measured"]) == same
 
 
 def test_a_damaged_published_record_is_named(published, tmp_path, tiny_run, refusal):

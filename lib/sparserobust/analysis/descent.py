@@ -114,15 +114,14 @@ def rises(frame) -> int:
 
 
 def bound(frame, lr: float):
-    """What the proof of theorem 1 promises: a bound on the smallest `gradient_norm` of the first T steps, as a column
-    with T = 1, 2, ...
+    """A bound on the smallest `gradient_norm` of the first T steps, as a column with T = 1, 2, ...
 
         sqrt( L_0 / (lr (1 - lr (beta + L) / 2) T) )      L_0: first lagrangian, L: largest lipschitz of these T steps
 
-    and infinity where lr is not below 2 / (beta + L). The constant is this project's derivation, the paper states the
-    order only: with u held, a step lowers the Lagrangian by at least lr (1 - lr (beta + L) / 2) |grad|^2; u = prox(w)
-    does not raise it; and it is never negative. So it holds for plain gradient descent with u from the new w, as far as
-    the largest `lipschitz`, an estimate from below, comes up to L.
+    and infinity where lr is not below 2 / (beta + L). It is this project's derivation (the paper states the order, its
+    proof is not on record): with u held, a step lowers the Lagrangian by at least lr (1 - lr (beta + L) / 2) |grad|^2;
+    u = prox(w) does not raise it; and it is never negative. So it holds for plain gradient descent with u from the new
+    w, as far as the largest `lipschitz`, an estimate from below, comes up to L.
     """
     share = lr / frame["longest_lr"]
     squared = frame["lagrangian"].iloc[0] / (lr * (1 - share) * (frame["step"] + 1))

@@ -68,7 +68,8 @@ class ReleasedADMM(ADMM, kind="admm_released"):
     """As in the released `main.py`, faults included: single weights are cut at a percentile of their *signed* values,
     channels at a percentile of norms half of which are already overwritten by 0 and 1; the pull stands inside a second
     loop over layers, so it acts once per convolution of the net; the dual is forgotten after every epoch; and w is
-    never projected, so only what the pull brings down to zero counts as removed."""
+    never projected, so only what the pull brings down to zero counts as removed. (The code also forgets the optimiser's
+    momentum after every epoch, with all its methods; that is not copied.)"""
 
     def project(self, w):
         percent, array = 100 * self.sparsity, w.cpu().numpy()
