@@ -130,7 +130,8 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
     also = {}
     if net == "ResNet20" and method in ("natural", "dense"):
         also["near_zero"] = WeightHistogram()
-    if first and method == "dense" and net in ("ResNet20", "En5ResNet20"):
+    ensemble = "En5ResNet20" if "En5ResNet20" in settings["nets"] else "En2ResNet20"  # figure 2 has the former
+    if first and method == "dense" and net in ("ResNet20", ensemble):
         also["layer"] = LayerWeights()
     if first and net == "ResNet20" and FIGURE5.get(method, math.nan) == level:
         also["channel_norms"] = ChannelNorms()
