@@ -8,7 +8,7 @@ import pandas
 import seaborn
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from sparserobust.estimates import binomial_interval
 
@@ -67,6 +67,7 @@ def weight_histograms(frame: pandas.DataFrame, results: Sequence[dict], hue: str
             mean = shares[(frame[hue] == value).to_numpy()].mean(0)
             axis.stairs(mean, edges, color=colour, linestyle=style, linewidth=2, label=value)
         axis.set(xlim=(-zoom, zoom), xlabel="weight", ylabel="share of weights per bin [%]")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
     axes[0].set_title("all (outer bins hold the rest)")
     axes[1].set_title("near zero")
     axes[0].legend(title=hue)
