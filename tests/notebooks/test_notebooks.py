@@ -26,7 +26,8 @@ def test_executed_small_and_free_of_this_machine(path):
     assert len(text) < 1_000_000
     assert all(cell.execution_count for cell in code), "run `make notebooks`"
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
-    assert not re.search(r"/home/|/root/|/Users/|/work/|/tmp/", text)
+    readable = re.sub(r'"image/png": "[^"]*"', "", text)  # base64 can spell anything
+    assert not re.search(r"/home/|/root/|/Users/|/work/|/tmp/", readable)
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     assert any("parameters" in cell.metadata.get("tags", []) for cell in code)
