@@ -77,8 +77,8 @@ class LayerWeights(WeightHistogram, kind="layer_weights"):
 @settings
 class ChannelNorms(Measurement, kind="channel_norms"):
     """The l2 norm of every input channel of every convolution, layer by layer, to six digits (Dinh et al. 2020, figure
-    5). The value is the share of channels that are small but not removed: below a twentieth of the largest norm of their
-    convolution, yet not below 1e-15."""
+    5). The value is the share of channels that are small but not removed: below a twentieth of the largest norm of
+    their convolution, yet not below 1e-15."""
 
     def __call__(self, model, splits):
         norms = {name: sparsity.channel_norms(w) for name, w in sparsity.convolutions(model).items()}
