@@ -26,8 +26,9 @@ def test_executed_small_and_free_of_this_machine(path):
     assert len(text) < 1_000_000
     assert all(cell.execution_count for cell in code), "run `make notebooks`"
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
-    readable = re.sub(r'"image/png": "[^"]*"', "", text)  # base64 can spell anything
-    assert not re.search(r"/home/|/root/|/Users/|/work/|/tmp/", readable)
+    for output in (o for cell in code for o in cell.outputs):
+        output.get("data", {}).pop("image/png", None)  # base64 can spell anything
+    assert not re.search(r"/home/|/root/|/Users/|/work/|/tmp/", nbformat.writes(notebook))
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     assert any("parameters" in cell.metadata.get("tags", []) for cell in code)
