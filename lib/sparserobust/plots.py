@@ -14,6 +14,7 @@ from sparserobust.estimates import binomial_interval
 
 PALETTE = seaborn.color_palette("colorblind")
 MARKERS = "osD^vP"
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.color": "0.9", "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 100,
          "lines.linewidth": 2, "svg.hashsalt": "sparserobust"}
@@ -31,8 +32,7 @@ def subplots(columns: int = 1, width: float = 5.0, height: float = 3.8, **kwargs
 def curves(x, ys: dict, xlabel: str, ylabel: str, title: str = "", log: bool = False) -> Figure:
     """Functions of one variable on one axis: `ys` maps a legend label to values over `x`."""
     figure, (axis,) = subplots(width=6)
-    for (label, y), colour, style in zip(ys.items(), PALETTE, ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))),
-                                         strict=False):
+    for (label, y), colour, style in zip(ys.items(), PALETTE, LINES, strict=False):
         axis.plot(x, y, style, color=colour, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if log:
@@ -63,7 +63,7 @@ def weight_histograms(frame: pandas.DataFrame, results: Sequence[dict], hue: str
     shares = np.array([np.array(r["histogram"]) / sum(r["histogram"]) * 100 for r in results])
     edges = np.linspace(-limit, limit, shares.shape[1] + 1)
     for axis, zoom in zip(axes, (limit, limit / 5), strict=True):
-        for value, colour, style in zip(frame[hue].unique(), PALETTE, ("-", "--"), strict=False):
+        for value, colour, style in zip(frame[hue].unique(), PALETTE, LINES, strict=False):
             mean = shares[(frame[hue] == value).to_numpy()].mean(0)
             axis.stairs(mean, edges, color=colour, linestyle=style, linewidth=2, label=value)
         axis.set(xlim=(-zoom, zoom), xlabel="weight", ylabel="share of weights per bin [%]")
@@ -138,7 +138,7 @@ def sorted_norms(norms: dict[str, np.ndarray]) -> Figure:
     figure, axes = subplots(2, width=5.2)
     smallest = min(n[n > 0].min() for n in norms.values())
     floor = 10.0 ** (np.floor(np.log10(smallest)) - 1)
-    for (label, n), colour, style in zip(norms.items(), PALETTE, ("-", "--", "-.", ":"), strict=False):
+    for (label, n), colour, style in zip(norms.items(), PALETTE, LINES, strict=False):
         ordered = np.sort(n)[::-1]
         share = 100 * np.arange(1, len(n) + 1) / len(n)
         axes[0].plot(share, ordered, style, color=colour, label=label)
@@ -161,7 +161,7 @@ def layers(results: dict[str, dict]) -> Figure:
         axis.set(title=label, xlabel="input channel", ylabel="output channel")
         axis.grid(False)
     figure.colorbar(shown, ax=axes[:-1], shrink=0.75, label="l2 norm of a kernel")
-    for (label, result), colour, style in zip(results.items(), PALETTE, ("-", "--", "-."), strict=False):
+    for (label, result), colour, style in zip(results.items(), PALETTE, LINES, strict=False):
         counts, limit = np.array(result["histogram"]), result["limit"]
         edges = np.linspace(-limit, limit, len(counts) + 1)
         axes[-1].stairs(100 * counts / counts.sum(), edges, color=colour, linestyle=style, linewidth=2, label=label)
@@ -196,8 +196,7 @@ def descent(paths: dict[str, pandas.DataFrame], lrs: dict[str, float], bound: pa
     """Paths of `analysis.descent.follow` by label: the Lagrangian; the smallest gradient so far, with `bound` for the
     first path; and the step that the theorem allows beside the one that was taken (dotted)."""
     figure, axes = subplots(3, width=4.6, height=4.2)
-    styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-    for (label, path), colour, style in zip(paths.items(), PALETTE, styles, strict=False):
+    for (label, path), colour, style in zip(paths.items(), PALETTE, LINES, strict=False):
         axes[0].plot(path["step"], path["lagrangian"], linestyle=style, color=colour, label=label)
         axes[1].loglog(path["step"] + 1, path["gradient_norm"].cummin(), linestyle=style, color=colour)
         axes[2].semilogy(path["step"], path["longest_lr"], linestyle=style, color=colour)

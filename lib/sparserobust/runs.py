@@ -149,8 +149,8 @@ class Store:
         for run in runs:
             path = paths.published_folder() / scale / f"{run.identity}.json"
             record = self._complete(run)
-            before = files.read_json(path) if path.exists() else None
-            if record is None and before and before["record"]["format"] == FORMAT:
+            before = _published(path) if path.exists() else None
+            if record is None and before:
                 written.append(path)
                 continue
             if record is None:
@@ -171,15 +171,8 @@ class Store:
 
     @cached_property
     def _published_runs(self) -> dict[str, dict]:
-        found = {}
-        for path in sorted(paths.published_folder().glob("*/*.json")) if self.use_published else ():
-            try:
-                entry = files.read_json(path)
-                if entry["record"]["format"] == FORMAT:
-                    found[path.stem] = entry
-            except (files.Corrupt, KeyError, TypeError):
-                raise UserError(f"{path} is damaged: restore it with git checkout -- {path.name}") from None
-        return found
+        known = sorted(paths.published_folder().glob("*/*.json")) if self.use_published else ()
+        return {path.stem: entry for path in known if (entry := _published(path))}
 
     # ------------------------------------------------------------------------------------------------- layout
 
@@ -209,6 +202,15 @@ class Store:
             return None
         self._verified[run.identity] = record
         return record
+
+
+def _published(path: Path) -> dict | None:
+    """A published record with its measurements; None if it is of another format."""
+    try:
+        entry = files.read_json(path)
+        return entry if entry["record"]["format"] == FORMAT else None
+    except (files.Corrupt, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: restore it with git checkout -- {path.name}") from None
 
 
 def _set_aside(home: Path) -> None:

@@ -4,6 +4,7 @@ Sparsity: share of exactly zero entries among convolution and linear weights. Ch
 count it, the share of *input* channels, over all convolutions, whose l2 norm is below 1e-15.
 """
 
+import torch
 from torch import Tensor, nn
 
 CHANNEL_NORM_IS_ZERO = 1e-15  # Dinh et al. 2020, section 4: the norm below which a channel counts as removed
@@ -22,6 +23,13 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 def channel_norms(weight: Tensor) -> Tensor:
     """l2 norm of each input channel, (in,), of a convolution weight (out, in, k, k)."""
     return weight.detach().double().pow(2).sum((0, 2, 3)).sqrt()
+
+
+def all_but_smallest(scores: Tensor, removed: int) -> Tensor:
+    """Mask of ones, shaped like `scores` (n,), with zeros for the `removed` smallest; ties are broken by position."""
+    mask = torch.ones_like(scores)
+    mask[scores.argsort(stable=True)[:removed]] = 0
+    return mask
 
 
 def zero_weights(model: nn.Module) -> tuple[int, int]:

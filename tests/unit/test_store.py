@@ -318,6 +318,11 @@ def test_published_numbers_are_not_mixed_with_those_of_other_weights(same, fresh
     assert (Accuracy(images=7).identity in files.read_json(path)["measured"]) == same
 
 
+def test_publishing_over_a_damaged_record_names_it(fresh, published, tiny_run, refusal):
+    files.write(published / "quick" / f"{tiny_run().identity}.json", b'{"record": ')
+    assert tiny_run().identity in refusal(fresh().publish, [tiny_run()], "quick")
+
+
 def test_a_damaged_published_record_is_named(published, tmp_path, tiny_run, refusal):
     files.write(published / "quick" / "0123.json", b'{"record": ')
     assert "0123.json" in refusal(Store(tmp_path / "store").record, tiny_run())

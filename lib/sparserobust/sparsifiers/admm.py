@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparserobust.config import Sparsifier, settings
-from sparserobust.sparsity import channel_norms, convolutions
+from sparserobust.sparsity import all_but_smallest, channel_norms, convolutions
 
 
 @settings
@@ -35,8 +35,7 @@ class ADMM(Sparsifier, kind="admm"):
     def project(self, w: Tensor) -> Tensor:
         """The nearest tensor to w (out, in, k, k) of which the share `sparsity` is zero."""
         size = w.abs().flatten() if self.granularity == "weight" else channel_norms(w)
-        kept = torch.ones_like(size, dtype=w.dtype)
-        kept[size.argsort(stable=True)[: int(self.sparsity * len(size))]] = 0
+        kept = all_but_smallest(size, int(self.sparsity * len(size))).to(w.dtype)
         return w * (kept.view_as(w) if self.granularity == "weight" else kept[:, None, None])
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 import torch
 
 from sparserobust.config import Sparsifier, settings
-from sparserobust.sparsity import prunable
+from sparserobust.sparsity import all_but_smallest, prunable
 
 
 @settings
@@ -36,17 +36,13 @@ class Magnitude(FixedMask, kind="magnitude"):
         weights = prunable(model)
         scored = {name: w.abs() for name, w in weights.items()}
         if self.scope == "global":
-            kept = _largest(torch.cat([s.flatten() for s in scored.values()]), self.sparsity)
+            kept = self._kept(torch.cat([s.flatten() for s in scored.values()]))
             parts = kept.split([s.numel() for s in scored.values()])
             masks = {name: part.view_as(s) for (name, s), part in zip(scored.items(), parts, strict=True)}
         else:
-            masks = {name: _largest(s.flatten(), self.sparsity).view_as(s) for name, s in scored.items()}
+            masks = {name: self._kept(s.flatten()).view_as(s) for name, s in scored.items()}
         self.after_step(model, masks, 0.0)
         return masks
 
-
-def _largest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Mask (n,) of ones for all but the round(sparsity * n) smallest scores; ties are broken by position."""
-    mask = torch.ones_like(scores)
-    mask[scores.argsort(stable=True)[: round(sparsity * len(scores))]] = 0
-    return mask
+    def _kept(self, scores: torch.Tensor) -> torch.Tensor:
+        return all_but_smallest(scores, round(self.sparsity * len(scores)))
