@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparserobust.config import Attack, settings
 from sparserobust.errors import UserError
-from sparserobust.models import is_noisy
+from sparserobust.models import is_noisy, one_draw_a_pass
 
 
 @contextmanager
@@ -39,6 +39,8 @@ def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
     """Logits (n, classes) averaged over `draws` forward passes, which differ if the network is noisy."""
     if draws == 1:
         return model(images).float()
+    if one_draw_a_pass(model):
+        return torch.stack([model(images).float() for _ in range(draws)]).mean(0)
     return model(images.repeat(draws, 1, 1, 1)).float().view(draws, len(images), -1).mean(0)
 
 

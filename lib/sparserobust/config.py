@@ -155,6 +155,10 @@ class Model(Settings):
     def cost(self) -> float:
         """Relative cost of one forward and backward pass; only used to order and to forecast runs."""
 
+    def fits(self, other: "Model") -> bool:
+        """Whether this network can take over the weights of the other."""
+        return self == other
+
 
 class Attack(Settings):
     """Settings of an attack; called, it returns the attacked images."""
@@ -172,6 +176,10 @@ class Attack(Settings):
 
 class Objective(Settings):
     """Settings of a training loss; called, it returns the loss of a batch."""
+
+    def at(self, epoch: int) -> "Objective":
+        """The loss to train with in this epoch, counted from 0."""
+        return self
 
     @abstractmethod
     def __call__(self, model, images, labels, generator):
@@ -217,9 +225,15 @@ class Dense(Sparsifier, kind="dense"):
 class Measurement(Settings):
     """Settings of something that is measured on a trained network; called, it returns JSON-ready results."""
 
+    @property
+    def others(self) -> "tuple[Run, ...]":
+        """Runs whose trained networks the measurement needs besides."""
+        return ()
+
     @abstractmethod
-    def __call__(self, model, splits) -> dict:
-        """`model` in eval mode, `splits` a `sparserobust.data.Splits`; must contain the headline number as `value`."""
+    def __call__(self, model, splits, *others) -> dict:
+        """`model` and the `others` in eval mode, `splits` a `sparserobust.data.Splits`; the result must contain the
+        headline number as `value`."""
 
 
 # ----------------------------------------------------------------------------------------------------- the run
@@ -241,7 +255,7 @@ class Data(Settings):
 
 @settings
 class Recipe(Settings):
-    """How long and how fast. SGD with Nesterov momentum; weight decay acts on all parameters."""
+    """How long and how fast. SGD with Nesterov momentum; weight decay acts on all parameters but scales of noise."""
 
     epochs: int
     batch_size: int = 128
@@ -282,7 +296,7 @@ class Run(Settings):
 
     def check(self):
         self.require(self.seed >= 0, "seed cannot be negative")
-        self.require(self.start is None or self.start.model == self.model, "start: the other run has another model")
+        self.require(self.start is None or self.model.fits(self.start.model), "start: the other run has another model")
 
     @property
     def cost(self) -> float:

@@ -1,11 +1,12 @@
 """Accuracy, clean and under attack. Answers are always counted in float32."""
 
+import statistics
 from dataclasses import replace
 
 import torch
 
 from sparserobust.attacks import FGSM, PGD, AutoAttack, l2_norm, predicted
-from sparserobust.config import Attack, Measurement, settings
+from sparserobust.config import Attack, Measurement, Run, settings
 from sparserobust.environment import global_seed, has_bfloat16, stream
 from sparserobust.models import is_noisy, noise_off
 
@@ -15,47 +16,66 @@ BATCH = 250
 @settings
 class Accuracy(Measurement, kind="accuracy"):
     """Share of the first `images` test images (all, for None) that are classified correctly after the attack (clean,
-    for None). A noisy network answers with one fresh draw; `noise: false` silences it for attacker and answer.
-    `precision` is that of the attack's own passes: where only signs of gradients count, bfloat16 turns a few of them
-    (on CIFAR-10 at most one answer in 250 came out otherwise), in half to a quarter of the time where a processor has
-    it."""
+    for None). A noisy network answers with one fresh draw (where the noise lies on weights, one for each batch of up to
+    250 images); `noise: false` silences it for attacker and answer. `trials` repeats all of it with fresh chance; the
+    value is then the mean, `trial_values` holds each. `source` makes it a transfer attack: attacked is the network of
+    that run, and the answers are this one's. `precision` is that of the attack's own passes: where only signs of
+    gradients count, bfloat16 turns a few of them (on CIFAR-10 at most one answer in 250 came out otherwise), in half to
+    a quarter of the time where a processor has it."""
 
     attack: Attack | None = None
     images: int | None = None
     noise: bool = True
     precision: str = "float32"  # float32 | bfloat16 (FGSM and l-infinity PGD only)
+    trials: int = 1
+    source: Run | None = None
 
     def check(self):
         self.require(self.images is None or self.images > 0, "images must be positive")
+        self.require(self.trials > 0, "trials start at 1")
         self.require(self.precision in ("float32", "bfloat16"),
                      f"precision is float32 or bfloat16, not '{self.precision}'")
         signs = isinstance(self.attack, FGSM) or (isinstance(self.attack, PGD) and self.attack.norm == "linf")
         self.require(self.precision == "float32" or signs,
                      "precision bfloat16 is for FGSM and l-infinity PGD, which follow signs; others need float32")
+        self.require(self.source is None or self.attack is not None, "a source goes with an attack")
 
-    def __call__(self, model, splits):
+    @property
+    def others(self):
+        return () if self.source is None else (self.source,)
+
+    def __call__(self, model, splits, *others):
+        if len(others) != len(self.others):
+            raise TypeError("a transfer attack is called with the network that is attacked, any other without")
+        (attacked,) = others or (model,)
         if not self.noise:
-            with noise_off(model):
-                return replace(self, noise=True)(model, splits)
+            with noise_off(model), noise_off(attacked):
+                return replace(self, noise=True)(model, splits, *others)
         split, attack = splits.test.first(self.images), self.attack
         draws = getattr(attack, "eot_draws", 1)
-        if draws > 1 and not is_noisy(model):  # every draw would be the same
+        if draws > 1 and not is_noisy(attacked):  # every draw would be the same
             attack, draws = replace(attack, eot_draws=1), 1
-        correct, length, flags, batch = 0, 0.0, [], max(1, BATCH // draws)
+        chancy = is_noisy(model) or is_noisy(attacked) or not (attack is None or isinstance(attack, FGSM))
+        trials = self.trials if chancy else 1  # without chance, all would be the same
+        correct, length, flags, batch = [0] * trials, 0.0, [], max(1, BATCH // draws)
         rough = self.precision == "bfloat16" and has_bfloat16(split.images.device.type)
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
-            for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
-                images = images.contiguous(memory_format=torch.channels_last)
-                if isinstance(attack, AutoAttack):
-                    attacked, raised = attack.run(model, images, labels, chance)
-                    flags += [flag for flag in raised if flag not in flags]
-                elif attack:
-                    with torch.autocast(images.device.type, torch.bfloat16, enabled=rough):
-                        attacked = attack(model, images, labels, chance)
-                else:
-                    attacked = images
-                correct += int((predicted(model, attacked) == labels).sum())
-                length += float(l2_norm(attacked - images).sum())
-        return {"value": correct / len(split), "count": correct, "total": len(split),
-                "mean_l2": length / len(split), "flags": flags}
+            for trial in range(trials):
+                for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
+                    images = images.contiguous(memory_format=torch.channels_last)
+                    if isinstance(attack, AutoAttack):
+                        adversarial, raised = attack.run(attacked, images, labels, chance)
+                        flags += [flag for flag in raised if flag not in flags]
+                    elif attack:
+                        with torch.autocast(images.device.type, torch.bfloat16, enabled=rough):
+                            adversarial = attack(attacked, images, labels, chance)
+                    else:
+                        adversarial = images
+                    correct[trial] += int((predicted(model, adversarial) == labels).sum())
+                    length += float(l2_norm(adversarial - images).sum())
+        count = statistics.mean(correct)
+        result = {"value": count / len(split), "count": count, "total": len(split),
+                  "mean_l2": length / trials / len(split), "flags": flags}
+        values = [c / len(split) for c in correct] * (self.trials // trials)
+        return result | ({"trial_values": values} if self.trials > 1 else {})

@@ -22,22 +22,38 @@ class Natural(Objective, kind="natural"):
 @settings
 class Adversarial(Objective, kind="adversarial"):
     """Cross entropy on attacked images (Madry et al. 2018, eq. 2.1). With PGD of one step of 1.25 epsilon it is
-    FGSM-RS (Wong et al. 2020). `clean_weight` 0.5 gives the half clean, half adversarial loss (Rakin et al. 2019)."""
+    FGSM-RS (Wong et al. 2020). `clean_weight` 0.5 gives the half clean, half adversarial loss of He, Rakin & Fan 2019,
+    eq. 9; their code attacks the label that the network predicts for the clean image (`attacked_label: predicted`), so
+    that the attack does not tell it the true one, and trains on clean images alone for the first `clean_epochs`."""
 
     attack: Attack
     clean_weight: float = 0.0
+    attacked_label: str = "true"  # true | predicted
+    clean_epochs: int = 0
 
     def check(self):
         self.require(0 <= self.clean_weight <= 1, "clean_weight must lie in [0, 1]")
+        self.require(self.attacked_label in ("true", "predicted"),
+                     f"attacked_label is true or predicted, not '{self.attacked_label}'")
+        self.require(self.clean_epochs >= 0, "clean_epochs cannot be negative")
 
     @property
     def cost(self) -> float:
-        return 1.0 + self.attack.cost + (self.clean_weight > 0)
+        return 1.0 + self.attack.cost + self._sees_clean
+
+    @property
+    def _sees_clean(self) -> bool:
+        return self.clean_weight > 0 or self.attacked_label == "predicted"
+
+    def at(self, epoch):
+        return Natural() if epoch < self.clean_epochs else self
 
     def __call__(self, model, images, labels, generator):
-        loss = cross_entropy(model(self.attack(model, images, labels, generator)), labels)
+        clean = model(images) if self._sees_clean else None
+        target = clean.detach().argmax(1) if self.attacked_label == "predicted" else labels
+        loss = cross_entropy(model(self.attack(model, images, target, generator)), labels)
         if self.clean_weight:
-            loss = (1 - self.clean_weight) * loss + self.clean_weight * cross_entropy(model(images), labels)
+            loss = (1 - self.clean_weight) * loss + self.clean_weight * cross_entropy(clean, labels)
         return loss
 
 

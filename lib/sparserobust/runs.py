@@ -132,10 +132,10 @@ class Store:
 
     def _take(self, run: Run, measurement: Measurement, report: Report) -> None:
         self.train(run, report)
-        model = self.model(run)
+        model, others = self.model(run), [self.model(other) for other in measurement.others]
         report(f"measuring {measurement.kind}", run.recipe.epochs)
         begun = time.monotonic()
-        result = measurement(model, data.load(run.data, device()))
+        result = measurement(model, data.load(run.data, device()), *others)
         entry = {"measurement": measurement.plain(), "result": result,
                  "provenance": provenance() | {"seconds": time.monotonic() - begun}}
         files.write_json(self._measured(run, measurement), entry)

@@ -19,6 +19,7 @@ from sparserobust.config import Objective, Recipe, Run
 from sparserobust.data import Split, Splits, augmented
 from sparserobust.environment import global_seed, has_bfloat16, stream
 from sparserobust.errors import UserError
+from sparserobust.models import noise_scales
 from sparserobust.sparsity import channel_sparsity, sparsity
 
 log = logging.getLogger("sparserobust")
@@ -58,6 +59,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
     told = time.monotonic()
     for epoch in range(job.epoch, recipe.epochs):
         model.train()
+        objective = run.objective.at(epoch)
         order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch)).to(device)
         augmentation = stream(run.seed, "augmentation", epoch, device=device)
         attack = stream(run.seed, "attack", epoch, device=device)
@@ -66,7 +68,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
             for step, index in enumerate(order.split(recipe.batch_size)):
                 images = augmented(splits.train.images[index], run.data, augmentation)
                 lr = learning_rate(recipe, epoch, step / batches)
-                losses += job.step(images, splits.train.labels[index], attack, lr) * len(index)
+                losses += job.step(objective, images, splits.train.labels[index], attack, lr) * len(index)
                 if time.monotonic() - told > 2:
                     report(epoch + (step + 1) / batches)
                     told = time.monotonic()
@@ -125,7 +127,10 @@ class _Job:
         self.epoch, self.history, self.steps = 0, [], 0
         self.parameters = dict(model.named_parameters())
         recipe = run.recipe
-        self.optimiser = torch.optim.SGD(self.parameters.values(), lr=recipe.lr, momentum=recipe.momentum,
+        scales = noise_scales(model).values()  # noise is not decayed: it would only fade
+        groups = [{"params": [p for p in self.parameters.values() if all(p is not s for s in scales)]},
+                  {"params": list(scales), "weight_decay": 0.0}]
+        self.optimiser = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum,
                                          nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay)
         self.state = run.sparsifier.start(model)
         self.average = {n: torch.zeros_like(p) for n, p in self.parameters.items()} if recipe.averaging else {}
@@ -134,13 +139,13 @@ class _Job:
         bfloat16 = recipe.precision == "bfloat16" and has_bfloat16(device.type)
         self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
 
-    def step(self, images, labels, attack, lr: float) -> Tensor:
+    def step(self, objective: Objective, images, labels, attack, lr: float) -> Tensor:
         run, model = self.run, self.model
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self.optimiser.zero_grad()
         with self.autocast():
-            loss = run.objective(model, images, labels, attack)
+            loss = objective(model, images, labels, attack)
         (loss + run.sparsifier.added_loss(model, self.state)).backward()
         run.sparsifier.before_step(model, self.state, lr)
         self.optimiser.step()
@@ -157,6 +162,8 @@ class _Job:
         run.sparsifier.after_epoch(model, self.state)
         weights = self.handed_over()
         row = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}
+        if scales := noise_scales(model):
+            row["noise_scales"] = {name: float(scale.detach().abs().mean()) for name, scale in scales.items()}
         with weights_replaced(model, weights), self.autocast():
             row |= {"sparsity": sparsity(model), "channel_sparsity": channel_sparsity(model)}
             row |= self._validated(validation.first(VALIDATION_IMAGES), epoch)

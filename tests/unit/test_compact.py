@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparserobust import files, sparsity
-from sparserobust.models import Ensemble, PreActResNet, compact, is_noisy, noise_off
+from sparserobust.models import Ensemble, NoisyWeights, PreActResNet, compact, is_noisy, noise_off
 from sparserobust.models.compact import Pick
 from sparserobust.models.preact_resnet import Block
 
@@ -306,3 +306,8 @@ def test_pick(channels, layout):
     picked = Pick(torch.tensor(channels))(x)
     assert torch.equal(picked, torch.stack([x[:, i] for i in channels], 1))
     assert picked.stride() == torch.empty(3, len(channels), 5, 6).to(memory_format=layout).stride()
+
+
+def test_noise_on_weights_is_refused(refusal):
+    model = NoisyWeights(model=PreActResNet(depth=8, width=2)).build((1, 8, 8), 10)
+    assert "noise on weights" in refusal(compact, model)

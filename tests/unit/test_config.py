@@ -39,6 +39,8 @@ def through_json(thing: Settings) -> dict:
 
 def values(hint, default):
     """Values of a type that a member may or may not accept."""
+    if hint is Run:
+        return st.sampled_from([RUN, replace(RUN, seed=4)])
     if isinstance(hint, type) and issubclass(hint, Settings):
         return st.sampled_from([c for c in MEMBERS if issubclass(c, hint)]).flatmap(members)
     if get_args(hint) and get_args(hint)[-1] is not Ellipsis:  # X | None

@@ -5,7 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from sparserobust import evaluation
+from sparserobust import evaluation, training
+from sparserobust.analysis import WeightSparsity
 from sparserobust.attacks import (
     FGSM,
     PGD,
@@ -19,7 +20,8 @@ from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
 from sparserobust.environment import global_seed, stream
 from sparserobust.evaluation import Accuracy
-from sparserobust.models import PreActResNet, is_noisy, noise_off
+from sparserobust.models import NoisyWeights, PreActResNet, is_noisy, noise_off
+from sparserobust.runs import Store
 
 STRONG = PGD(epsilon=0.15, step_size=0.05, steps=3, random_start=False)
 
@@ -159,6 +161,182 @@ def test_autoattack_of_colour_images(norm, epsilon, quick_suite):
     assert abs(result["count"] - expected) <= 1
 
 
+# --- trials
+
+
+@pytest.fixture(scope="module")
+def shaken(net):
+    """The trained weights, with noise on them."""
+    model = NoisyWeights(model=PreActResNet(depth=8, width=8)).build((1, 8, 8), 10)
+    model.load_state_dict(net.state_dict(), strict=False)
+    return model.eval()
+
+
+@pytest.mark.parametrize("attack", [None, PGD(epsilon=0.1, step_size=0.05, steps=2, eot_draws=2)], ids=["clean", "pgd"])
+@pytest.mark.parametrize("which", ["noisy", "shaken"])
+def test_trials_by_hand(which, attack, request, digits, monkeypatch):
+    """One after another, with the dice going on from trial to trial."""
+    model, test, trials = request.getfixturevalue(which), digits.test.first(70), 3
+    monkeypatch.setattr(evaluation, "BATCH", 32)
+    measure, counts, lengths = Accuracy(attack=attack, images=70, trials=trials), [], []
+    with global_seed(0, "evaluation noise", measure.identity):
+        chance = stream(0, "evaluation", measure.identity)
+        for _ in range(trials):
+            counts.append(0)
+            size = 16 if attack else 32
+            for x, labels in zip(test.images.split(size), test.labels.split(size), strict=True):
+                attacked = attack(model, x, labels, chance) if attack else x
+                with torch.no_grad():
+                    counts[-1] += int((model(attacked).argmax(1) == labels).sum())
+                lengths.append((attacked - x).flatten(1).norm(dim=1))
+    result = measure(model, digits)
+    assert len(set(counts)) > 1  # each trial has noise of its own
+    assert result["trial_values"] == [count / 70 for count in counts]
+    assert result["value"] == pytest.approx(sum(counts) / 210) and result["count"] == pytest.approx(sum(counts) / 3)
+    assert (result["total"], result["flags"]) == (70, [])
+    assert result["mean_l2"] == pytest.approx(torch.cat(lengths).mean().item(), rel=1e-4)
+
+
+def test_a_single_trial_is_what_it_was_before_there_were_trials(shaken, digits):
+    measure = Accuracy(attack=FGSM(epsilon=0.1), images=60)
+    one = Accuracy(attack=FGSM(epsilon=0.1), images=60, trials=1)
+    assert one == measure and one.identity == measure.identity and "trials" not in one.plain()
+    result = one(shaken, digits)
+    assert list(result) == ["value", "count", "total", "mean_l2", "flags"]
+    assert isinstance(result["count"], int) and result["value"] == result["count"] / 60
+    many = Accuracy(attack=FGSM(epsilon=0.1), images=60, trials=2)
+    assert many.identity != one.identity and Measurement.parse(many.plain()) == many
+
+
+def test_trials_of_a_deterministic_net_are_all_the_same(net, digits):
+    once = Accuracy(attack=STRONG, images=60)(net, digits)
+    result = Accuracy(attack=STRONG, images=60, trials=3)(net, digits)
+    assert result.pop("trial_values") == [once["value"]] * 3
+    assert result.pop("mean_l2") == pytest.approx(once.pop("mean_l2"), rel=1e-6)
+    assert result == once
+    started = PGD(epsilon=0.12, step_size=0.12, steps=1)  # a random start is drawn anew for each trial
+    assert len(set(Accuracy(attack=started, trials=4)(net, digits)["trial_values"])) > 1
+
+
+def test_trials_without_noise(net, shaken, digits):
+    """Silent, and the weights are the plain network's."""
+    result = Accuracy(images=60, noise=False, trials=2)(shaken, digits)
+    assert result["trial_values"] == [Accuracy(images=60)(net, digits)["value"]] * 2
+    assert is_noisy(shaken)
+    assert Accuracy(images=60, trials=2)(shaken, digits)["value"] < result["value"]
+
+
+# --- transfer
+
+
+@pytest.fixture(scope="module")
+def other(net):
+    """Another network that knows the digits, and whose gradients are others."""
+    model = deepcopy(net)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for p in model.parameters():
+            p.data += 0.4 * p.std() * torch.randn_like(p) if p.dim() > 1 else 0
+    return model
+
+
+@pytest.fixture
+def source(tiny_run):
+    return tiny_run(seed=7)
+
+
+def test_a_transfer_attack_by_hand(net, other, digits, source):
+    test = digits.test.first(300)
+    counts = {(a, b): int((answering(STRONG(attacked, test.images, test.labels)).argmax(1) == test.labels).sum())
+              for a, attacked in (("net", net), ("other", other)) for b, answering in (("net", net), ("other", other))}
+    assert len(set(counts.values())) == 4  # whoever is attacked and whoever answers, the count tells
+    measure = Accuracy(attack=STRONG, images=300, source=source)
+    result = measure(net, digits, other)
+    assert agrees(result, counts["other", "net"], 300)
+    assert agrees(measure(other, digits, net), counts["net", "other"], 300)
+    assert agrees(measure(net, digits, net), counts["net", "net"], 300)
+    length = (STRONG(other, test.images, test.labels) - test.images).flatten(1).norm(dim=1).mean().item()
+    assert result["mean_l2"] == pytest.approx(length, rel=1e-4)
+
+
+def test_trials_of_a_transfer_attack_by_hand(shaken, other, digits, source):
+    """The network that answers is noisy, the attacked one is not: its draws are not repeated."""
+    attack, test = PGD(epsilon=0.1, step_size=0.05, steps=2, eot_draws=3), digits.test.first(50)
+    measure, seen = Accuracy(attack=attack, images=50, source=source, trials=2), []
+    with global_seed(0, "evaluation noise", measure.identity):
+        chance, values = stream(0, "evaluation", measure.identity), []
+        for _ in range(2):
+            attacked = PGD(epsilon=0.1, step_size=0.05, steps=2)(other, test.images, test.labels, chance)
+            values.append(int((shaken(attacked).argmax(1) == test.labels).sum()) / 50)
+    attacked = deepcopy(other)
+    attacked.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    assert measure(shaken, digits, attacked)["trial_values"] == values
+    assert seen == [50] * 4
+
+
+def test_draws_are_those_of_the_attacked_network(net, noisy, digits, source, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 16)
+    attacked, seen = deepcopy(noisy), []
+    attacked.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=7, source=source)(net, digits, attacked)
+    assert seen == [15, 15, 5]
+
+
+def test_both_networks_of_a_transfer_attack_are_silenced(net, noisy, shaken, other, digits, source):
+    measure = Accuracy(attack=FGSM(epsilon=0.1), images=200, source=source, noise=False)
+    white = Accuracy(attack=FGSM(epsilon=0.1), images=200)(net, digits)
+    assert measure(noisy, digits, shaken) == measure(shaken, digits, noisy) == white  # the same weights
+    assert is_noisy(noisy) and is_noisy(shaken)
+    transferred = Accuracy(attack=FGSM(epsilon=0.1), images=200, source=source)(net, digits, other)
+    assert measure(noisy, digits, other) == transferred and transferred["count"] != white["count"]
+    assert Accuracy(attack=FGSM(epsilon=0.1), images=200, source=source)(noisy, digits, net)["count"] < white["count"]
+
+
+def test_autoattack_attacks_the_source(net, other, digits, source, monkeypatch):
+    seen = []
+    monkeypatch.setattr(AutoAttack, "run", lambda self, model, images, *_: seen.append(model) or (images, ["flag"]))
+    result = Accuracy(attack=AutoAttack(epsilon=0.1), images=20, source=source)(net, digits, other)
+    assert len(seen) == 1 and seen[0] is other
+    assert result["value"] == Accuracy(images=20)(net, digits)["value"] and result["flags"] == ["flag"]
+
+
+def test_a_transfer_attack_is_not_taken_without_its_network(net, other, digits, source):
+    with pytest.raises(TypeError):
+        Accuracy(attack=STRONG, images=5, source=source)(net, digits)
+    with pytest.raises(TypeError):
+        Accuracy(attack=STRONG, images=5)(net, digits, other)
+
+
+def test_a_source_is_a_run_that_is_needed_besides(source, tiny_run, refusal):
+    measure = Accuracy(attack=STRONG, source=source)
+    assert measure.others == (source,)
+    assert Accuracy(attack=STRONG).others == WeightSparsity().others == ()
+    assert Measurement.parse(measure.plain()) == measure and measure.plain()["source"] == source.plain()
+    assert len({m.identity for m in (measure, Accuracy(attack=STRONG),
+                                     Accuracy(attack=STRONG, source=tiny_run(seed=8)))}) == 3
+    assert all(word in refusal(Accuracy, source=source) for word in ("source", "attack"))
+
+
+def test_a_store_trains_the_source_and_keeps_the_result(tiny_run, source, digits, tmp_path, monkeypatch):
+    run, train, trained = tiny_run(), training.train, []
+    monkeypatch.setattr(training, "train", lambda run, *a, **k: trained.append(run.identity) or train(run, *a, **k))
+    measure = Accuracy(attack=FGSM(epsilon=0.2), images=200, source=source)
+    first = Store(tmp_path / "store", use_published=False).measure(run, measure)
+    assert sorted(trained) == sorted([run.identity, source.identity])
+    models = {r: train(r, digits).model for r in (run, source)}
+    counts = {}
+    for name, attacked in {"transfer": models[source], "white box": models[run]}.items():
+        images = FGSM(epsilon=0.2)(attacked, digits.test.images[:200], digits.test.labels[:200])
+        counts[name] = int((models[run](images).argmax(1) == digits.test.labels[:200]).sum())
+    assert counts["transfer"] != counts["white box"]
+    assert agrees(first, counts["transfer"], 200)
+    again = Store(tmp_path / "store", use_published=False)
+    assert again.find(run, measure) == again.measure(run, measure) == first
+    assert again.find(run, Accuracy(attack=FGSM(epsilon=0.2), images=200)) is None
+    assert again.find(source, measure) is None
+    assert len(trained) == 2
+
+
 # --- precision of the attack
 
 ROUGH = PGD(epsilon=0.12, step_size=0.02, steps=8, random_start=False)
@@ -231,6 +409,8 @@ def test_bfloat16_is_refused_where_more_than_signs_count(attack, refusal):
 @pytest.mark.parametrize(("change", "words"), [
     ({"precision": "float16"}, ["precision", "float16"]),
     ({"images": 0}, ["images", "positive"]),
+    ({"trials": 0}, ["trials", "1"]),
+    ({"source": "net"}, ["source"]),
     ({"attack": "pgd"}, ["attack"]),
     ({"attack": {"kind": "fgsm", "epsilon": 8}}, ["8/255"]),
     ({"atack": None}, ["'attack'"]),

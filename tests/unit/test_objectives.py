@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from sparserobust import training
 from sparserobust.attacks import PGD
-from sparserobust.config import Objective
+from sparserobust.config import Attack, Objective, settings
 from sparserobust.objectives import TRADES, Adversarial, Natural
 
 ATTACK = PGD(epsilon=0.1, step_size=0.03, steps=3)
@@ -18,6 +19,8 @@ OBJECTIVES = {  # with the number of training passes in each
     "natural": (Natural(), 1),
     "adversarial": (Adversarial(attack=ATTACK), 1),
     "half clean": (Adversarial(attack=ATTACK, clean_weight=0.5), 2),
+    "predicted": (Adversarial(attack=ATTACK, attacked_label="predicted"), 2),
+    "half clean, predicted": (Adversarial(attack=ATTACK, attacked_label="predicted", clean_weight=0.5), 2),
     "fgsm-rs": (Adversarial(attack=FGSM_RS), 1),
     "trades": (TRADE, 2),
 }
@@ -61,10 +64,114 @@ def test_natural_is_cross_entropy(model, batch):
 def test_adversarial_mixes_clean_and_attacked(model, batch, clean_weight):
     images, labels = batch
     loss = Adversarial(attack=ATTACK, clean_weight=clean_weight)(deepcopy(model), images, labels, generator())
-    attacked = ATTACK(deepcopy(model).eval(), images, labels, generator())
+    seen = deepcopy(model)
+    if clean_weight:
+        seen(images)  # the attack meets the statistics of the pass over clean images
+    attacked = ATTACK(seen.eval(), images, labels, generator())
     clean, hard = cross_entropy(model(images), labels), cross_entropy(model(attacked), labels)
     assert hard > clean + 0.1
     assert close(loss, clean_weight * clean + (1 - clean_weight) * hard)
+
+
+@pytest.fixture
+def mistaken(net):
+    """In training mode; what it predicts there is often neither the label nor what it predicts in evaluation."""
+    model, chance = deepcopy(net).train(), generator()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1.2 * p.std() * torch.randn(p.shape, generator=chance)
+    return model
+
+
+def watched_attack() -> tuple[Attack, list]:
+    """An attack that inverts images, and the images and labels it was called with."""
+    calls = []
+
+    @settings
+    class Inverting(Attack):
+        cost = 0.0
+
+        def __call__(self, model, images, labels, generator=None):
+            calls.append((images, labels))
+            return 1 - images
+
+    return Inverting(), calls
+
+
+@pytest.mark.parametrize("clean_weight", [0.0, 0.5])
+def test_the_predicted_label_is_attacked_and_the_true_one_learned(mistaken, batch, clean_weight):
+    images, labels = batch
+    attack, calls = watched_attack()
+    clean = deepcopy(mistaken)(images)
+    prediction = clean.argmax(1)
+    with torch.no_grad():
+        others = labels, deepcopy(mistaken).eval()(images).argmax(1)
+    assert all((prediction != other).sum() > 3 for other in others)
+    hard = deepcopy(mistaken)(1 - images)
+    for attacked_label, expected in {"true": labels, "predicted": prediction}.items():
+        loss = Adversarial(attack=attack, attacked_label=attacked_label, clean_weight=clean_weight)(
+            deepcopy(mistaken), images, labels, generator())
+        ((attacked_images, attacked),) = calls
+        calls.clear()
+        assert torch.equal(attacked, expected) and not attacked.requires_grad
+        assert torch.equal(attacked_images, images)
+        mixed = (1 - clean_weight) * cross_entropy(hard, labels) + clean_weight * cross_entropy(clean, labels)
+        assert close(loss, mixed)
+
+
+def test_half_clean_half_adversarial_of_predicted_labels_by_hand(mistaken, batch):
+    """He, Rakin & Fan 2019, eq. 9, as released: the clean pass first, whose prediction is then attacked."""
+    images, labels = batch
+    objective = Adversarial(attack=ATTACK, clean_weight=0.5, attacked_label="predicted")
+    seen = deepcopy(mistaken)
+    clean = seen(images)
+    images_of = {name: ATTACK(deepcopy(seen).eval(), images, attacked, generator())
+                 for name, attacked in (("predicted", clean.argmax(1)), ("true", labels))}
+    values = {name: (cross_entropy(clean, labels) + cross_entropy(deepcopy(seen)(attacked), labels)) / 2
+              for name, attacked in images_of.items()}
+    assert close(objective(deepcopy(mistaken), images, labels, generator()), values["predicted"])
+    assert abs(values["predicted"] - values["true"]) > 1e-2
+
+
+@pytest.mark.parametrize("clean_epochs", [0, 1, 20])
+def test_the_first_epochs_are_natural(clean_epochs):
+    objective = Adversarial(attack=ATTACK, clean_epochs=clean_epochs)
+    for epoch in range(25):
+        if epoch < clean_epochs:
+            assert objective.at(epoch) == Natural()
+        else:
+            assert objective.at(epoch) is objective
+
+
+@every_objective
+def test_other_objectives_are_the_same_in_all_epochs(objective, passes):
+    assert objective.at(0) is objective.at(100) is objective
+
+
+class Called(Exception):
+    pass
+
+
+@settings
+class Raising(Attack):
+    cost = 1.0
+
+    def __call__(self, model, images, labels, generator=None):
+        raise Called
+
+
+@pytest.mark.parametrize("attacked_label", ["true", "predicted"])
+def test_no_attack_in_the_first_epochs_of_a_training(attacked_label, tiny_run, digits):
+    objective = Adversarial(attack=Raising(), clean_weight=0.5, clean_epochs=2, attacked_label=attacked_label)
+    result = training.train(tiny_run(objective=objective, epochs=2), digits)
+    natural = training.train(tiny_run(epochs=2), digits)
+    assert result.history == natural.history
+    for ours, theirs in zip(result.model.parameters(), natural.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    done = []
+    with pytest.raises(Called):
+        training.train(tiny_run(objective=objective, epochs=4), digits, report=done.append)
+    assert done[-1] == 2
 
 
 def test_one_step_of_pgd_is_fgsm_rs(model, batch):
@@ -171,6 +278,9 @@ def test_cost_counts_the_passes_with_gradients(model, batch, objective, passes):
     ({"kind": "trades", "epsilon": 0.1, "step_size": 0.01, "steps": 0}, ["steps"]),
     ({"kind": "adversarial", "attack": {"kind": "fgsm", "epsilon": 8}}, ["8/255"]),
     ({"kind": "adversarial", "attack": {"kind": "fgsm", "epsilon": 0.1}, "clean_weight": 1.5}, ["clean_weight"]),
+    ({"kind": "adversarial", "attack": {"kind": "fgsm", "epsilon": 0.1}, "attacked_label": "clean"},
+     ["attacked_label", "'clean'", "predicted"]),
+    ({"kind": "adversarial", "attack": {"kind": "fgsm", "epsilon": 0.1}, "clean_epochs": -1}, ["clean_epochs"]),
     ({"kind": "adversarial", "clean_weight": 0.5}, ["attack", "missing"]),
     ({"kind": "adversarial", "atack": {}}, ["atack", "'attack'"]),
     ({"kind": "trade"}, ["'trades'"]),

@@ -1,4 +1,4 @@
-"""RVSM, RGSM, magnitude pruning and fixed masks: steps recomputed by hand, and what the papers promise."""
+"""RVSM, RGSM, lasso, magnitude pruning and fixed masks: steps recomputed by hand, and what the papers promise."""
 
 from dataclasses import replace
 from itertools import product
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from sparserobust import UserError, files, sparsity, training
 from sparserobust.environment import stream
 from sparserobust.runs import Store
-from sparserobust.sparsifiers import RGSM, RVSM, FixedMask, Magnitude, proximal
+from sparserobust.sparsifiers import RGSM, RVSM, FixedMask, Lasso, Magnitude, RelativeThreshold, proximal
 
 
 class Toy(nn.Module):
@@ -265,6 +265,56 @@ def test_no_group_lasso_without_lambda2_nor_in_rvsm():
     assert RVSM(beta=0.1).added_loss(Toy(), {}) == 0
 
 
+# ------------------------------------------------------------------------------------------------- lasso
+
+
+@given(st.floats(0, 10), st.integers(0, 20))
+def test_lasso_adds_the_sum_of_magnitudes_and_its_sign_as_gradient(lam, seed):
+    model = Toy(seed)
+    with torch.no_grad():
+        model.second.weight[:, 1] = 0
+    loss = Lasso(lam=lam).added_loss(model, {})
+    magnitudes = sum(abs(x) for name in PRUNABLE for x in model.get_parameter(name).flatten().tolist())
+    assert loss.item() == pytest.approx(lam * magnitudes, rel=1e-5)
+    loss.backward()
+    for name, p in model.named_parameters():
+        if name in PRUNABLE:
+            torch.testing.assert_close(p.grad, torch.where(p > 0, lam, torch.where(p < 0, -lam, 0.0)).detach())
+        else:
+            assert p.grad is None, name
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_with_lasso_by_hand(momentum, tiny_run, digits):
+    """Through the loss, and so through momentum."""
+    lam = 0.01
+    run = tiny_run(**PLAIN | {"momentum": momentum, "weight_decay": 0.05, "lr": 0.1}, sparsifier=Lasso(lam=lam))
+    model, recipe = training.build(run, digits).train(), run.recipe
+    optimiser = torch.optim.SGD(model.parameters(), recipe.lr, momentum, weight_decay=recipe.weight_decay,
+                                nesterov=momentum > 0)
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(digits.train), generator=stream(run.seed, "order", epoch))
+        for index in order.split(recipe.batch_size):
+            optimiser.zero_grad()
+            cross_entropy(model(digits.train.images[index]), digits.train.labels[index]).backward()
+            for p in model.parameters():
+                p.grad += lam * p.detach().sign() * (p.dim() > 1)
+            optimiser.step()
+    result = training.train(run, digits)
+    for name, p in weights_of(result.model).items():
+        torch.testing.assert_close(p, model.get_parameter(name).detach(), rtol=1e-3, atol=1e-5)
+    assert [row["gap"] for row in result.history] == [0.0] * recipe.epochs
+
+
+def test_no_lasso_is_dense_training_and_much_of_it_makes_weights_small_not_zero(tiny_run, digits):
+    dense, none, much = (training.train(tiny_run(**change, epochs=4), digits) for change in (
+        {}, {"sparsifier": Lasso(lam=0.0)}, {"sparsifier": Lasso(lam=0.05)}))
+    assert same(none.model.state_dict(), dense.model.state_dict())
+    size = lambda trained: sum(float(w.detach().abs().sum()) for w in sparsity.prunable(trained.model).values())  # noqa: E731
+    assert size(much) < 0.7 * size(dense)
+    assert sparsity.sparsity(much.model) == 0
+
+
 # --------------------------------------------------------------------------------------------- magnitude
 
 
@@ -329,6 +379,76 @@ def test_magnitude_with_no_epochs_only_prunes(averaging, tiny_run, digits):
     assert sparsity.sparsity(result.model) == pytest.approx(0.5, abs=1e-3)
     for name, t in result.model.state_dict().items():
         assert torch.equal(t, torch.where(t == 0, t, dense[name]))
+
+
+# ------------------------------------------------------------------------------------- relative threshold
+
+
+@given(st.floats(0, 1), st.integers(0, 20))
+def test_relative_threshold_by_hand_layer_by_layer(threshold, seed):
+    model = Toy(seed)
+    with torch.no_grad():
+        model.first.weight.mul_(100)  # of which other layers must know nothing
+        model.norm.weight.fill_(1e-9)
+    before = weights_of(model)
+    masks = RelativeThreshold(threshold=threshold).start(model)
+    assert masks.keys() == PRUNABLE
+    for name, p in before.items():
+        if name in PRUNABLE:
+            largest = max(abs(x) for x in p.flatten().tolist())
+            kept = torch.tensor([abs(x) >= torch.tensor(largest) * threshold for x in p.flatten().tolist()])
+            assert torch.equal(masks[name], kept.float().view_as(p))
+            assert torch.equal(model.get_parameter(name), torch.where(kept.view_as(p), p, 0.0))
+        else:
+            assert torch.equal(model.get_parameter(name), p), name
+
+
+def test_what_lies_on_the_relative_threshold_is_kept():
+    model = nn.Linear(3, 2)
+    model.weight.data = torch.tensor([[-2.0, 0.5, -0.5], [0.499, 0.0, -1.0]])
+    RelativeThreshold(threshold=0.25).start(model)
+    assert torch.equal(model.weight, torch.tensor([[-2.0, 0.5, -0.5], [0.0, 0.0, -1.0]]))
+
+
+def test_relative_threshold_at_its_ends():
+    model = Toy()
+    with torch.no_grad():
+        for name in PRUNABLE:  # the largest twice, once negative
+            w = model.get_parameter(name).view(-1)
+            w[5], w[2] = 3.0, -3.0
+    before = weights_of(model)
+    RelativeThreshold(threshold=0.0).start(model)
+    assert same(weights_of(model), before) and sparsity.sparsity(model) == 0
+    RelativeThreshold(threshold=1.0).start(model)
+    for name in PRUNABLE:
+        assert model.get_parameter(name).flatten().nonzero().flatten().tolist() == [2, 5]
+        assert torch.equal(model.get_parameter(name).view(-1)[[2, 5]], torch.tensor([-3.0, 3.0]))
+
+
+def test_relative_threshold_keeps_inherited_zeros():
+    layer = nn.Conv2d(2, 2, 1, bias=False)
+    layer.weight.data = torch.tensor([0.0, 1.0, 0.5, 0.0]).view(2, 2, 1, 1)
+    assert RelativeThreshold(threshold=0.0).start(layer)["weight"].flatten().tolist() == [0, 1, 1, 0]
+    layer.weight.data.zero_()
+    assert RelativeThreshold(threshold=0.5).start(layer)["weight"].flatten().tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_relative_threshold_holds_through_momentum_and_weight_decay(averaging, tiny_run, digits):
+    dense = training.train(tiny_run(), digits).model.state_dict()
+    sparsifier = RelativeThreshold(threshold=0.3)
+    pruned = training.train(tiny_run(sparsifier=sparsifier, epochs=0), digits, dense).model
+    tuned = training.train(tiny_run(sparsifier=sparsifier, averaging=averaging, weight_decay=0.05), digits, dense)
+    assert 0.05 < sparsity.sparsity(pruned) < 0.95
+    assert [row["sparsity"] for row in tuned.history] == [sparsity.sparsity(pruned)] * 2
+    after = weights_of(tuned.model)
+    for name, p in weights_of(pruned).items():
+        if p.dim() > 1:
+            kept = dense[name].abs() >= 0.3 * dense[name].abs().max()
+            assert torch.equal(p, torch.where(kept, dense[name], 0.0))
+            assert torch.equal(after[name] != p, kept), name
+        else:
+            assert torch.equal(p, dense[name]) and not torch.equal(after[name], p)
 
 
 # ---------------------------------------------------------------------------------------------- fixed mask
@@ -431,6 +551,8 @@ def test_fine_tuning_follows_its_start_in_a_store(tiny_run, tmp_path):
     (RGSM, {"lambda1": 1, "lambda2": -1}, "lambda2"), (RGSM, {"lambda1": 1, "penalty": "l0"}, "penalty"),
     (RGSM, {"lambda1": 1, "beta": 0}, "beta"), (Magnitude, {"sparsity": 1}, "sparsity"),
     (Magnitude, {"sparsity": -0.1}, "sparsity"), (Magnitude, {"sparsity": 0.5, "scope": "local"}, "scope"),
+    (Lasso, {"lam": -1e-9}, "lam"), (RelativeThreshold, {"threshold": -0.1}, "threshold"),
+    (RelativeThreshold, {"threshold": 1.1}, "threshold"),
 ])  # fmt: skip
 def test_bad_settings_are_refused_in_one_line(kind, settings, named, refusal):
     assert named in refusal(kind, **settings)

@@ -1,7 +1,10 @@
 """Networks."""
 
 from sparserobust.models.compact import compact
-from sparserobust.models.noise import is_noisy, noise_off
+from sparserobust.models.noise import NoisyWeights, is_noisy, noise_off, noise_scales, one_draw_a_pass
 from sparserobust.models.preact_resnet import Ensemble, PreActResNet
+from sparserobust.models.resnet import ResNet, ResNet18
+from sparserobust.models.vgg import VGG16
 
-__all__ = ["Ensemble", "PreActResNet", "compact", "is_noisy", "noise_off"]
+__all__ = ["VGG16", "Ensemble", "NoisyWeights", "PreActResNet", "ResNet", "ResNet18", "compact", "is_noisy",
+           "noise_off", "noise_scales", "one_draw_a_pass"]

@@ -5,6 +5,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from sparserobust.errors import UserError
+from sparserobust.models.noise import noise_scales
 from sparserobust.models.preact_resnet import Block, Ensemble
 
 
@@ -23,6 +25,8 @@ def compact(model: Ensemble) -> Ensemble:
     zero *output* channels, since the norm that follows shifts them to constants; zeros scattered over kernels; one
     channel of every convolution. The state_dict fits the compact copy of any network with the same zeros.
     """
+    if noise_scales(model):
+        raise UserError("compact does not know noise on weights: it removes channels of networks without")
     model = deepcopy(model)
     for member in model.members:
         member.stem = _narrowed(member.stem, member.stem)

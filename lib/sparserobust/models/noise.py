@@ -1,9 +1,12 @@
-"""Noise inside a network, and switching it off."""
+"""Noise inside a network, on activations or on weights, and switching it off."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+
+from sparserobust.config import Model, settings
 
 
 class Noise(nn.Module):
@@ -58,15 +61,96 @@ def gaussian_like(x: Tensor) -> Tensor:
     return torch.randn(x.numel(), device=x.device).to(x.dtype).as_strided(x.shape, x.stride())
 
 
+class WeightNoise(nn.Module):
+    """w + scale * eta with eta ~ N(0, std(w)^2), drawn anew at every forward pass, in training and evaluation alike
+    (He, Rakin & Fan 2019, "PNI", eqs. 5 to 7; what Rakin et al. 2019 build on). The scale is learned, one for the
+    layer, one per output channel, or one per weight; the standard deviation is that of the whole layer and, like eta, a
+    constant in back-propagation. `masked`: weights that are exactly zero get no noise. `level` 0 switches it off."""
+
+    def __init__(self, weight: Tensor, granularity: str, initial_scale: float, masked: bool):
+        super().__init__()
+        count = {"layer": 1, "channel": len(weight), "element": weight.numel()}[granularity]
+        # flat, whatever it belongs to: what counts, penalises or prunes weights goes by their 2 or 4 dimensions
+        self.scale = nn.Parameter(torch.full((count,), initial_scale))
+        self.granularity, self.masked, self.level = granularity, masked, 1.0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.level:
+            return weight
+        with torch.no_grad():
+            noise = gaussian_like(weight) * (self.level * weight.std())
+            if self.masked:
+                noise *= weight != 0
+        shape = weight.shape if self.granularity == "element" else (-1, *[1] * (weight.dim() - 1))
+        return weight + noise * self.scale.view(shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.granularity}, {len(self.scale)} scales, level={self.level}"
+
+
+class NoisyConv2d(nn.Conv2d):
+    """A convolution with `noise` (`WeightNoise`) on its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.noise(self.weight), self.bias)
+
+
+class NoisyLinear(nn.Linear):
+    """A linear layer with `noise` (`WeightNoise`) on its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.noise(self.weight), self.bias)
+
+
+@settings
+class NoisyWeights(Model, kind="noisy_weights"):
+    """Any network with noise on the weights of all its convolutions and linear layers. Names of parameters stay what
+    they were; the scales are added as `<layer>.noise.scale`."""
+
+    model: Model
+    granularity: str = "channel"  # one learned scale per: layer | channel | element
+    initial_scale: float = 0.25
+    masked: bool = True  # no noise on weights that are exactly zero
+
+    def check(self):
+        self.require(self.granularity in ("layer", "channel", "element"),
+                     f"granularity is layer, channel or element, not '{self.granularity}'")
+
+    @property
+    def cost(self) -> float:
+        return 1.1 * self.model.cost
+
+    def fits(self, other: Model) -> bool:
+        return isinstance(other, NoisyWeights) and replace(other, masked=self.masked) == self
+
+    def build(self, image_shape, classes):
+        net = self.model.build(image_shape, classes)
+        for layer in list(net.modules()):
+            if type(layer) in (nn.Conv2d, nn.Linear):
+                layer.__class__ = NoisyConv2d if type(layer) is nn.Conv2d else NoisyLinear
+                layer.noise = WeightNoise(layer.weight, self.granularity, self.initial_scale, self.masked)
+        return net
+
+
+def noise_scales(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name of each layer with noise on its weights to the scales it learns, (1,), (out,) or (weights,)."""
+    return {name.removesuffix(".noise"): m.scale for name, m in model.named_modules() if isinstance(m, WeightNoise)}
+
+
+def one_draw_a_pass(model: nn.Module) -> bool:
+    """Whether all images of a forward pass share one draw, as they do where the noise lies on weights."""
+    return any(isinstance(m, WeightNoise) and m.level for m in model.modules())
+
+
 def is_noisy(model: nn.Module) -> bool:
     """Whether two forward passes of one batch can differ."""
-    return any(isinstance(m, Noise) and m.level for m in model.modules())
+    return any(isinstance(m, Noise | WeightNoise) and m.level for m in model.modules())
 
 
 @contextmanager
 def noise_off(model: nn.Module):
     """No noise inside the block, the former levels after it."""
-    layers = [(m, m.level) for m in model.modules() if isinstance(m, Noise)]
+    layers = [(m, m.level) for m in model.modules() if isinstance(m, Noise | WeightNoise)]
     try:
         for layer, _ in layers:
             layer.level = 0.0

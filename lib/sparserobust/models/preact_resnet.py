@@ -56,7 +56,7 @@ class Member(nn.Module):
 
     def __init__(self, channels: int, classes: int, blocks: int, width: int, noise: float):
         super().__init__()
-        self.stem = _convolution(channels, width, 3)
+        self.stem = convolution(channels, width, 3)
         stages, channels = [], width
         for stage in range(3):
             for block in range(blocks):
@@ -78,9 +78,9 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, out: int, stride: int, noise: float):
         super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(channels), _convolution(channels, out, 3, stride)
-        self.norm2, self.conv2 = nn.BatchNorm2d(out), _convolution(out, out, 3)
-        self.shortcut = _convolution(channels, out, 1, stride) if stride != 1 or channels != out else None
+        self.norm1, self.conv1 = nn.BatchNorm2d(channels), convolution(channels, out, 3, stride)
+        self.norm2, self.conv2 = nn.BatchNorm2d(out), convolution(out, out, 3)
+        self.shortcut = convolution(channels, out, 1, stride) if stride != 1 or channels != out else None
         self.noise = Noise(noise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Block(nn.Module):
         return self.noise(out + residual)
 
 
-def _convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """No bias; weights from N(0, 2 / (kernel^2 out))."""
     layer = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
     nn.init.normal_(layer.weight, 0.0, (2 / (kernel**2 * out)) ** 0.5)

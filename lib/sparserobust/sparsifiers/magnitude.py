@@ -46,3 +46,22 @@ class Magnitude(FixedMask, kind="magnitude"):
 
     def _kept(self, scores: torch.Tensor) -> torch.Tensor:
         return all_but_smallest(scores, round(self.sparsity * len(scores)))
+
+
+@settings
+class RelativeThreshold(FixedMask, kind="relative_threshold"):
+    """As `Magnitude`, but prunes what lies below `threshold` times the largest magnitude of its own layer: how much
+    goes is found, not told."""
+
+    threshold: float
+
+    def check(self):
+        self.require(0 <= self.threshold <= 1, f"threshold is a share of a layer's largest weight, in [0, 1], "
+                     f"got {self.threshold:g}")
+
+    @torch.no_grad()
+    def start(self, model):
+        masks = {name: ((w != 0) & (w.abs() >= self.threshold * w.abs().max())).to(w.dtype)
+                 for name, w in prunable(model).items()}
+        self.after_step(model, masks, 0.0)
+        return masks
