@@ -9,7 +9,17 @@
 Importing this needs torch and numpy only; tables, figures and attack suites are imported where they are used.
 """
 
-from sparserobust import analysis, attacks, data, evaluation, models, objectives, sparsifiers, sparsity
+from sparserobust import (
+    analysis,
+    attacks,
+    data,
+    evaluation,
+    models,
+    objectives,
+    query_attacks,
+    sparsifiers,
+    sparsity,
+)
 from sparserobust.config import Data, Dense, Measurement, Recipe, Run
 from sparserobust.errors import UserError
 from sparserobust.evaluation import Accuracy
@@ -17,4 +27,4 @@ from sparserobust.runs import Store
 
 __version__ = "0.1.0"
 __all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks",
-           "data", "evaluation", "models", "objectives", "sparsifiers", "sparsity"]
+           "data", "evaluation", "models", "objectives", "query_attacks", "sparsifiers", "sparsity"]

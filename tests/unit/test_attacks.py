@@ -30,6 +30,7 @@ from sparserobust.attacks import (
 from sparserobust.config import Attack
 from sparserobust.models import PreActResNet
 from sparserobust.models.noise import Noise
+from sparserobust.query_attacks import ZOO, Square
 
 ATTACKS = {
     "fgsm": FGSM(epsilon=0.1),
@@ -42,6 +43,10 @@ ATTACKS = {
     "deepfool": DeepFool(steps=4),
     "autoattack": AutoAttack(epsilon=0.4),  # so large that the first of its attacks fools every image
     "autoattack l2": AutoAttack(epsilon=4.0, norm="l2"),
+    "square": Square(epsilon=0.2, queries=20),
+    "square l2": Square(epsilon=1.0, queries=20, norm="l2"),
+    "zoo": ZOO(iterations=8, search_steps=1, lr=0.2, parallel=32),
+    "zoo in a ball": ZOO(iterations=8, search_steps=1, lr=0.2, parallel=32, epsilon=1.5),
 }
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 averaging = pytest.mark.parametrize("attack", [a for a in ATTACKS.values() if hasattr(a, "eot_draws")],

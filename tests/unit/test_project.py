@@ -14,7 +14,7 @@ from sparserobust.paths import PROJECT
 LIBRARY = PROJECT / "lib" / "sparserobust"
 FLOORS = [  # ground first; a room imports from its own floor and those below
     {"errors", "paths", "files", "environment", "config", "data", "sparsity"},
-    {"attacks", "objectives", "sparsifiers", "models"},
+    {"attacks", "query_attacks", "objectives", "sparsifiers", "models"},
     {"training", "evaluation", "analysis"},
     {"runs", "progress", "worker", "sweep"},
     {"reported", "scales", "estimates", "claims", "tables", "plots", "artifacts"},
@@ -44,7 +44,7 @@ def test_no_room_imports_upwards(path):
 
 def test_the_core_needs_torch_and_numpy_only():
     blocked = ["pandas", "matplotlib", "seaborn", "sklearn", "scipy", "torchvision", "safetensors", "filelock", "yaml",
-               "papermill", "pyautoattack", "foolbox", "tqdm"]
+               "papermill", "pyautoattack", "art", "foolbox", "tqdm"]
     code = (f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import sparserobust as sr; import torch;"
             "m = sr.models.PreActResNet(depth=8, width=8).build((1, 8, 8), 10); x = torch.rand(2, 1, 8, 8);"
             "print(sr.attacks.FGSM(epsilon=8 / 255)(m, x, torch.tensor([0, 1])).shape)")
