@@ -111,10 +111,10 @@ def tradeoff(frame: pandas.DataFrame, x: str, y: Sequence[str], xlabel: str, tit
 
 
 def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: Sequence[str], ylabel: str,
-          hue: str = "ours", reported: pandas.DataFrame | None = None) -> Figure:
-    """Rates in percent against `level`, one panel per metric: means over seeds, the band spans the seeds. `reported`
-    has `level`, `hue`, what it is called in print (`net`), and percentages in columns named like the metrics; they are
-    drawn hollow."""
+          hue: str = "ours", reported: pandas.DataFrame | None = None, log: bool = False) -> Figure:
+    """Rates in percent against `level` (`log`: on a logarithmic axis), one panel per metric: means over seeds, the band
+    spans the seeds. `reported` has `level`, `hue`, what it is called in print (`net`), and percentages in columns named
+    like the metrics; they are drawn hollow."""
     figure, axes = subplots(len(metrics), width=max(3.7, 9 / (len(metrics) + 1)), height=3.9, sharex=True)
     for axis, metric, title in zip(axes, metrics, titles, strict=True):
         for group, colour, marker in zip(frame[hue].unique(), PALETTE, MARKERS, strict=False):
@@ -127,6 +127,11 @@ def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: 
                 axis.plot(printed["level"], printed[metric], marker=marker, color=colour, markerfacecolor="none",
                           linestyle=":", markersize=9, label=f"{printed['net'].iloc[0]}, reported")
         axis.set(xlabel=xlabel, title=title)
+        if log:
+            axis.set_xscale("log")
+            axis.set_xticks(sorted(frame["level"].unique()))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel(ylabel)
     axes[0].legend()
     return figure
@@ -167,6 +172,36 @@ def layers(results: dict[str, dict]) -> Figure:
         axes[-1].stairs(100 * counts / counts.sum(), edges, color=colour, linestyle=style, linewidth=2, label=label)
     axes[-1].set(xlabel="weight", ylabel="share of weights per bin [%]", title="histogram (outer bins: the rest)")
     axes[-1].legend()
+    return figure
+
+
+def scales_over_epochs(histories: dict[str, list[dict]], initial: float) -> Figure:
+    """Mean size of the learned noise scales of each layer against epochs, from `history` of records by label: dark
+    lines are layers near the image, light ones near the answer."""
+    figure, axes = subplots(len(histories), width=4.6, height=4.0, sharey=True)
+    for axis, (label, history) in zip(axes, histories.items(), strict=True):
+        layers = list(history[0]["noise_scales"])
+        for number, layer in enumerate(layers):
+            sizes = [initial, *(epoch["noise_scales"][layer] for epoch in history)]
+            axis.plot(range(len(sizes)), sizes, color=plt.get_cmap("viridis")(0.95 * number / (len(layers) - 1)))
+        axis.set(title=label, xlabel="epochs", ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("noise scale, mean size")
+    bar = plt.cm.ScalarMappable(plt.Normalize(1, len(layers)), "viridis")
+    figure.colorbar(bar, ax=axes, label="layer, from image to answer", ticks=MaxNLocator(6, integer=True))
+    return figure
+
+
+def layerwise(panels: dict[str, dict[str, dict[str, float]]]) -> Figure:
+    """One panel per quantity, one line per network: values by layer, in the order of the layers."""
+    figure, axes = subplots(len(panels), width=4.6, height=4.4)
+    for axis, (title, networks) in zip(axes, panels.items(), strict=True):
+        for (label, values), colour, style, marker in zip(networks.items(), PALETTE, LINES, MARKERS, strict=False):
+            axis.plot(range(1, len(values) + 1), list(values.values()), linestyle=style, color=colour, marker=marker,
+                      markersize=5, label=label)
+        axis.set(title=title, xlabel="layer, from image to answer", ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].legend()
     return figure
 
 

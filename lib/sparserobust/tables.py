@@ -4,6 +4,7 @@ import math
 
 import pandas
 
+from sparserobust.config import Measurement
 from sparserobust.estimates import binomial_interval, matching
 
 
@@ -59,6 +60,21 @@ def beside(reported: pandas.DataFrame, ours: pandas.DataFrame, keys: dict[str, s
 def _cell_of(chosen: pandas.DataFrame, metric: str) -> str:
     found = chosen[chosen["metric"] == metric]
     return cell(found.iloc[0]) if len(found) else ""
+
+
+def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -> str:
+    """Of every attack in a table its radius, draws of the noise and test images; `headings` maps headings to names."""
+    told = []
+    for heading, name in headings.items():
+        measurement = measurements.get(name)
+        attack = getattr(measurement, "attack", None)
+        if attack is not None:
+            radius, draws = getattr(attack, "epsilon", None), getattr(attack, "eot_draws", 1)
+            facts = [f"radius {radius:.3g}"] if radius else []
+            facts += [f"{draws} draws"] if draws > 1 else []
+            facts.append(f"{measurement.images or 'all'} images")
+            told.append(f"{heading} ({', '.join(facts)})")
+    return f"Attacks: {'; '.join(told)}. Pixels lie in [0, 1]; a net without noise gets one draw."
 
 
 def markdown(table: pandas.DataFrame) -> str:

@@ -13,7 +13,7 @@ import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, paths, reported, scales
+from sparserobust import claims, paths, reported, scales, tables
 from sparserobust.analysis import WeightSparsity
 from sparserobust.attacks import PGD, CarliniWagnerReleased
 from sparserobust.config import Dense, Measurement, Model, Recipe, Sparsifier
@@ -357,7 +357,7 @@ def test_stronger_attacks_of_one_seed():
 def test_conditions_name_radius_draws_and_images():
     measurements = {"one": Accuracy(attack=PGD(epsilon=0.15, step_size=0.1, steps=2, eot_draws=7), images=30),
                     "two": Accuracy(attack=CarliniWagnerReleased()), "clean": Accuracy(), "count": WeightSparsity()}
-    told = fk_resnet.conditions(measurements, {"A": "one", "B": "two", "C": "clean", "D": "count", "E": "absent"})
+    told = tables.conditions(measurements, {"A": "one", "B": "two", "C": "clean", "D": "count", "E": "absent"})
     assert told.startswith("Attacks: A (radius 0.15, 7 draws, 30 images); B (all images). Pixels")
 
 

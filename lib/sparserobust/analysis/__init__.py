@@ -5,11 +5,12 @@ from sparserobust.analysis.stability import Stability
 from sparserobust.analysis.weights import (
     ChannelNorms,
     ChannelSparsity,
+    LayerSparsity,
     LayerWeights,
     RemainingParameters,
     WeightHistogram,
     WeightSparsity,
 )
 
-__all__ = ["ChannelNorms", "ChannelSparsity", "Deployable", "LayerWeights", "RemainingParameters", "Stability",
-           "WeightHistogram", "WeightSparsity", "macs"]
+__all__ = ["ChannelNorms", "ChannelSparsity", "Deployable", "LayerSparsity", "LayerWeights", "RemainingParameters",
+           "Stability", "WeightHistogram", "WeightSparsity", "macs"]

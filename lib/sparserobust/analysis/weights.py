@@ -88,3 +88,20 @@ class ChannelNorms(Measurement, kind="channel_norms"):
             total += len(n)
         return {"value": small / total, "count": small, "total": total,
                 "norms": {name: [float(f"{v:.6g}") for v in n.tolist()] for name, n in norms.items()}}
+
+
+@settings
+class LayerSparsity(Measurement, kind="layer_sparsity"):
+    """Share of exactly zero weights (the value), and of every convolution and linear layer its zeros, the smallest
+    magnitude left in it (the threshold that was used), its largest, and the standard deviation of all its entries."""
+
+    def __call__(self, model, splits):
+        layers = {}
+        for name, w in sparsity.prunable(model).items():
+            size = w.detach().abs()
+            left = size[size > 0]
+            layers[name.removesuffix(".weight")] = {
+                "zero": int((size == 0).sum()), "total": size.numel(), "largest": float(size.max()),
+                "smallest": float(left.min()) if len(left) else 0.0, "std": float(w.detach().std())}
+        zero, total = sparsity.zero_weights(model)
+        return {"value": zero / total, "count": zero, "total": total, "layers": layers}

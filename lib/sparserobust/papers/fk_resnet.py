@@ -242,21 +242,6 @@ def deployable(rows: list[dict], store: Store) -> pandas.DataFrame:
     return pandas.DataFrame(lines)
 
 
-def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -> str:
-    """Of every attack in a table its radius, draws of the noise and test images; `headings` maps headings to names."""
-    told = []
-    for heading, name in headings.items():
-        measurement = measurements.get(name)
-        attack = getattr(measurement, "attack", None)
-        if attack is not None:
-            radius, draws = getattr(attack, "epsilon", None), getattr(attack, "eot_draws", 1)
-            facts = [f"radius {radius:.3g}"] if radius else []
-            facts += [f"{draws} draws"] if draws > 1 else []
-            facts.append(f"{measurement.images or 'all'} images")
-            told.append(f"{heading} ({', '.join(facts)})")
-    return f"Attacks: {'; '.join(told)}. Pixels lie in [0, 1]; a net without noise gets one draw."
-
-
 def caption(experiment: Experiment, table_id: str) -> str:
     """What a table shows, under which conditions, and the paper's own inconsistencies about it."""
     printed = reported.load(PAPER).tables[table_id]
@@ -273,7 +258,7 @@ def caption(experiment: Experiment, table_id: str) -> str:
     shown = {HEADINGS[a]: m for a, m in ACCURACIES.items()} | FEW_DRAWS
     return (f"{printed.source} of Dinh et al. 2020 ({method}), all in percent. Ours, scale {experiment.scale}: "
             f"{some.data.name}, {some.recipe.epochs} epochs, {spread}; empty: not on record, or not run at this "
-            f"scale. {conditions(experiment.measurements, shown)}{notes}")
+            f"scale. {tables.conditions(experiment.measurements, shown)}{notes}")
 
 
 WHERE = {"C1": "figure 1", "C2a": "table 1", "C2b": "table 2", "C3": "table 2", "C4": "table 3", "C5a": "table 4",

@@ -1,0 +1,328 @@
+"""Robust Sparse Regularization (Rakin et al. 2019): noise on weights, lasso and adversarial training, then pruning.
+
+Of the paper itself only the abstract is on record. What stands beside our numbers comes from its companion (He, Rakin &
+Fan 2019, "PNI"), and is marked so.
+"""
+
+from dataclasses import dataclass, replace
+
+import pandas
+
+from sparserobust import claims, estimates, reported, scales, tables
+from sparserobust.analysis import LayerSparsity, WeightHistogram, WeightSparsity
+from sparserobust.config import Attack, Data, Measurement, Model, Objective, Recipe, Run
+from sparserobust.evaluation import Accuracy
+from sparserobust.models import NoisyWeights
+from sparserobust.runs import Store
+from sparserobust.sparsifiers import Dense, Lasso, Magnitude, RelativeThreshold
+
+PAPER = "rsr"
+METHODS = {"AT": (False, False), "AT + lasso": (False, True), "AT + noise": (True, False), "RSR": (True, True)}
+STAGES = ("dense", "pruned", "fine-tuned", "trained on")  # the last: as long as fine-tuned, but nothing pruned
+ABLATED = "ResNet-20"  # the net on which the ingredients are taken apart
+NOT_EVERYWHERE = {("AT", "pruned"), ("AT", "fine-tuned"), ("RSR", "trained on")}  # on that net only
+COMPARED = (("AT", "dense"), ("AT + noise", "dense"), ("RSR", "dense"), ("RSR", "pruned"), ("RSR", "fine-tuned"))
+BLACK_BOX = (("AT", "dense"), ("RSR", "pruned"))  # A and B: each is attacked by way of the other
+CURVES = ("radius", "steps")
+ACCURACIES = {"clean": "clean", "PGD-7": "pgd7", "FGSM": "fgsm"}
+PROTOCOL = {"removed": "sparsity"} | ACCURACIES
+HONEST = {"PGD-7, averaged": "pgd7_eot", "noise off: clean": "clean_quiet", "noise off: PGD-7": "pgd7_quiet"}
+STRONGER = {"PGD, 20 draws": "eot20", "PGD on the margin": "margin", "AutoAttack": "autoattack",
+            "C&W, l2": "cw_l2"}
+QUERIES = {"Square": "square", "transfer": "transfer", "ZOO": "zoo"}
+COMPANION = {"AT, dense": "vanilla AT", "AT + noise, dense": "PNI-W channel-wise",
+             "AT + noise, dense, granularity layer": "PNI-W layer-wise",
+             "AT + noise, dense, granularity element": "PNI-W element-wise"}
+COMPANION_COLUMNS = {"clean": "clean", "PGD-7": "pgd", "FGSM": "fgsm"}
+EXACT = ("sparsity", "near_zero", "layers")  # properties of a network, not estimated from a sample of images
+SCATTER = 1.0  # points: what "no worse" allows; reruns of the companion's code lay one to three points apart
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All runs of the notebook at one scale. Grid rows: `net` (the paper's), `ours` (what stands for it), `method`,
+    `stage`, `varied` and `level` (what differs from the main row, and its value), `seed`, `run`, `also`."""
+
+    scale: str
+    seeds: list[int]
+    grid: list[dict]
+    measurements: dict[str, Measurement]
+    settings: dict
+
+    def rows(self, **labels) -> list[dict]:
+        """The main grid rows with these labels; rows in which something is varied only if `varied` is given."""
+        return [row for row in self.grid if all(row[k] == v for k, v in ({"varied": ""} | labels).items())]
+
+
+def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
+    """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
+    seeds or a misspelt setting."""
+    settings = scales.load(scale, PAPER)
+    chosen = scales.checked_seeds(seeds, settings["seeds"])
+    grid = [row for seed in chosen for net in settings["nets"]
+            for row in _rows(settings, net, seed, first=seed == chosen[0])]
+    measurements = {name: Measurement.parse(m) for name, m in settings["measurements"].items()}
+    return Experiment(scale, chosen, grid, measurements | {"sparsity": WeightSparsity()}, settings)
+
+
+def _rows(settings: dict, net: str, seed: int, first: bool) -> list[dict]:
+    """Grid rows of one net and seed. Only the first seed has those in which something is varied for a figure."""
+    wanted = METHODS if net == ABLATED else ("AT", "RSR")
+    cases = [(method, stage, "", None) for method in wanted for stage in STAGES
+             if net == ABLATED or (method, stage) not in NOT_EVERYWHERE]
+    if net == ABLATED:
+        cases += [("RSR", stage, "unmasked", None) for stage in ("pruned", "fine-tuned")]
+    if net == ABLATED and first:
+        cases += [(method, "pruned", "sparsity", level) for method in ("AT", "RSR") for level in settings["sparsities"]]
+        cases += [("RSR", "pruned", varied, level) for varied in ("threshold", "lambda")
+                  for level in settings[f"{varied}s"]]
+        cases += [("AT + noise", "dense", "granularity", level) for level in ("layer", "element")]
+        cases += [("AT", "dense", "clean_weight", 0.0)]
+    rows = []
+    for case in cases:
+        if [net, *case[:3]] not in settings.get("left_out", []):
+            row = dict(zip(("method", "stage", "varied", "level"), case, strict=True))
+            row = {"net": net, "ours": settings["nets"][net]["label"]} | row | {"seed": seed}
+            rows.append(row | {"run": _run(settings, net, *case, seed), "also": _also(settings, row, first)})
+    return rows
+
+
+def _run(settings: dict, net: str, method: str, stage: str, varied: str, level, seed: int) -> Run:
+    noise, lasso = METHODS[method]
+    change = {varied: level}
+    chosen = settings["nets"][net]
+    model = Model.parse(chosen["model"])
+    if noise:
+        model = NoisyWeights(model=model, granularity=change.get("granularity", "channel"))
+    objective = Objective.parse(settings["objective"])
+    objective = replace(objective, clean_weight=change.get("clean_weight", objective.clean_weight))
+    sparsifier = Lasso(lam=change.get("lambda", settings["lambda"])) if lasso else Dense()
+    dense = Run(data=Data.parse(settings["data"]), model=model, objective=objective, sparsifier=sparsifier,
+                recipe=Recipe.parse(settings["recipe"] | chosen.get("recipe", {})), seed=seed)
+    if stage == "dense":
+        return dense
+    recipe = Recipe.parse(settings["fine_tuning"])
+    if stage == "pruned":
+        recipe = replace(recipe, epochs=0)
+    if varied in ("threshold", "lambda"):  # how much goes is found, by the threshold or by what the lasso made small
+        pruner = RelativeThreshold(threshold=change.get("threshold", settings["threshold"]))
+    else:
+        pruner = Magnitude(sparsity=change.get("sparsity", settings["sparsity"]))
+    if varied == "unmasked":
+        model = replace(model, masked=False)
+    return replace(dense, model=model, objective=replace(objective, clean_epochs=0), recipe=recipe, start=dense,
+                   sparsifier=Dense() if stage == "trained on" else pruner)
+
+
+def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
+    """What figures and the sections beyond the paper need of a row; the costly ones of the first seed."""
+    net, method, stage, varied = row["net"], row["method"], row["stage"], row["varied"]
+    also = {}
+
+    def take(section: dict) -> None:
+        also.update({name: Measurement.parse(m) for name, m in section.items()})
+
+    if varied in ("", "unmasked") and (stage in ("fine-tuned", "trained on") or (method, stage) in COMPARED):
+        take(settings["honest"])
+    if net == ABLATED and varied == "" and stage == "dense":
+        also["near_zero"] = WeightHistogram()
+    if net == ABLATED and varied == "" and first:
+        if method == "RSR" and stage != "trained on":
+            also["layers"] = LayerSparsity()
+        if (method, stage) in COMPARED:
+            take({name: m for name, m in settings["stronger"].items()
+                  if name != "autoattack" or [method, stage] in settings["autoattack_rows"]})
+            also |= {f"{kind} {level:g}": m for kind in CURVES
+                     for level, m in curve(settings, kind).items()}
+    if net == settings["black_box"]["net"] and varied == "":
+        black_box = settings["black_box"]
+        for one, other in (BLACK_BOX, BLACK_BOX[::-1]):
+            if (method, stage) == one:
+                source = _run(settings, net, *other, "", None, row["seed"])
+                also["transfer"] = Accuracy(attack=Attack.parse(black_box["transfer"]), images=black_box["images"],
+                                            source=source)
+                take({name: m for name, m in black_box["queries"].items() if first or name in black_box["all_seeds"]})
+    return also
+
+
+def curve(settings: dict, kind: str) -> dict[float, Accuracy]:
+    """Accuracy under PGD as its `radius` (with the step in proportion) or its number of `steps` grows, by that."""
+    some = Accuracy.parse(settings["curves"]["accuracy"])
+    attack = some.attack
+    changes = {"radius": lambda e: {"epsilon": e, "step_size": attack.step_size * e / attack.epsilon},
+               "steps": lambda n: {"steps": n}}[kind]
+    return {level: replace(some, attack=replace(attack, **changes(level))) for level in settings["curves"][kind]}
+
+
+def curve_frame(frame: pandas.DataFrame, kind: str) -> pandas.DataFrame:
+    """The rows of `frame` that `curve` measured, with the radius or the number of steps as `level`."""
+    chosen = frame[frame["metric"].str.startswith(f"{kind} ")]
+    return chosen.assign(level=chosen["metric"].str.removeprefix(f"{kind} ").astype(float), metric=kind,
+                         network=chosen["method"] + ", " + chosen["stage"])
+
+
+def traded(frame: pandas.DataFrame, sparsity: float) -> pandas.DataFrame:
+    """The rows of figure 1, one-shot pruned nets of the first seed, with the `path` they lie on: AT and RSR cut to a
+    sparsity (0 and the main row's, `sparsity`, among them), RSR cut at a threshold, RSR of several lambdas."""
+    varied = frame[frame["varied"].isin(["sparsity", "threshold", "lambda"])]
+    main = frame[(frame["net"] == ABLATED) & (frame["varied"] == "") & frame["method"].isin(["AT", "RSR"])
+                 & frame["stage"].isin(["dense", "pruned"]) & frame["seed"].isin(varied["seed"].unique())]
+    main = main.assign(varied="sparsity", level=main["stage"].map({"dense": 0.0, "pruned": sparsity}))
+    rows = pandas.concat([main, varied])
+    return rows.assign(level=rows["level"].astype(float), path=rows["method"] + ", by " + rows["varied"])
+
+
+def overview(grid: list[dict]) -> pandas.DataFrame:
+    """The grid as a table, one line per kind of run."""
+    lines = {}
+    for row in grid:
+        key = name_of(row), row["net"]
+        run = row["run"]
+        lines.setdefault(key, {"the paper's net": row["net"], "ours": row["ours"], "run": key[0],
+                               "epochs": run.recipe.epochs, "starts from another": "yes" if run.start else "",
+                               "parameters": ", ".join(f"{k} {v}" for k, v in run.sparsifier.plain().items()),
+                               "seeds": []})["seeds"].append(row["seed"])
+    return pandas.DataFrame(list(lines.values())).rename(columns={"parameters": "sparsifier"})
+
+
+def name_of(row) -> str:
+    """What a grid row, or a row of the frame, is called in tables."""
+    level = "" if row["level"] is None or pandas.isna(row["level"]) else f" {row['level']}"
+    return f"{row['method']}, {row['stage']}" + (f", {row['varied']}{level}" if row["varied"] else "")
+
+
+def table(frame: pandas.DataFrame, columns: dict[str, str], nets: bool = False) -> pandas.DataFrame:
+    """One line per kind of run, `columns` maps headings to metrics; with `nets` the network leads each line."""
+    named = frame.assign(name=frame.apply(name_of, axis=1))
+    ours = tables.summary(named, ["net", "ours", "name"], exact=EXACT)
+    lines = {}
+    for (net, label, name), group in ours.groupby(["net", "ours", "name"], sort=False):
+        found = group.set_index("metric")
+        key = f"{net} ({label}): {name}" if nets else name
+        lines[key] = {heading: tables.cell(found.loc[metric]) for heading, metric in columns.items()
+                      if metric in found.index}
+    return pandas.DataFrame.from_dict(lines, orient="index").reindex(columns=list(columns)).astype(object).fillna("")
+
+
+def with_companion(shown: pandas.DataFrame) -> pandas.DataFrame:
+    """A table of `ABLATED` with the companion's numbers (ResNet-20, 160 epochs) beside ours where it has that row."""
+    _, companion = reported.load(PAPER).other_table("README_resnet20")
+    companion = companion.set_index("method")
+    result = shown.copy()
+    for heading, column in COMPANION_COLUMNS.items():
+        values = [f"{companion.loc[COMPANION[name], column]:.2f}" if name in COMPANION else "" for name in shown.index]
+        result.insert(result.columns.get_loc(heading) + 1, f"{heading}, companion", values)
+    return result
+
+
+def trials(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """Mean and standard deviation [%] over the trials of one network (the first seed's), beside the companion's."""
+    _, companion = reported.load(PAPER).other_table("README_resnet20")
+    companion = companion.set_index("method")
+    lines = {}
+    for method, stage in COMPARED:
+        for row in experiment.rows(net=ABLATED, method=method, stage=stage, seed=experiment.seeds[0]):
+            theirs = COMPANION.get(name_of(row))
+            line = {}
+            for heading, metric in ACCURACIES.items():
+                values = pandas.Series(store.measure(row["run"], experiment.measurements[metric])["trial_values"]) * 100
+                column = COMPANION_COLUMNS[heading]
+                printed = companion.loc[theirs] if theirs else {column: None, f"{column}_sd": None}
+                line[heading] = f"{values.mean():.1f} ± {values.std():.2f}"
+                line[f"{heading}, companion"] = "" if pandas.isna(printed[column]) else f"{printed[column]:.2f}" + (
+                    "" if pandas.isna(printed[f"{column}_sd"]) else f" ± {printed[f'{column}_sd']:.2f}")
+            lines[name_of(row)] = line
+    return pandas.DataFrame.from_dict(lines, orient="index")
+
+
+def black_box(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Table T3: Square, transfer from the other network, and how often ZOO succeeds on what was classified rightly."""
+    chosen = frame[frame["metric"].isin(["square", "transfer", "zoo", "zoo_clean", "clean"])]
+    chosen = chosen[chosen["run"].isin(frame[frame["metric"] == "transfer"]["run"])]
+    shown = table(chosen, {"clean": "clean", "Square": "square", "transfer from the other": "transfer"})
+    counts = chosen.assign(name=chosen.apply(name_of, axis=1)).groupby(["name", "metric"])[["count", "total"]].sum()
+    if "zoo" in set(chosen["metric"]):
+        shown["ZOO success"] = [_success(*(counts.loc[(name, metric), "count"] for metric in ("zoo", "zoo_clean")))
+                                for name in shown.index]
+    return shown
+
+
+def _success(left: float, right: float) -> str:
+    low, high = estimates.binomial_interval(right - left, right)
+    return f"{100 * (1 - left / right):.0f} [{100 * low:.0f}, {100 * high:.0f}] of {right:.0f}"
+
+
+def effects(frame: pandas.DataFrame, pairs: dict[str, tuple[dict, dict]], columns: dict[str, str]) -> pandas.DataFrame:
+    """One line per pair (treatment, reference): what the treatment adds, in points, mean over paired seeds with
+    Student's 95 % interval; the bare effect where there is one seed."""
+    lines = {}
+    for label, (treatment, reference) in pairs.items():
+        line = {}
+        for heading, metric in columns.items():
+            values = estimates.paired_effects(frame, metric, treatment, reference)
+            low, high = estimates.interval(values)
+            mean = sum(values) / len(values) if values else None
+            line[heading] = "" if mean is None else f"{mean:+.1f}" + (
+                f" [{low:+.1f}, {high:+.1f}]" if len(values) > 1 else "")
+        lines[label] = line
+    return pandas.DataFrame.from_dict(lines, orient="index")
+
+
+def row(net: str, method: str, stage: str, varied: str = "") -> dict:
+    """The labels that name a row in which at most a switch is varied."""
+    return {"net": net, "method": method, "stage": stage, "varied": varied}
+
+
+def gains(nets: list[str]) -> dict[str, tuple[dict, dict]]:
+    """Pairs for `effects`: RSR against its baseline, as the abstract compares, and after equal training."""
+    return {f"{net}: {name}": pair for net in nets for name, pair in {
+        "RSR, pruned - AT": (row(net, "RSR", "pruned"), row(net, "AT", "dense")),
+        "RSR, fine-tuned - AT, trained on": (row(net, "RSR", "fine-tuned"), row(net, "AT", "trained on"))}.items()}
+
+
+def controls() -> dict[str, tuple[dict, dict]]:
+    """Pairs for `effects` that differ in nothing but pruning: same seed, same epochs, same noise."""
+    return {f"{method}{', noise on zeros too' if varied else ''}: pruned and fine-tuned - trained on": (
+        row(ABLATED, method, "fine-tuned", varied), row(ABLATED, method, "trained on"))
+        for method, varied in [("AT", ""), ("AT + lasso", ""), ("AT + noise", ""), ("RSR", ""), ("RSR", "unmasked")]}
+
+
+def judged(frame: pandas.DataFrame, black_box_net: str) -> pandas.DataFrame:
+    """The ledger: every claim with its verdict. Where the paper leaves open what is compared, rows of this project's
+    own are added: after equal training, under averaged gradients, without the noise."""
+    rows = []
+    for claim in reported.load(PAPER).claims.values():
+        for suffix, metric, treatment, reference, where in _compared(claim.id, black_box_net):
+            values = estimates.paired_effects(frame, metric, treatment, reference)
+            if claim.id == "C3":  # no worse in either
+                other = estimates.paired_effects(frame, "pgd7", treatment, reference)
+                values = [min(pair) for pair in zip(values, other, strict=True)]
+                claim = replace(claim, unit="percentage points", value=None,
+                                quantity="the smaller of the gains C1 and C2, with 85 % removed (reported: no loss)")
+            if suffix:
+                said = replace(claim, id=f"{claim.id} {suffix}", value=None, derived=False, operands={},
+                               source="this project's question")
+            rows.append(claims.judged(said if suffix else claim, values, margin=SCATTER, where=f"03_rsr, {where}"))
+    return pandas.DataFrame(rows)
+
+
+def _compared(claim: str, black_box_net: str) -> list[tuple[str, str, dict, dict, str]]:
+    """(what is different from the claim itself, metric, treatment, reference, where) of a claim, by its id."""
+    name, _, part = claim.partition(".")
+    if name == "C7":
+        metric = {"PGD": "pgd7", "FGSM": "fgsm", "clean": "clean"}[part]
+        return [("", metric, row(ABLATED, "AT + noise", "dense"), row(ABLATED, "AT", "dense"), "table 1")]
+    if name == "C4":
+        pair = row(ABLATED, "RSR", "fine-tuned"), row(ABLATED, "RSR", "trained on")
+        quiet = row(ABLATED, "AT + lasso", "fine-tuned"), row(ABLATED, "AT + lasso", "trained on")
+        return [("", "pgd7", *pair, "control"), ("averaged", "pgd7_eot", *pair, "control"),
+                ("noise off", "pgd7_quiet", *pair, "control"), ("never any noise", "pgd7", *quiet, "control")]
+    net = {"C5": {"R20": ABLATED, "VGG": "VGG-16"}.get(part), "C6": black_box_net}.get(name, "ResNet-18")
+    (_, one), (_, equal) = gains([net]).items()
+    if part == "BB":
+        return [("Square", "square", *one, "table 3"), ("transfer", "transfer", *one, "table 3")]
+    metric = {"C1": "clean", "C3": "clean", "C6": {"FGSM": "fgsm"}.get(part, "pgd7")}.get(name, "pgd7")
+    rows = [("", metric, *one, "table 2"), ("equal training", metric, *equal, "table 2")]
+    if metric == "pgd7":
+        rows += [("averaged", "pgd7_eot", *one, "beyond"), ("noise off", "pgd7_quiet", *one, "beyond")]
+    return rows

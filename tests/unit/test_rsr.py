@@ -1,0 +1,292 @@
+"""Robust Sparse Regularization: its grid of runs, its tables and its verdicts."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pandas
+import pytest
+import yaml
+
+from sparserobust import claims, estimates, paths, reported
+from sparserobust.attacks import PGD
+from sparserobust.config import Dense
+from sparserobust.models import NoisyWeights
+from sparserobust.papers import rsr
+from sparserobust.sparsifiers import Lasso, Magnitude, RelativeThreshold
+
+NETS = ["ResNet-20", "ResNet-18", "VGG-16"]
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return rsr.experiment("quick")
+
+
+def one(experiment, **labels):
+    (row,) = experiment.rows(**{"net": "ResNet-20", "seed": 0} | labels)
+    return row
+
+
+# --------------------------------------------------------------------------------------------------- the grid
+
+
+def test_every_net_method_and_stage_once_per_seed(quick):
+    everywhere = {(m, s) for m in ("AT", "RSR") for s in rsr.STAGES} - rsr.NOT_EVERYWHERE
+    expected = {("ResNet-20", m, s) for m in rsr.METHODS for s in rsr.STAGES}
+    expected |= {(net, m, s) for net in ("ResNet-18", "VGG-16") for m, s in everywhere}
+    for seed in quick.seeds:
+        assert sorted((r["net"], r["method"], r["stage"]) for r in quick.rows(seed=seed)) == sorted(expected)
+    assert len({row["run"].identity for row in quick.grid}) == len(quick.grid)
+    assert all(row["run"].seed == row["seed"] for row in quick.grid)
+
+
+def test_what_is_varied_belongs_to_the_first_seed_but_for_the_masks(quick):
+    varied = [row for row in quick.grid if row["varied"]]
+    assert {row["varied"] for row in varied if row["seed"] != quick.seeds[0]} == {"unmasked"}
+    counts = pandas.Series([row["varied"] for row in varied if row["seed"] == quick.seeds[0]]).value_counts().to_dict()
+    settings = quick.settings
+    assert counts == {"sparsity": 2 * len(settings["sparsities"]), "threshold": len(settings["thresholds"]),
+                      "lambda": len(settings["lambdas"]), "granularity": 2, "clean_weight": 1, "unmasked": 2}
+
+
+@pytest.mark.parametrize("method, noise, lasso", [("AT", False, False), ("AT + lasso", False, True),
+                                                  ("AT + noise", True, False), ("RSR", True, True)])
+def test_methods_are_their_ingredients(quick, method, noise, lasso):
+    dense = one(quick, method=method, stage="dense")["run"]
+    assert isinstance(dense.model, NoisyWeights) == noise
+    assert type(dense.sparsifier) is (Lasso if lasso else Dense)
+    assert dense.objective.clean_weight == 0.5 and dense.objective.attacked_label == "predicted"
+    plain = one(quick, method="AT", stage="dense")["run"]
+    assert replace(dense, model=plain.model, sparsifier=Dense()) == plain  # and nothing else differs
+
+
+@pytest.mark.parametrize("method", rsr.METHODS)
+def test_stages_share_their_beginning_and_the_control_its_training(quick, method):
+    dense, pruned, tuned, control = (one(quick, method=method, stage=s)["run"] for s in rsr.STAGES)
+    assert dense.start is None and pruned.start == tuned.start == control.start == dense
+    assert (pruned.recipe.epochs, tuned.recipe.epochs) == (0, 1)
+    assert pruned.sparsifier == tuned.sparsifier == Magnitude(sparsity=0.85)
+    assert replace(tuned, sparsifier=Dense()) == control  # nothing but pruning differs
+    assert tuned.objective == replace(dense.objective, clean_epochs=0)
+
+
+def test_each_variation_varies_one_thing(quick):
+    def varied(what, **labels):
+        return [row for row in quick.rows(varied=what, net="ResNet-20", seed=0, **labels)]
+
+    pruned = one(quick, method="RSR", stage="pruned")["run"]
+    for row in varied("sparsity", method="RSR"):
+        assert row["run"] == replace(pruned, sparsifier=Magnitude(sparsity=row["level"]))
+    for row in varied("threshold"):
+        assert row["run"] == replace(pruned, sparsifier=RelativeThreshold(threshold=row["level"]))
+    for row in varied("lambda"):
+        start = replace(pruned.start, sparsifier=Lasso(lam=row["level"]))
+        cut = RelativeThreshold(threshold=quick.settings["threshold"])
+        assert row["run"] == replace(pruned, start=start, sparsifier=cut)
+    for row in varied("granularity"):
+        noisy = one(quick, method="AT + noise", stage="dense")["run"]
+        assert row["run"] == replace(noisy, model=replace(noisy.model, granularity=row["level"]))
+    for row in varied("unmasked"):
+        masked = one(quick, method="RSR", stage=row["stage"])["run"]
+        assert row["run"] == replace(masked, model=replace(masked.model, masked=False))
+        assert row["run"].start == masked.start  # the dense net is trained once
+    (attacked_only,) = varied("clean_weight")
+    plain = one(quick, method="AT", stage="dense")["run"]
+    assert attacked_only["run"] == replace(plain, objective=replace(plain.objective, clean_weight=0.0))
+
+
+def test_the_pair_of_table_3_attacks_by_way_of_each_other(quick):
+    for seed in quick.seeds:
+        a = one(quick, net="ResNet-18", method="AT", stage="dense", seed=seed)
+        b = one(quick, net="ResNet-18", method="RSR", stage="pruned", seed=seed)
+        assert a["also"]["transfer"].source == b["run"] and b["also"]["transfer"].source == a["run"]
+        assert a["also"]["square"] == b["also"]["square"]
+    assert sum("transfer" in row["also"] for row in quick.grid) == 2 * len(quick.seeds)
+
+
+def test_costly_measurements_belong_to_the_first_seed(quick):
+    for name in ("eot20", "autoattack", "cw_l2", "layers", "steps 7"):
+        having = [row for row in quick.grid if name in row["also"]]
+        assert having and {row["seed"] for row in having} == {quick.seeds[0]}
+    named = [[row["method"], row["stage"]] for row in quick.grid if "autoattack" in row["also"]]
+    assert named == quick.settings["autoattack_rows"]
+
+
+def test_what_is_judged_is_measured(quick):
+    """Every comparison of the ledger and of the control finds its metric on both sides, for every seed."""
+    metrics = {row["run"].identity: {*quick.measurements, *row["also"]} for row in quick.grid}
+    wanted = [(metric, pair) for claim in reported.load("rsr").claims
+              for _, metric, *pair, _ in rsr._compared(claim, quick.settings["black_box"]["net"])]
+    wanted += [(metric, pair) for pair in [*rsr.controls().values(), *rsr.gains(NETS).values()]
+               for metric in (rsr.PROTOCOL | rsr.HONEST).values()]
+    for metric, pair in wanted:
+        for side in pair:
+            for seed in quick.seeds:
+                (row,) = quick.rows(**side, seed=seed)
+                assert metric in metrics[row["run"].identity], (metric, side)
+
+
+def test_curves_change_radius_or_steps_only(quick):
+    by_radius, by_steps = (rsr.curve(quick.settings, kind) for kind in rsr.CURVES)
+    some = quick.settings["curves"]["accuracy"]["attack"]
+    for radius, accuracy in by_radius.items():
+        assert accuracy.attack.epsilon == radius and accuracy.attack.steps == some["steps"]
+        assert accuracy.attack.step_size / radius == pytest.approx(some["step_size"] / some["epsilon"])
+    for steps, accuracy in by_steps.items():
+        assert accuracy.attack == PGD(epsilon=some["epsilon"], step_size=some["step_size"], steps=steps)
+
+
+def test_rows_can_be_left_out(monkeypatch, tmp_path):
+    content = yaml.safe_load((paths.scales_folder() / "quick.yaml").read_text())
+    content["rsr"]["left_out"] = [["ResNet-20", "RSR", "pruned", "lambda"], ["VGG-16", "AT", "trained on", ""]]
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(content))
+    full = rsr.experiment("quick")
+    monkeypatch.setattr("sparserobust.scales.scales_folder", lambda: tmp_path)
+    fewer = rsr.experiment("quick")
+    left_out = [row for row in full.grid if row not in fewer.grid]
+    assert len(left_out) == len(full.settings["lambdas"]) + len(full.seeds)
+    assert {(row["net"], row["stage"], row["varied"]) for row in left_out} == {
+        ("ResNet-20", "pruned", "lambda"), ("VGG-16", "trained on", "")}
+
+
+def test_the_paper_scale_is_the_companions_protocol():
+    paper = rsr.experiment("paper")
+    companion = reported.load("rsr").hyperparameters["companion_pni"]
+    run = one(paper, method="RSR", stage="dense")["run"]
+    attack = companion["train_attack"]
+    assert (run.recipe.epochs, run.recipe.lr, run.recipe.batch_size) == (
+        companion["epochs"], companion["lr"], companion["batch_size"])
+    assert list(run.recipe.milestones) == companion["lr_milestones"]
+    assert run.recipe.weight_decay == companion["weight_decay"]["newest_train_script"]
+    assert run.objective.attack == PGD(epsilon=attack["epsilon"], step_size=attack["step"], steps=attack["steps"])
+    assert run.objective.clean_epochs == companion["epoch_delay"]
+    assert run.model.initial_scale == companion["alpha_init"] and run.model.granularity == "channel"
+    normalised = companion["normalisation"]
+    assert list(run.model.model.mean_255) == normalised["mean_255"]
+    assert list(run.model.model.std_255) == normalised["std_255"]
+    assert {m.trials for name, m in paper.measurements.items() if name != "sparsity"} == {companion["eval_trials"]}
+    assert paper.settings["sparsity"] * 100 == reported.load("rsr").hyperparameters["rsr"]["sparsity_resnet18_percent"]
+
+
+# -------------------------------------------------------------------------------------------- tables, verdicts
+
+
+@pytest.fixture(scope="module")
+def frame(quick):
+    """As `sweep` returns it, every value made of its row: method, stage, net, metric and seed."""
+    def value(row, metric):
+        if metric == "sparsity":
+            return 0.0 if row["stage"] in ("dense", "trained on") else 0.85
+        gain = {"AT": 0, "AT + lasso": 2, "AT + noise": 4, "RSR": 10}[row["method"]]
+        gain += {"dense": 0, "pruned": -3, "fine-tuned": 5, "trained on": 1}[row["stage"]]
+        return (40 + gain + len(metric) + 0.5 * row["seed"] * (gain > 0)) / 100
+
+    rows = []
+    for row in quick.grid:
+        for metric in {*quick.measurements, *row["also"]}:
+            v = value(row, metric)
+            rows.append({k: row[k] for k in row if k not in ("run", "also")} | {
+                "run": row["run"].identity, "metric": metric, "value": v, "count": 1000 * v, "total": 1000,
+                "where": "store", "processor": "test"})
+    return pandas.DataFrame(rows)
+
+
+def test_effects_are_paired_differences_in_points(frame):
+    shown = rsr.effects(frame, rsr.gains(["ResNet-20"]), {"PGD-7": "pgd7", "absent": "nothing"})
+    assert list(shown.index) == ["ResNet-20: RSR, pruned - AT", "ResNet-20: RSR, fine-tuned - AT, trained on"]
+    per_seed = [7.0, 7.5, 8.0]  # 10 - 3 more, and half a point per seed
+    low, high = estimates.interval(per_seed)
+    assert shown.loc["ResNet-20: RSR, pruned - AT", "PGD-7"] == f"+7.5 [{low:+.1f}, {high:+.1f}]"
+    assert set(shown["absent"]) == {""}
+
+
+def test_the_control_compares_pruned_with_as_long_trained(frame):
+    shown = rsr.effects(frame[frame["seed"] == 0], rsr.controls(), {"clean": "clean"})
+    assert len(shown) == 5 and set(shown["clean"]) == {"+4.0"}
+    assert all(name.endswith("pruned and fine-tuned - trained on") for name in shown.index)
+
+
+def test_companion_numbers_stand_in_their_rows_only(frame):
+    main = frame[(frame["varied"] == "") & (frame["net"] == "ResNet-20")]
+    shown = rsr.with_companion(rsr.table(main, rsr.PROTOCOL))
+    assert shown.loc["AT, dense", "PGD-7, companion"] == "39.14"
+    assert shown.loc["AT + noise, dense", ["clean, companion", "FGSM, companion"]].tolist() == ["85.17", "56.51"]
+    others = shown.drop(index=["AT, dense", "AT + noise, dense"])
+    assert set(others.filter(like="companion").to_numpy().flatten()) == {""}
+    assert not [heading for heading in shown.columns if "reported" in heading]
+    varied = rsr.with_companion(rsr.table(frame[frame["varied"] == "granularity"], rsr.PROTOCOL))
+    assert varied["PGD-7, companion"].to_dict() == {
+        "AT + noise, dense, granularity layer": "45.94", "AT + noise, dense, granularity element": "49.07"}
+
+
+def test_tables_say_percent_with_spread(frame):
+    shown = rsr.table(frame[(frame["varied"] == "") & (frame["net"] == "VGG-16")], {"clean": "clean"}, nets=True)
+    assert shown.loc["VGG-16 (narrow VGG16): AT, dense", "clean"] == "45.0 ± 0.0"
+    assert shown.loc["VGG-16 (narrow VGG16): RSR, dense", "clean"] == "55.5 ± 0.5"
+
+
+def test_trials_are_told_with_the_companions(quick):
+    store = SimpleNamespace(measure=lambda run, measurement: {"trial_values": [0.5, 0.52, 0.54]})
+    shown = rsr.trials(quick, store)
+    assert set(shown["clean"]) == {"52.0 ± 2.00"}
+    assert shown.loc["AT + noise, dense", "PGD-7, companion"] == "48.40 ± 0.37"
+    assert shown.loc["AT, dense", "clean, companion"] == "83.84"
+    assert shown.loc["RSR, pruned", "FGSM, companion"] == ""
+
+
+def test_zoo_succeeds_on_what_was_right_before():
+    rows = [{"net": "N", "ours": "n", "method": m, "stage": "dense", "varied": "", "level": None, "seed": 0, "run": m,
+             "metric": metric, "value": c / t, "count": c, "total": t, "where": "store", "processor": "x"}
+            for m, left in (("AT", 2), ("RSR", 6))
+            for metric, c, t in (("zoo", left, 10), ("zoo_clean", 8, 10), ("transfer", 30, 100), ("clean", 90, 100))]
+    shown = rsr.black_box(pandas.DataFrame(rows))
+    low, high = estimates.binomial_interval(6, 8)
+    assert shown.loc["AT, dense", "ZOO success"] == f"75 [{100 * low:.0f}, {100 * high:.0f}] of 8"
+    assert shown.loc["RSR, dense", "ZOO success"].startswith("25 [")
+
+
+def test_figure_1_has_its_paths(frame, quick):
+    rows = rsr.traded(frame, 0.85)
+    assert set(rows["seed"]) == {0} and set(rows["stage"]) == {"dense", "pruned"}
+    levels = rows.groupby("path")["level"].unique().map(sorted).to_dict()
+    cut = sorted([0.0, 0.85, *quick.settings["sparsities"]])
+    assert levels == {"AT, by sparsity": cut, "RSR, by sparsity": cut,
+                      "RSR, by threshold": sorted(quick.settings["thresholds"]),
+                      "RSR, by lambda": sorted(quick.settings["lambdas"])}
+
+
+def test_curve_frames_hold_their_level(frame, quick):
+    rows = rsr.curve_frame(frame, "radius")
+    assert set(rows["metric"]) == {"radius"} and set(rows["level"]) == set(quick.settings["curves"]["radius"])
+    assert set(rows["network"]) == {f"{m}, {s}" for m, s in rsr.COMPARED}
+
+
+def test_every_claim_is_judged_and_own_questions_report_nothing(frame):
+    ledger = rsr.judged(frame, "ResNet-18").set_index("claim")
+    record = reported.load("rsr").claims
+    for claim in record:
+        assert [name for name in ledger.index if name.split()[0] == claim], claim
+    own = ledger[[" " in name for name in ledger.index]]
+    assert own["reported"].isna().all() and set(own["source"]) == {"this project's question"}
+    assert ledger.loc["C1", "reported"] == 0.68 and ledger.loc["C2", "reported"] == 8.72
+    assert ledger.loc["C7.PGD", "reported"] is None or pandas.isna(ledger.loc["C7.PGD", "reported"])  # the companion's
+    assert set(ledger["n_seeds"]) == {3}
+
+
+def test_verdicts_follow_the_numbers(frame):
+    ledger = rsr.judged(frame, "ResNet-18").set_index("claim")
+    assert ledger.loc["C2", "ours"] == pytest.approx(7.5) and ledger.loc["C2", "verdict"] == claims.HOLDS
+    assert ledger.loc["C4", "ours"] == pytest.approx(4.0)  # fine-tuned 15, trained on 11
+    assert ledger.loc["C2 equal training", "ours"] == pytest.approx(14.0, abs=0.6)
+    worse = frame.assign(value=frame["value"].where(frame["method"] != "RSR", frame["value"] - 0.3))
+    after = rsr.judged(worse, "ResNet-18").set_index("claim")
+    assert after.loc["C2", "verdict"] == after.loc["C3", "verdict"] == claims.FAILS
+
+
+def test_no_loss_means_the_smaller_gain(frame):
+    lower = (frame["metric"] == "pgd7") & (frame["method"] == "RSR")
+    frame = frame.assign(value=frame["value"].where(~lower, frame["value"] - 0.2))
+    ledger = rsr.judged(frame, "ResNet-18").set_index("claim")
+    assert ledger.loc["C3", "ours"] == pytest.approx(7.5 - 20)
+    assert ledger.loc["C1", "ours"] == pytest.approx(7.5)
+    assert ledger.loc["C3", "unit"] == "percentage points" and pandas.isna(ledger.loc["C3", "reported"])
