@@ -226,6 +226,11 @@ class Measurement(Settings):
     """Settings of something that is measured on a trained network; called, it returns JSON-ready results."""
 
     @property
+    def cost(self) -> float:
+        """Forward-backward passes in all, in ten thousands of images; only used to order jobs."""
+        return 0.0
+
+    @property
     def others(self) -> "tuple[Run, ...]":
         """Runs whose trained networks the measurement needs besides."""
         return ()

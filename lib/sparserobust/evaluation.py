@@ -41,6 +41,11 @@ class Accuracy(Measurement, kind="accuracy"):
         self.require(self.source is None or self.attack is not None, "a source goes with an attack")
 
     @property
+    def cost(self):
+        per_image = 0.3 + (self.attack.cost if self.attack else 0)  # an answer is a forward pass
+        return self.trials * (self.images or 10_000) / 10_000 * per_image
+
+    @property
     def others(self):
         return () if self.source is None else (self.source,)
 

@@ -54,7 +54,14 @@ def _missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> 
             labels = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in _labels(row).items() if v is not None)
             job = jobs.setdefault(run.identity, {"run": run, "measurements": [], "label": labels})
             job["measurements"] += [m for m in missing if m not in job["measurements"]]
-    return sorted(jobs.values(), key=lambda job: -job["run"].cost)
+    return sorted(jobs.values(), key=_cost, reverse=True)
+
+
+def _cost(job: dict) -> float:
+    """Of training and measuring, roughly; not above that of the run it starts from, which has to be trained before."""
+    run: Run = job["run"]
+    cost = run.cost + run.model.cost * sum(m.cost for m in job["measurements"])
+    return cost if run.start is None else min(cost, run.start.cost)
 
 
 def _wanted(row: dict, measurements: dict[str, Measurement]) -> dict[str, Measurement]:

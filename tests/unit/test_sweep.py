@@ -12,6 +12,7 @@ import pytest
 
 from sparserobust import UserError, sweep
 from sparserobust.analysis import ChannelSparsity, RemainingParameters, WeightHistogram, WeightSparsity
+from sparserobust.attacks import PGD
 from sparserobust.evaluation import Accuracy
 from sparserobust.runs import Store
 from sparserobust.sparsifiers import RGSM, Magnitude
@@ -117,6 +118,17 @@ def test_what_one_row_wants_also_is_taken_of_that_row_only(pretended, store, tin
     assert len(told.jobs) == 2
     assert asked[0] == [m.plain() for m in MEASURED.values()]
     assert asked[1] == [m.plain() for m in (MEASURED | left | norms).values()]
+
+
+def test_what_is_costly_to_measure_goes_first_but_not_before_the_run_it_starts_from(pretended, store, tiny_run):
+    told, quick, slow = pretended(lambda job: "no"), tiny_run(), tiny_run(epochs=3)
+    pruned = tiny_run(seed=1, epochs=0, sparsifier=Magnitude(sparsity=0.5), start=slow)
+    costly = {"strong": Accuracy(images=1000, attack=PGD(epsilon=0.1, step_size=0.1, steps=100))}
+    grid = [{"net": "quick", "run": quick, "also": costly}, {"net": "slow", "run": slow},
+            {"net": "pruned", "run": pruned, "also": costly}]
+    with pytest.raises(UserError):
+        sweep.sweep(grid, MEASURED, store, workers=1)
+    assert [job["run"] for job in told.jobs] == [run.plain() for run in (quick, slow, pruned)]
 
 
 def test_what_is_wanted_by_two_rows_is_asked_for_once_and_only_if_it_is_missing(pretended, store, tiny_run):
