@@ -62,7 +62,7 @@ class Accuracy(Measurement, kind="accuracy"):
             attack, draws = replace(attack, eot_draws=1), 1
         chancy = is_noisy(model) or is_noisy(attacked) or not (attack is None or isinstance(attack, FGSM))
         trials = self.trials if chancy else 1  # without chance, all would be the same
-        correct, length, flags, batch = [0] * trials, 0.0, [], max(1, BATCH // draws)
+        correct, length, moved, flags, batch = [0] * trials, 0.0, 0, [], max(1, BATCH // draws)
         rough = self.precision == "bfloat16" and has_bfloat16(split.images.device.type)
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
@@ -78,9 +78,10 @@ class Accuracy(Measurement, kind="accuracy"):
                     else:
                         adversarial = images
                     correct[trial] += int((predicted(model, adversarial) == labels).sum())
-                    length += float(l2_norm(adversarial - images).sum())
+                    lengths = l2_norm(adversarial - images)
+                    length, moved = length + float(lengths.sum()), moved + int((lengths > 0).sum())
         count = statistics.mean(correct)
         result = {"value": count / len(split), "count": count, "total": len(split),
-                  "mean_l2": length / trials / len(split), "flags": flags}
+                  "mean_l2": length / trials / len(split), "mean_l2_of_moved": length / max(moved, 1), "flags": flags}
         values = [c / len(split) for c in correct] * (self.trials // trials)
         return result | ({"trial_values": values} if self.trials > 1 else {})

@@ -111,10 +111,10 @@ def tradeoff(frame: pandas.DataFrame, x: str, y: Sequence[str], xlabel: str, tit
 
 
 def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: Sequence[str], ylabel: str,
-          hue: str = "ours", reported: pandas.DataFrame | None = None, log: bool = False) -> Figure:
+          hue: str = "ours", reported: pandas.DataFrame | None = None, log: bool = False, bars: bool = False) -> Figure:
     """Rates in percent against `level` (`log`: on a logarithmic axis), one panel per metric: means over seeds, the band
-    spans the seeds. `reported` has `level`, `hue`, what it is called in print (`net`), and percentages in columns named
-    like the metrics; they are drawn hollow."""
+    spans the seeds; `bars`: with 95 % binomial intervals of the pooled counts. `reported` has `level`, `hue`, what it
+    is called in print (`net`), and percentages in columns named like the metrics; they are drawn hollow."""
     figure, axes = subplots(len(metrics), width=max(3.7, 9 / (len(metrics) + 1)), height=3.9, sharex=True)
     for axis, metric, title in zip(axes, metrics, titles, strict=True):
         for group, colour, marker in zip(frame[hue].unique(), PALETTE, MARKERS, strict=False):
@@ -122,6 +122,10 @@ def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: 
             mean, low, high = (100 * getattr(by_level, f)() for f in ("mean", "min", "max"))
             axis.fill_between(mean.index, low, high, color=colour, alpha=0.2, linewidth=0)
             axis.plot(mean.index, mean, marker=marker, color=colour, label=group)
+            if bars:
+                pooled = frame[(frame["metric"] == metric) & (frame[hue] == group)].groupby("level")[["count", "total"]]
+                bounds = [binomial_interval(c, t) for c, t in pooled.sum().loc[mean.index].itertuples(index=False)]
+                axis.vlines(mean.index, *(100 * np.array(bounds).T), color=colour, alpha=0.5, linewidth=1)
             printed = reported[reported[hue] == group] if reported is not None else ()
             if len(printed):
                 axis.plot(printed["level"], printed[metric], marker=marker, color=colour, markerfacecolor="none",

@@ -15,6 +15,7 @@ from sparserobust.attacks import (
     CarliniWagnerReleased,
     DeepFool,
     RandomisedFGSM,
+    l2_norm,
 )
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
@@ -69,8 +70,19 @@ def test_batches_do_not_matter_to_a_deterministic_net(net, digits, monkeypatch, 
     whole = Accuracy(attack=attack, images=70)(net, digits)
     monkeypatch.setattr(evaluation, "BATCH", 16)
     parts = Accuracy(attack=attack, images=70)(net, digits)
-    assert parts.pop("mean_l2") == pytest.approx(whole.pop("mean_l2"), rel=1e-5)
+    for length in ("mean_l2", "mean_l2_of_moved"):
+        assert parts.pop(length) == pytest.approx(whole.pop(length), rel=1e-5)
     assert parts == whole
+
+
+def test_lengths_are_over_all_images_and_over_those_that_moved(net, digits):
+    attack = CarliniWagnerL2(steps=20, search_steps=2)
+    result = Accuracy(attack=attack, images=40)(net, digits)
+    lengths = l2_norm(attack(net, digits.test.images[:40], digits.test.labels[:40]) - digits.test.images[:40])
+    assert 0 < (lengths > 0).sum() < 40  # some were wrong before
+    assert result["mean_l2"] == pytest.approx(float(lengths.mean()), rel=1e-4)
+    assert result["mean_l2_of_moved"] == pytest.approx(float(lengths[lengths > 0].mean()), rel=1e-4)
+    assert Accuracy(images=10)(net, digits)["mean_l2_of_moved"] == 0
 
 
 def test_every_image_is_seen_once_in_batches_of_bounded_size(sizes, digits, monkeypatch):
@@ -202,7 +214,7 @@ def test_a_single_trial_is_what_it_was_before_there_were_trials(shaken, digits):
     one = Accuracy(attack=FGSM(epsilon=0.1), images=60, trials=1)
     assert one == measure and one.identity == measure.identity and "trials" not in one.plain()
     result = one(shaken, digits)
-    assert list(result) == ["value", "count", "total", "mean_l2", "flags"]
+    assert list(result) == ["value", "count", "total", "mean_l2", "mean_l2_of_moved", "flags"]
     assert isinstance(result["count"], int) and result["value"] == result["count"] / 60
     many = Accuracy(attack=FGSM(epsilon=0.1), images=60, trials=2)
     assert many.identity != one.identity and Measurement.parse(many.plain()) == many

@@ -93,7 +93,8 @@ class ChannelNorms(Measurement, kind="channel_norms"):
 @settings
 class LayerSparsity(Measurement, kind="layer_sparsity"):
     """Share of exactly zero weights (the value), and of every convolution and linear layer its zeros, the smallest
-    magnitude left in it (the threshold that was used), its largest, and the standard deviation of all its entries."""
+    magnitude left in it (just after pruning, that is the threshold), its largest, and the standard deviation of all
+    its entries."""
 
     def __call__(self, model, splits):
         layers = {}

@@ -20,7 +20,7 @@ PAPER = "rsr"
 METHODS = {"AT": (False, False), "AT + lasso": (False, True), "AT + noise": (True, False), "RSR": (True, True)}
 STAGES = ("dense", "pruned", "fine-tuned", "trained on")  # the last: as long as fine-tuned, but nothing pruned
 ABLATED = "ResNet-20"  # the net on which the ingredients are taken apart
-NOT_EVERYWHERE = {("AT", "pruned"), ("AT", "fine-tuned"), ("RSR", "trained on")}  # on that net only
+ON_ABLATED_ONLY = {("AT", "pruned"), ("AT", "fine-tuned"), ("RSR", "trained on")}
 COMPARED = (("AT", "dense"), ("AT + noise", "dense"), ("RSR", "dense"), ("RSR", "pruned"), ("RSR", "fine-tuned"))
 BLACK_BOX = (("AT", "dense"), ("RSR", "pruned"))  # A and B: each is attacked by way of the other
 CURVES = ("radius", "steps")
@@ -28,8 +28,8 @@ ACCURACIES = {"clean": "clean", "PGD-7": "pgd7", "FGSM": "fgsm"}
 PROTOCOL = {"removed": "sparsity"} | ACCURACIES
 HONEST = {"PGD-7, averaged": "pgd7_eot", "noise off: clean": "clean_quiet", "noise off: PGD-7": "pgd7_quiet"}
 STRONGER = {"PGD, 20 draws": "eot20", "PGD on the margin": "margin", "AutoAttack": "autoattack",
-            "C&W, l2": "cw_l2"}
-QUERIES = {"Square": "square", "transfer": "transfer", "ZOO": "zoo"}
+            "noise off: AutoAttack": "autoattack_quiet", "C&W, l2": "cw_l2"}
+QUERIES = {"Square": "square", "Square, noise off": "square_quiet", "transfer from the other": "transfer"}
 COMPANION = {"AT, dense": "vanilla AT", "AT + noise, dense": "PNI-W channel-wise",
              "AT + noise, dense, granularity layer": "PNI-W layer-wise",
              "AT + noise, dense, granularity element": "PNI-W element-wise"}
@@ -69,13 +69,14 @@ def _rows(settings: dict, net: str, seed: int, first: bool) -> list[dict]:
     """Grid rows of one net and seed. Only the first seed has those in which something is varied for a figure."""
     wanted = METHODS if net == ABLATED else ("AT", "RSR")
     cases = [(method, stage, "", None) for method in wanted for stage in STAGES
-             if net == ABLATED or (method, stage) not in NOT_EVERYWHERE]
+             if net == ABLATED or (method, stage) not in ON_ABLATED_ONLY]
     if net == ABLATED:
         cases += [("RSR", stage, "unmasked", None) for stage in ("pruned", "fine-tuned")]
     if net == ABLATED and first:
         cases += [(method, "pruned", "sparsity", level) for method in ("AT", "RSR") for level in settings["sparsities"]]
         cases += [("RSR", "pruned", varied, level) for varied in ("threshold", "lambda")
                   for level in settings[f"{varied}s"]]
+        cases += [("RSR", "fine-tuned", "threshold", settings["threshold"])]
         cases += [("AT + noise", "dense", "granularity", level) for level in ("layer", "element")]
         cases += [("AT", "dense", "clean_weight", 0.0)]
     rows = []
@@ -122,7 +123,7 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
     def take(section: dict) -> None:
         also.update({name: Measurement.parse(m) for name, m in section.items()})
 
-    if varied in ("", "unmasked") and (stage in ("fine-tuned", "trained on") or (method, stage) in COMPARED):
+    if varied in ("", "unmasked") and (stage != "pruned" or (method, stage) in COMPARED or varied):
         take(settings["honest"])
     if net == ABLATED and varied == "" and stage == "dense":
         also["near_zero"] = WeightHistogram()
@@ -131,7 +132,7 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
             also["layers"] = LayerSparsity()
         if (method, stage) in COMPARED:
             take({name: m for name, m in settings["stronger"].items()
-                  if name != "autoattack" or [method, stage] in settings["autoattack_rows"]})
+                  if not name.startswith("autoattack") or [method, stage] in settings["autoattack_rows"]})
             also |= {f"{kind} {level:g}": m for kind in CURVES
                      for level, m in curve(settings, kind).items()}
     if net == settings["black_box"]["net"] and varied == "":
@@ -161,14 +162,16 @@ def curve_frame(frame: pandas.DataFrame, kind: str) -> pandas.DataFrame:
                          network=chosen["method"] + ", " + chosen["stage"])
 
 
-def traded(frame: pandas.DataFrame, sparsity: float) -> pandas.DataFrame:
+def traded(frame: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
     """The rows of figure 1, one-shot pruned nets of the first seed, with the `path` they lie on: AT and RSR cut to a
-    sparsity (0 and the main row's, `sparsity`, among them), RSR cut at a threshold, RSR of several lambdas."""
-    varied = frame[frame["varied"].isin(["sparsity", "threshold", "lambda"])]
+    sparsity (not at all, and the main row's, among them), RSR cut at thresholds, RSR of several lambdas cut at one."""
+    cut = frame[frame["stage"] == "pruned"]
+    varied = cut[cut["varied"].isin(["sparsity", "threshold", "lambda"])]
     main = frame[(frame["net"] == ABLATED) & (frame["varied"] == "") & frame["method"].isin(["AT", "RSR"])
                  & frame["stage"].isin(["dense", "pruned"]) & frame["seed"].isin(varied["seed"].unique())]
-    main = main.assign(varied="sparsity", level=main["stage"].map({"dense": 0.0, "pruned": sparsity}))
-    rows = pandas.concat([main, varied])
+    main = main.assign(varied="sparsity", level=main["stage"].map({"dense": 0.0, "pruned": settings["sparsity"]}))
+    usual = varied[(varied["varied"] == "threshold") & (varied["level"] == settings["threshold"])]
+    rows = pandas.concat([main, varied, usual.assign(varied="lambda", level=settings["lambda"])])
     return rows.assign(level=rows["level"].astype(float), path=rows["method"] + ", by " + rows["varied"])
 
 
@@ -204,125 +207,130 @@ def table(frame: pandas.DataFrame, columns: dict[str, str], nets: bool = False) 
     return pandas.DataFrame.from_dict(lines, orient="index").reindex(columns=list(columns)).astype(object).fillna("")
 
 
+def _companion(name: str, column: str) -> tuple[float | None, float | None]:
+    """What the companion reports for a row of `ABLATED` called `name`, and its standard deviation over trials."""
+    _, printed = reported.load(PAPER).other_table("README_resnet20")
+    found = printed[printed["method"] == COMPANION.get(name)]
+    if found.empty:
+        return None, None
+    value, sd = found.iloc[0][column], found.iloc[0][f"{column}_sd"]
+    return value, None if pandas.isna(sd) else sd
+
+
 def with_companion(shown: pandas.DataFrame) -> pandas.DataFrame:
     """A table of `ABLATED` with the companion's numbers (ResNet-20, 160 epochs) beside ours where it has that row."""
-    _, companion = reported.load(PAPER).other_table("README_resnet20")
-    companion = companion.set_index("method")
     result = shown.copy()
     for heading, column in COMPANION_COLUMNS.items():
-        values = [f"{companion.loc[COMPANION[name], column]:.2f}" if name in COMPANION else "" for name in shown.index]
-        result.insert(result.columns.get_loc(heading) + 1, f"{heading}, companion", values)
+        values = [_companion(name, column)[0] for name in shown.index]
+        result.insert(result.columns.get_loc(heading) + 1, f"{heading}, companion",
+                      ["" if v is None else f"{v:.2f}" for v in values])
     return result
 
 
 def trials(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """Mean and standard deviation [%] over the trials of one network (the first seed's), beside the companion's."""
-    _, companion = reported.load(PAPER).other_table("README_resnet20")
-    companion = companion.set_index("method")
     lines = {}
     for method, stage in COMPARED:
         for row in experiment.rows(net=ABLATED, method=method, stage=stage, seed=experiment.seeds[0]):
-            theirs = COMPANION.get(name_of(row))
-            line = {}
+            line = lines.setdefault(name_of(row), {})
             for heading, metric in ACCURACIES.items():
                 values = pandas.Series(store.measure(row["run"], experiment.measurements[metric])["trial_values"]) * 100
-                column = COMPANION_COLUMNS[heading]
-                printed = companion.loc[theirs] if theirs else {column: None, f"{column}_sd": None}
+                theirs, sd = _companion(name_of(row), COMPANION_COLUMNS[heading])
                 line[heading] = f"{values.mean():.1f} ± {values.std():.2f}"
-                line[f"{heading}, companion"] = "" if pandas.isna(printed[column]) else f"{printed[column]:.2f}" + (
-                    "" if pandas.isna(printed[f"{column}_sd"]) else f" ± {printed[f'{column}_sd']:.2f}")
-            lines[name_of(row)] = line
+                line[f"{heading}, companion"] = ("" if theirs is None else f"{theirs:.2f}") + (
+                    "" if sd is None else f" ± {sd:.2f}")
     return pandas.DataFrame.from_dict(lines, orient="index")
 
 
 def black_box(frame: pandas.DataFrame) -> pandas.DataFrame:
     """Table T3: Square, transfer from the other network, and how often ZOO succeeds on what was classified rightly."""
-    chosen = frame[frame["metric"].isin(["square", "transfer", "zoo", "zoo_clean", "clean"])]
-    chosen = chosen[chosen["run"].isin(frame[frame["metric"] == "transfer"]["run"])]
-    shown = table(chosen, {"clean": "clean", "Square": "square", "transfer from the other": "transfer"})
-    counts = chosen.assign(name=chosen.apply(name_of, axis=1)).groupby(["name", "metric"])[["count", "total"]].sum()
+    chosen = frame[frame["run"].isin(frame[frame["metric"] == "transfer"]["run"])]
+    shown = table(chosen, {"clean": "clean"} | QUERIES)
+    counts = chosen.assign(name=chosen.apply(name_of, axis=1)).groupby(["name", "metric"])["count"].sum()
     if "zoo" in set(chosen["metric"]):
-        shown["ZOO success"] = [_success(*(counts.loc[(name, metric), "count"] for metric in ("zoo", "zoo_clean")))
-                                for name in shown.index]
+        shown["ZOO success"] = [_success(counts[name, "zoo"], counts[name, "zoo_clean"]) for name in shown.index]
     return shown
 
 
 def _success(left: float, right: float) -> str:
-    low, high = estimates.binomial_interval(right - left, right)
-    return f"{100 * (1 - left / right):.0f} [{100 * low:.0f}, {100 * high:.0f}] of {right:.0f}"
+    """Of `right` images classified rightly before, `left` after; noise may set more right than it did before."""
+    if not right:
+        return ""
+    fooled = max(right - left, 0)
+    low, high = estimates.binomial_interval(fooled, right)
+    return f"{100 * fooled / right:.0f} [{100 * low:.0f}, {100 * high:.0f}] of {right:.0f}"
 
 
-def effects(frame: pandas.DataFrame, pairs: dict[str, tuple[dict, dict]], columns: dict[str, str]) -> pandas.DataFrame:
-    """One line per pair (treatment, reference): what the treatment adds, in points, mean over paired seeds with
-    Student's 95 % interval; the bare effect where there is one seed."""
-    lines = {}
-    for label, (treatment, reference) in pairs.items():
-        line = {}
-        for heading, metric in columns.items():
-            values = estimates.paired_effects(frame, metric, treatment, reference)
-            low, high = estimates.interval(values)
-            mean = sum(values) / len(values) if values else None
-            line[heading] = "" if mean is None else f"{mean:+.1f}" + (
-                f" [{low:+.1f}, {high:+.1f}]" if len(values) > 1 else "")
-        lines[label] = line
-    return pandas.DataFrame.from_dict(lines, orient="index")
-
-
-def row(net: str, method: str, stage: str, varied: str = "") -> dict:
+def labels(net: str, method: str, stage: str, varied: str = "") -> dict:
     """The labels that name a row in which at most a switch is varied."""
     return {"net": net, "method": method, "stage": stage, "varied": varied}
 
 
 def gains(nets: list[str]) -> dict[str, tuple[dict, dict]]:
-    """Pairs for `effects`: RSR against its baseline, as the abstract compares, and after equal training."""
-    return {f"{net}: {name}": pair for net in nets for name, pair in {
-        "RSR, pruned - AT": (row(net, "RSR", "pruned"), row(net, "AT", "dense")),
-        "RSR, fine-tuned - AT, trained on": (row(net, "RSR", "fine-tuned"), row(net, "AT", "trained on"))}.items()}
+    """Pairs for `tables.effects`: RSR against its baseline, as the abstract compares, and after equal training."""
+    return {f"{net}: RSR, {ours} - AT{theirs}": (labels(net, "RSR", ours), labels(net, "AT", theirs[2:] or "dense"))
+            for net in nets for ours, theirs in (("pruned", ""), ("fine-tuned", ", trained on"))}
+
+
+def ingredients() -> dict[str, tuple[dict, dict]]:
+    """Pairs for `tables.effects`: what each ingredient adds to the dense net, and what both add."""
+    return {f"{one} - {other}": (labels(ABLATED, one, "dense"), labels(ABLATED, other, "dense")) for one, other in [
+        ("AT + lasso", "AT"), ("AT + noise", "AT"), ("RSR", "AT + noise"), ("RSR", "AT + lasso"), ("RSR", "AT")]}
 
 
 def controls() -> dict[str, tuple[dict, dict]]:
-    """Pairs for `effects` that differ in nothing but pruning: same seed, same epochs, same noise."""
+    """Pairs for `tables.effects` that differ in nothing but pruning: same seed, same start, same epochs. Where there is
+    noise, each net keeps its own, and (unless unmasked) none on what was pruned."""
     return {f"{method}{', noise on zeros too' if varied else ''}: pruned and fine-tuned - trained on": (
-        row(ABLATED, method, "fine-tuned", varied), row(ABLATED, method, "trained on"))
+        labels(ABLATED, method, "fine-tuned", varied), labels(ABLATED, method, "trained on"))
         for method, varied in [("AT", ""), ("AT + lasso", ""), ("AT + noise", ""), ("RSR", ""), ("RSR", "unmasked")]}
 
 
 def judged(frame: pandas.DataFrame, black_box_net: str) -> pandas.DataFrame:
-    """The ledger: every claim with its verdict. Where the paper leaves open what is compared, rows of this project's
-    own are added: after equal training, under averaged gradients, without the noise."""
+    """The ledger: every claim with its verdict. Where the paper leaves open what is compared, or compares more than one
+    thing, rows of this project's own are added, with a suffix: after equal training, under averaged gradients, without
+    the noise, by accuracy."""
     rows = []
     for claim in reported.load(PAPER).claims.values():
         for suffix, metric, treatment, reference, where in _compared(claim.id, black_box_net):
             values = estimates.paired_effects(frame, metric, treatment, reference)
-            if claim.id == "C3":  # no worse in either
-                other = estimates.paired_effects(frame, "pgd7", treatment, reference)
-                values = [min(pair) for pair in zip(values, other, strict=True)]
-                claim = replace(claim, unit="percentage points", value=None,
-                                quantity="the smaller of the gains C1 and C2, with 85 % removed (reported: no loss)")
-            if suffix:
-                said = replace(claim, id=f"{claim.id} {suffix}", value=None, derived=False, operands={},
-                               source="this project's question")
-            rows.append(claims.judged(said if suffix else claim, values, margin=SCATTER, where=f"03_rsr, {where}"))
+            said = claim if not suffix else replace(
+                claim, id=f"{claim.id} {suffix}", value=None, derived=False, operands={}, unit="percentage points",
+                quantity=f"{claim.quantity} ({suffix})", source="this project's question")
+            rows.append(claims.judged(said, values, margin=SCATTER, where=f"03_rsr, {where}"))
     return pandas.DataFrame(rows)
 
 
 def _compared(claim: str, black_box_net: str) -> list[tuple[str, str, dict, dict, str]]:
     """(what is different from the claim itself, metric, treatment, reference, where) of a claim, by its id."""
     name, _, part = claim.partition(".")
+    if name == "C4":
+        pair, quiet = ((labels(ABLATED, method, "fine-tuned"), labels(ABLATED, method, "trained on"))
+                       for method in ("RSR", "AT + lasso"))
+        return [("", "pgd7", *pair, "control"), *_fairer(pair, "control"),
+                ("never any noise", "pgd7", *quiet, "control")]
     if name == "C7":
         metric = {"PGD": "pgd7", "FGSM": "fgsm", "clean": "clean"}[part]
-        return [("", metric, row(ABLATED, "AT + noise", "dense"), row(ABLATED, "AT", "dense"), "table 1")]
-    if name == "C4":
-        pair = row(ABLATED, "RSR", "fine-tuned"), row(ABLATED, "RSR", "trained on")
-        quiet = row(ABLATED, "AT + lasso", "fine-tuned"), row(ABLATED, "AT + lasso", "trained on")
-        return [("", "pgd7", *pair, "control"), ("averaged", "pgd7_eot", *pair, "control"),
-                ("noise off", "pgd7_quiet", *pair, "control"), ("never any noise", "pgd7", *quiet, "control")]
+        dense, longer = ((labels(ABLATED, "AT + noise", stage), labels(ABLATED, "AT", stage))
+                         for stage in ("dense", "trained on"))
+        return [("", metric, *dense, "table 1"), ("equal training", metric, *longer, "table 1"),
+                *(_fairer(dense, "beyond") if part == "PGD" else [])]
     net = {"C5": {"R20": ABLATED, "VGG": "VGG-16"}.get(part), "C6": black_box_net}.get(name, "ResNet-18")
-    (_, one), (_, equal) = gains([net]).items()
-    if part == "BB":
-        return [("Square", "square", *one, "table 3"), ("transfer", "transfer", *one, "table 3")]
-    metric = {"C1": "clean", "C3": "clean", "C6": {"FGSM": "fgsm"}.get(part, "pgd7")}.get(name, "pgd7")
-    rows = [("", metric, *one, "table 2"), ("equal training", metric, *equal, "table 2")]
-    if metric == "pgd7":
-        rows += [("averaged", "pgd7_eot", *one, "beyond"), ("noise off", "pgd7_quiet", *one, "beyond")]
+    one, equal = gains([net]).values()
+    if name == "C3":  # no worse in either
+        return [("clean", "clean", *one, "table 2"), ("PGD-7", "pgd7", *one, "table 2")]
+    if name == "C6":
+        metric = {"FGSM": "fgsm", "PGD": "pgd7", "BB": "square"}[part]
+        quiet = [("noise off", "square_quiet", *one, "table 3")] if part == "BB" else []
+        return [("", metric, *one, "table 3" if part == "BB" else "table 2"), *quiet]
+    if name == "C1":
+        return [("", "clean", *one, "table 2"), ("equal training", "clean", *equal, "table 2")]
+    rows = [("", "pgd7", *one, "table 2"), ("equal training", "pgd7", *equal, "table 2"), *_fairer(one, "beyond")]
+    if name == "C5":
+        rows += [("clean", "clean", *one, "table 2"), ("FGSM", "fgsm", *one, "table 2")]
     return rows
+
+
+def _fairer(pair: tuple[dict, dict], where: str) -> list[tuple[str, str, dict, dict, str]]:
+    """The same comparison under PGD-7 with averaged gradients, and without the noise."""
+    return [("averaged", "pgd7_eot", *pair, where), ("noise off", "pgd7_quiet", *pair, where)]
