@@ -86,7 +86,7 @@ class Captioned:
 
     def _repr_html_(self) -> str:
         with pandas.option_context("display.max_colwidth", None):
-            return f"<p>{html.escape(self.caption)}</p>" + self.table.to_html()
+            return f"<p>{html.escape(self.caption)}</p>" + self.table.to_html(na_rep="")
 
     def __repr__(self) -> str:
         return f"{self.caption}\n\n{self.table.to_string()}"

@@ -94,6 +94,6 @@ def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -
 
 def markdown(table: pandas.DataFrame) -> str:
     """GitHub-flavoured Markdown; two-level headings become `A1 reported`, `A1 ours`."""
-    flat = table.copy()
+    flat = table.astype(object).where(table.notna(), "")
     flat.columns = [" ".join(c) if isinstance(c, tuple) else str(c) for c in flat.columns]
     return flat.to_markdown(disable_numparse=True) + "\n"
