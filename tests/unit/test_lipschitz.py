@@ -156,6 +156,17 @@ def test_gradients_in_the_ball_stay_below_the_bound(norm):
     assert torch.equal(found, again)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_gradient_of_a_linear_network_is_its_weights(norm):
+    model, images = shaken(Linear()), torch.rand(6, *SHAPE)
+    logits = model(images)
+    labels, rivals = logits.topk(2).indices.unbind(1)
+    rows = (model[1].weight[labels] - model[1].weight[rivals]).detach()
+    expected = rows.abs().sum(1) if norm == "linf" else rows.norm(dim=1)
+    found = lipschitz.gradient_norms(model, images, labels, 0.5, 3, norm, torch.Generator().manual_seed(0))
+    assert torch.allclose(found, expected.expand(3, -1), rtol=1e-5)
+
+
 def test_points_lie_in_their_ball():
     images, generator = torch.zeros(500, *SHAPE), torch.Generator().manual_seed(0)
     inside = l2_norm(lipschitz._in_ball(images, 0.3, "l2", generator))
