@@ -66,6 +66,15 @@ def l2_norm(perturbations: Tensor) -> Tensor:
     return perturbations.flatten(1).norm(dim=1)
 
 
+def random_in_ball(images: Tensor, radius: float, norm: str, generator: torch.Generator | None = None) -> Tensor:
+    """A perturbation of each image, uniformly from the l2 or linf ball of this radius."""
+    if norm == "linf":
+        return radius * (2 * torch.rand(images.shape, generator=generator, device=images.device) - 1)
+    direction = torch.randn(images.shape, generator=generator, device=images.device)
+    size = torch.rand(len(images), generator=generator, device=images.device) ** (1 / images[0].numel())
+    return direction * per_image(radius * size / l2_norm(direction), images)
+
+
 def check_radius(attack: Attack, name: str = "epsilon") -> None:
     """A radius must be positive and, in l-infinity, within the pixel range: 8 instead of 8/255 is caught here."""
     value = getattr(attack, name)
@@ -156,7 +165,9 @@ class PGD(Attack, kind="pgd"):
         return adversarial
 
     def _ascend(self, model, images, labels, generator):
-        x = self._project(images + self._start(images, generator), images) if self.random_start else images
+        x = images
+        if self.random_start:
+            x = self._project(images + random_in_ball(images, self.epsilon, self.norm, generator), images)
         for _ in range(self.steps):
             x = x.detach().requires_grad_(True)
             logits = mean_logits(model, x, self.eot_draws)
@@ -165,14 +176,6 @@ class PGD(Attack, kind="pgd"):
             (gradient,) = torch.autograd.grad(loss, x)
             x = self._project(x.detach() + self.step_size * self._direction(gradient), images)
         return x
-
-    def _start(self, images, generator):
-        if self.norm == "linf":
-            uniform = torch.rand(images.shape, generator=generator, device=images.device)
-            return self.epsilon * (2 * uniform - 1)
-        direction = torch.randn(images.shape, generator=generator, device=images.device)
-        radius = torch.rand(len(images), generator=generator, device=images.device) ** (1 / images[0].numel())
-        return direction * per_image(self.epsilon * radius / l2_norm(direction), images)
 
     def _direction(self, gradient):
         if self.norm == "linf":

@@ -93,10 +93,8 @@ def tradeoff(frame: pandas.DataFrame, x: str, y: Sequence[str], xlabel: str, tit
             chosen = wide[wide[hue] == group]
             axis.plot(chosen[x], 100 * chosen[metric], marker, color=colour, alpha=0.35, markersize=4)
             means = chosen.groupby("level")[[x, metric]].mean().sort_values(x)
-            pooled = frame[(frame[hue] == group) & (frame["metric"] == metric)].groupby("level")[
-                ["count", "total"]].sum().loc[means.index]
-            bounds = [binomial_interval(c, t) for c, t in pooled.itertuples(index=False)]
-            bars = np.abs(np.array(bounds).T - means[metric].to_numpy()) * 100
+            bounds = _bounds(frame[(frame[hue] == group) & (frame["metric"] == metric)], means.index)
+            bars = np.abs(bounds - means[metric].to_numpy()) * 100
             axis.errorbar(means[x], 100 * means[metric], bars, marker=marker, color=colour, markersize=8,
                           capsize=3, label=group)
         axis.set(xlabel=xlabel, title=title)
@@ -108,6 +106,12 @@ def tradeoff(frame: pandas.DataFrame, x: str, y: Sequence[str], xlabel: str, tit
     axes[0].set_ylabel("accuracy [%]")
     axes[0].legend()
     return figure
+
+
+def _bounds(frame: pandas.DataFrame, levels: pandas.Index) -> np.ndarray:
+    """95 % binomial intervals (2, levels) of the counts pooled over seeds, at each level."""
+    pooled = frame.groupby("level")[["count", "total"]].sum().loc[levels]
+    return np.array([binomial_interval(c, t) for c, t in pooled.itertuples(index=False)]).T
 
 
 def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: Sequence[str], ylabel: str,
@@ -123,9 +127,8 @@ def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: 
             axis.fill_between(mean.index, low, high, color=colour, alpha=0.2, linewidth=0)
             axis.plot(mean.index, mean, marker=marker, color=colour, label=group)
             if bars:
-                pooled = frame[(frame["metric"] == metric) & (frame[hue] == group)].groupby("level")[["count", "total"]]
-                bounds = [binomial_interval(c, t) for c, t in pooled.sum().loc[mean.index].itertuples(index=False)]
-                axis.vlines(mean.index, *(100 * np.array(bounds).T), color=colour, alpha=0.5, linewidth=1)
+                bounds = _bounds(frame[(frame["metric"] == metric) & (frame[hue] == group)], mean.index)
+                axis.vlines(mean.index, *(100 * bounds), color=colour, alpha=0.5, linewidth=1)
             printed = reported[reported[hue] == group] if reported is not None else ()
             if len(printed):
                 axis.plot(printed["level"], printed[metric], marker=marker, color=colour, markerfacecolor="none",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import files, sparsity
+from sparserobust.analysis.shapes import shapes_of
 from sparserobust.attacks import under_attack
 from sparserobust.config import Measurement, settings
 from sparserobust.environment import global_seed
@@ -22,20 +23,8 @@ COMPARED = 100  # test images on which the compact network must agree with the d
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates of all convolutions and linear layers for one image (c, h, w): 40,813,184 for ResNet20 and
     3x32x32. Those with padding count; norms, additions and noise do not. The model comes back as it was."""
-    counts = []
-
-    def count(layer, inputs, output):
-        counts.append(output.numel() * layer.weight[0].numel())
-
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        with torch.no_grad(), under_attack(model), noise_off(model):
-            model(torch.zeros(1, *image_shape).to(next(model.parameters())))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(counts)
+    return sum(given.numel() * layer.weight[0].numel() for layer, _, given in shapes_of(model, image_shape, layers))
 
 
 @settings

@@ -68,8 +68,19 @@ def exact_radii(weight: Tensor, bias: Tensor, images: Tensor, labels: Tensor, no
     misclassified."""
     weight, bias, images = weight.double(), bias.double(), images.double()
     logits = images @ weight.T + bias
+    return smallest_radius(logits, labels, row_distances(weight, norm))
+
+
+def row_distances(weight: Tensor, norm: str) -> Tensor:
+    """|w_i - w_k| (classes, classes) of the rows of a weight (classes, d), in the dual norm (l1 for linf): by how much
+    a logit difference can change per unit of perturbation of what the layer reads."""
+    difference = weight[:, None] - weight[None]
+    return difference.abs().sum(2) if norm == "linf" else difference.norm(dim=2)
+
+
+def smallest_radius(logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
+    """The smallest over the other classes of logit difference (n, classes) over its Lipschitz constant (classes,
+    classes), (n,); zero for images that are misclassified."""
     gaps = logits.gather(1, labels[:, None]) - logits
-    difference = weight[labels][:, None] - weight[None]
-    sizes = difference.abs().sum(2) if norm == "linf" else difference.norm(dim=2)
-    radii = gaps / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+    radii = gaps / constants[labels].clamp_min(torch.finfo(constants.dtype).tiny)
     return radii.scatter(1, labels[:, None], torch.inf).amin(1).clamp_min(0)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparserobust.attacks import margin, under_attack
+from sparserobust.analysis.linear import row_distances, smallest_radius
+from sparserobust.analysis.shapes import shapes_of
+from sparserobust.attacks import margin, random_in_ball, under_attack
 from sparserobust.errors import UserError
 from sparserobust.models.lenet import Sequence
 from sparserobust.models.normalise import Normalise
@@ -30,11 +32,11 @@ def margin_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str 
     constant = 1.0
     for part, follower in _folded(before):
         constant *= _constant(part, follower, norm, shapes)
-    if isinstance(model, ResidualNet | VGG):  # the mean over pixels, before the last layer
-        constant *= 1.0 if norm == "linf" else _pixels_averaged(model, image_shape) ** -0.5
-    rows = last.weight.detach().double()
-    gaps = rows[:, None] - rows[None]
-    return constant * (gaps.abs().sum(2) if norm == "linf" else gaps.norm(dim=2))
+    if isinstance(model, ResidualNet | VGG) and norm != "linf":  # the mean over pixels, before the last layer
+        features = model.blocks if isinstance(model, ResidualNet) else model.layers
+        ((_, _, (_, height, width)),) = shapes_of(model, image_shape, [features])
+        constant *= (height * width) ** -0.5
+    return constant * row_distances(last.weight.detach().double(), norm)
 
 
 def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str = "l2") -> dict[str, float]:
@@ -48,12 +50,10 @@ def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str =
 def guaranteed_radius(model: nn.Module, images: Tensor, labels: Tensor, norm: str = "l2") -> Tensor:
     """For each image the radius (n,) within which the class provably stays `labels`: the smallest over the other
     classes of logit difference over its bound (lemma 3.1); zero for images that are misclassified."""
-    bound = margin_bound(model, tuple(images.shape[1:]), norm).to(images.device)[labels]
+    bound = margin_bound(model, tuple(images.shape[1:]), norm).to(images.device)
     with under_attack(model):
         logits = model(images).double()
-    gaps = logits.gather(1, labels[:, None]) - logits
-    radii = gaps / bound.clamp_min(torch.finfo(bound.dtype).tiny)
-    return radii.scatter(1, labels[:, None], torch.inf).amin(1).clamp_min(0)
+    return smallest_radius(logits, labels, bound)
 
 
 def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor, radius: float, samples: int, norm: str = "l2",
@@ -66,7 +66,7 @@ def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor, radius: flo
         with torch.no_grad():
             rivals = model(images).scatter(1, labels[:, None], -torch.inf).argmax(1)
         for _ in range(samples):
-            x = (images + _in_ball(images, radius, norm, generator)).requires_grad_(True)
+            x = (images + random_in_ball(images, radius, norm, generator)).requires_grad_(True)
             logits = model(x)
             gap = logits.gather(1, labels[:, None]) - logits.gather(1, rivals[:, None])
             (gradient,) = torch.autograd.grad(gap.sum(), x)
@@ -82,19 +82,8 @@ def margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def input_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> Shapes:
     """Shape of what goes into each convolution and linear layer, without the batch."""
-    shapes = {}
-
-    def note(layer, inputs, _):
-        shapes[layer] = inputs[0].shape[1:]
-
-    hooks = [layer.register_forward_hook(note) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    try:
-        with torch.no_grad(), under_attack(model):
-            model(torch.zeros(1, *image_shape).to(next(model.parameters())))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return shapes
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return {layer: taken for layer, taken, _ in shapes_of(model, image_shape, layers)}
 
 
 def operator_norm(layer: nn.Conv2d | nn.Linear, weight: Tensor, shape: torch.Size, norm: str) -> float:
@@ -164,24 +153,3 @@ def _constant(part: nn.Module, follower: nn.BatchNorm2d | None, norm: str, shape
         scale = follower.weight / (follower.running_var + follower.eps).sqrt()
         weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
     return operator_norm(part, weight, shapes[part], norm)
-
-
-def _pixels_averaged(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Over how many pixels the network takes its last mean."""
-    seen = []
-    hook = (model.blocks if isinstance(model, ResidualNet) else model.layers).register_forward_hook(
-        lambda layer, inputs, output: seen.append(output.shape[2] * output.shape[3]))
-    try:
-        input_shapes(model, image_shape)
-    finally:
-        hook.remove()
-    return seen[0]
-
-
-def _in_ball(images: Tensor, radius: float, norm: str, generator: torch.Generator | None) -> Tensor:
-    """One random point, per image, of the ball of this radius around zero, uniformly."""
-    if norm == "linf":
-        return radius * (2 * torch.rand(images.shape, generator=generator, device=images.device) - 1)
-    direction = torch.randn(images.shape, generator=generator, device=images.device)
-    size = torch.rand(len(images), generator=generator, device=images.device) ** (1 / images[0].numel())
-    return direction * (radius * size / direction.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)

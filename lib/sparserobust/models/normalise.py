@@ -11,13 +11,16 @@ from sparserobust.errors import UserError
 
 @settings
 class NormalisedModel(Model):
-    """Base of models that may normalise their images, with the mean and the standard deviation of each channel over
-    the training images, in pixel values from 0 to 255 as papers give them. None given: no normalisation."""
+    """Base of models that have a `width` and may normalise their images, with the mean and the standard deviation of
+    each channel over the training images, in pixel values from 0 to 255 as papers give them; none given: no
+    normalisation."""
 
+    width: int  # channels of the first convolution
     mean_255: tuple[float, ...] = ()
     std_255: tuple[float, ...] = ()
 
     def check(self):
+        self.require(self.width >= 1, "width starts at 1")
         self.require(len(self.mean_255) == len(self.std_255), "mean_255 and std_255 go together, a number per channel")
         self.require(min(self.std_255, default=1.0) > 0, "every number in std_255 must be positive")
 

@@ -22,7 +22,6 @@ class ResNet(NormalisedModel, kind="resnet"):
     def check(self):
         super().check()
         self.require(self.depth >= 8 and self.depth % 6 == 2, f"depth must be 6n+2 (8, 14, 20, ...), not {self.depth}")
-        self.require(self.width >= 1, "width starts at 1")
 
     @property
     def cost(self) -> float:
@@ -39,10 +38,6 @@ class ResNet18(NormalisedModel, kind="resnet18"):
     """Widths w, 2w, 4w, 8w, two blocks each, shortcuts by projection; 3x3 stem and no pooling, as images are small."""
 
     width: int = 64
-
-    def check(self):
-        super().check()
-        self.require(self.width >= 1, "width starts at 1")
 
     @property
     def cost(self) -> float:

@@ -16,10 +16,6 @@ class VGG16(NormalisedModel, kind="vgg16"):
 
     width: int = 64
 
-    def check(self):
-        super().check()
-        self.require(self.width >= 1, "width starts at 1")
-
     @property
     def cost(self) -> float:
         return cost_of_layers(9, self.width)  # 13 layers cost as 9 of a ResNet, as maps shrink sooner
