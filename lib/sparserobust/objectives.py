@@ -1,10 +1,13 @@
 """Training losses: who attacks in training. Each is called with a batch and returns its loss."""
 
+from dataclasses import replace
+
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from sparserobust.attacks import check_radius, under_attack
 from sparserobust.config import Attack, Objective, settings
+from sparserobust.models.winners import recorded_activations
 
 
 @settings
@@ -91,3 +94,34 @@ class TRADES(Objective, kind="trades"):
         clean, attacked = model(images).float(), model(x.detach()).float()
         drift = kl_div(log_softmax(attacked, 1), softmax(clean, 1), reduction="batchmean")
         return cross_entropy(clean, labels) + self.beta * drift
+
+
+@settings
+class SparseActivations(Objective, kind="sparse_activations"):
+    """Another loss plus `lam` times the mean activation after each ReLU, over its units and images, summed over the
+    ReLUs: an l1 penalty on hidden activations, which are not negative. Penalised is the last training pass of the other
+    loss, so that on attacked images where there are two."""
+
+    objective: Objective
+    lam: float
+
+    def check(self):
+        self.require(self.lam >= 0, "lam cannot be negative")
+
+    @property
+    def cost(self) -> float:
+        return self.objective.cost
+
+    @property
+    def attack(self) -> Attack | Objective:
+        """What knows the ball of training: the other loss's attack, or that loss itself (TRADES)."""
+        return getattr(self.objective, "attack", self.objective)
+
+    def at(self, epoch):
+        return replace(self, objective=self.objective.at(epoch))
+
+    def __call__(self, model, images, labels, generator):
+        with recorded_activations(model, training_only=True) as outputs:
+            loss = self.objective(model, images, labels, generator)
+        self.require(bool(outputs), "no ReLU took part in a training pass of this network")
+        return loss + self.lam * sum(output.float().mean() for calls in outputs.values() for output in calls)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparserobust import files, sparsity
-from sparserobust.models import Ensemble, NoisyWeights, PreActResNet, compact, is_noisy, noise_off
+from sparserobust.models import Ensemble, NoisyWeights, PreActResNet, Winners, compact, is_noisy, noise_off
 from sparserobust.models.compact import Pick
 from sparserobust.models.preact_resnet import Block
 
@@ -311,3 +311,8 @@ def test_pick(channels, layout):
 def test_noise_on_weights_is_refused(refusal):
     model = NoisyWeights(model=PreActResNet(depth=8, width=2)).build((1, 8, 8), 10)
     assert "noise on weights" in refusal(compact, model)
+
+
+def test_k_winners_are_refused(refusal):
+    model = Winners(model=PreActResNet(depth=8, width=2), share=0.5).build((1, 8, 8), 10)
+    assert "k-winners" in refusal(compact, model)

@@ -42,7 +42,11 @@ def test_lenet_300_100_by_hand():
     assert torch.allclose(net(images), x @ layers[-1].weight.T + layers[-1].bias, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", [Linear(), LeNet300100(), LeNet5()], ids=lambda m: m.kind)
+def test_softmax_regression_begins_at_zero():
+    assert not any(p.any() for p in Linear().build(MNIST, 10).parameters())
+
+
+@pytest.mark.parametrize("model", [LeNet300100(), LeNet5()], ids=lambda m: m.kind)
 def test_weights_are_drawn_as_glorot_and_bengio_do(model):
     for layer in model.build(MNIST, 10).requires_grad_(False).modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):

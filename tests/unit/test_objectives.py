@@ -5,12 +5,13 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from sparserobust import training
-from sparserobust.attacks import PGD
+from sparserobust.attacks import PGD, under_attack
 from sparserobust.config import Attack, Objective, settings
-from sparserobust.objectives import TRADES, Adversarial, Natural
+from sparserobust.models import LeNet300100, Linear, Winners
+from sparserobust.objectives import TRADES, Adversarial, Natural, SparseActivations
 
 ATTACK = PGD(epsilon=0.1, step_size=0.03, steps=3)
 FGSM_RS = PGD(epsilon=0.1, step_size=0.125, steps=1)
@@ -23,6 +24,8 @@ OBJECTIVES = {  # with the number of training passes in each
     "half clean, predicted": (Adversarial(attack=ATTACK, attacked_label="predicted", clean_weight=0.5), 2),
     "fgsm-rs": (Adversarial(attack=FGSM_RS), 1),
     "trades": (TRADE, 2),
+    "sparse activations": (SparseActivations(objective=Adversarial(attack=ATTACK, clean_weight=0.5), lam=0.3), 2),
+    "sparse activations, trades": (SparseActivations(objective=TRADE, lam=0.3), 2),
 }
 every_objective = pytest.mark.parametrize(("objective", "passes"), OBJECTIVES.values(), ids=OBJECTIVES)
 
@@ -145,7 +148,7 @@ def test_the_first_epochs_are_natural(clean_epochs):
 
 @every_objective
 def test_other_objectives_are_the_same_in_all_epochs(objective, passes):
-    assert objective.at(0) is objective.at(100) is objective
+    assert objective.at(0) == objective.at(100) == objective
 
 
 class Called(Exception):
@@ -235,6 +238,167 @@ def test_gradient_is_that_of_the_total_with_the_attack_held_fixed(objective):
         assert (values[0] - values[1]) / 6e-4 == pytest.approx(slope.item(), rel=1e-2, abs=1e-3)
 
 
+# --- sparse activations
+
+
+@pytest.fixture
+def lenet():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LeNet300100().build((1, 8, 8), 10)
+
+
+def hidden(lenet, images) -> list[torch.Tensor]:
+    one, two, _ = [m for m in lenet if isinstance(m, nn.Linear)]
+    first = linear(images.flatten(1), one.weight, one.bias).clamp_min(0)
+    return [first, linear(first, two.weight, two.bias).clamp_min(0)]
+
+
+def averaged(layers: list[torch.Tensor]) -> torch.Tensor:
+    """The penalty: a mean for each layer, and their sum."""
+    return torch.stack([layer.sum() / layer.numel() for layer in layers]).sum()
+
+
+@pytest.mark.parametrize("clean_weight", [None, 0.0, 0.5], ids=["natural", "adversarial", "half clean"])
+def test_sparse_activations_by_hand(lenet, batch, clean_weight):
+    inner, seen = Natural(), batch[0]
+    if clean_weight is not None:
+        inner, seen = Adversarial(attack=ATTACK, clean_weight=clean_weight), ATTACK(lenet, *batch, generator())
+    loss = inner(lenet, *batch, generator())
+    added = averaged(hidden(lenet, seen))
+    for lam in (0.0, 0.2, 3.0):
+        sparse = SparseActivations(objective=inner, lam=lam)(lenet, *batch, generator())
+        assert close(sparse, loss + lam * added)
+        assert lam or torch.equal(sparse, loss)
+    assert added > 0.1
+    if clean_weight is not None:
+        assert abs(added - averaged(hidden(lenet, batch[0]))) > 1e-3
+
+
+@pytest.mark.parametrize("inner", [o for o, _ in OBJECTIVES.values() if not isinstance(o, SparseActivations)], ids=str)
+def test_every_relu_of_the_last_training_pass_is_penalised(model, batch, inner, monkeypatch):
+    """Against every call of torch.relu in a network with blocks that call one module twice."""
+    passes, given, relu = [], [], torch.relu
+    model.register_forward_pre_hook(lambda m, inputs: passes.append(inputs[0].detach()) if m.training else None)
+    loss = inner(deepcopy(model), *batch, generator())
+    sparse = SparseActivations(objective=inner, lam=2.0)(deepcopy(model), *batch, generator())
+    monkeypatch.setattr(torch, "relu", lambda x: given.append(relu(x)) or given[-1])
+    deepcopy(model)(passes[-1])
+    assert len(given) == 7
+    assert torch.allclose(sparse - loss, 2 * averaged(given), rtol=1e-4)
+
+
+@settings
+class Wandering(Objective):
+    """A loss of one pass over the images, after which others are made that do not train."""
+
+    cost = 1.0
+
+    def __call__(self, model, images, labels, generator):
+        loss = cross_entropy(model(images), labels)
+        with under_attack(model):
+            model(1 - images)
+        with torch.no_grad():
+            model(1 - images)
+        return loss
+
+
+def test_passes_that_do_not_train_do_not_count(lenet, batch):
+    loss = SparseActivations(objective=Wandering(), lam=1.0)(lenet, *batch, generator())
+    assert close(loss, cross_entropy(lenet(batch[0]), batch[1]) + averaged(hidden(lenet, batch[0])))
+
+
+def test_winners_are_penalised_too(batch):
+    net = Winners(model=LeNet300100(), share=0.1).build((1, 8, 8), 10)
+    added = SparseActivations(objective=Natural(), lam=1.0)(net, *batch, generator()) - Natural()(net, *batch, None)
+    first = hidden(net, batch[0])[0].topk(30).values.sum(1).mean() / 300
+    second = net[:5](batch[0]).sum(1).mean() / 100
+    assert torch.allclose(added, first + second, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inner", [Natural(), Adversarial(attack=FGSM_RS, clean_weight=0.5)], ids=["natural", "half"])
+def test_gradient_with_sparse_activations_against_finite_differences(inner):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        images, labels = torch.rand(5, 1, 2, 2).double(), torch.randint(3, (5,))
+    model, objective = model.double(), SparseActivations(objective=inner, lam=5.0)
+    objective(model, images, labels, generator()).backward()
+    for p in model.parameters():
+        for i in range(p.numel()):
+            values = []
+            for shift in (1e-3, -2e-3, 1e-3):
+                p.data.view(-1)[i] += shift
+                values.append(objective(model, images, labels, generator()).item())
+            assert (values[0] - values[1]) / 2e-3 == pytest.approx(p.grad.view(-1)[i].item(), rel=1e-2, abs=2e-3)
+
+
+def watched(model) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_nobody_watches_the_network_afterwards(lenet, batch):
+    @settings
+    class Looking(Attack):
+        cost = 0.0
+
+        def __call__(self, model, images, labels, generator=None):
+            assert watched(model)
+            return Raising()(model, images, labels) if labels[0] < 0 else images
+
+    objective = SparseActivations(objective=Adversarial(attack=Looking(), clean_weight=0.5), lam=1.0)
+    objective(lenet, *batch, generator()).backward()
+    assert not watched(lenet)
+    with pytest.raises(Called):
+        objective(lenet, batch[0], batch[1] - 100, generator())
+    assert not watched(lenet)
+
+
+def test_means_of_bfloat16_activations_are_exact(lenet, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = Natural()(lenet, *batch, generator())
+        sparse = SparseActivations(objective=Natural(), lam=100.0)(lenet, *batch, generator())
+        layers = [lenet[:3](batch[0]), lenet[:5](batch[0])]
+    assert {layer.dtype for layer in layers} == {torch.bfloat16} and sparse.dtype == torch.float32
+    assert close(sparse, loss.float() + 100 * averaged([layer.double() for layer in layers]).float())
+
+
+def test_a_network_without_relu_has_nothing_to_penalise(refusal, batch):
+    linear = Linear().build((1, 8, 8), 10)
+    assert "ReLU" in refusal(SparseActivations(objective=Natural(), lam=1.0), linear, *batch, generator())
+
+
+def test_the_first_epochs_of_sparse_activations():
+    inner = Adversarial(attack=ATTACK, clean_epochs=2)
+    objective = SparseActivations(objective=inner, lam=0.5)
+    assert [objective.at(epoch) for epoch in range(4)] == [SparseActivations(objective=Natural(), lam=0.5)] * 2 + [
+        objective] * 2
+
+
+@every_objective
+def test_validation_meets_the_ball_of_training(objective, passes):
+    nested = SparseActivations(objective=SparseActivations(objective=objective, lam=1.0), lam=0.5)
+    attack = training.validation_attack(objective)
+    assert training.validation_attack(nested) == attack and nested.cost == objective.cost
+    assert (attack is None) == (objective == Natural())
+    assert attack is None or attack.epsilon == 0.1
+
+
+def test_training_with_sparse_activations(tiny_run, digits):
+    """The penalty acts: hidden activations are smaller, and validation is attacked as it would be without."""
+    inner = Adversarial(attack=FGSM_RS)
+    run = tiny_run(objective=inner, model=LeNet300100(), precision="float32", epochs=3)
+    sparse = tiny_run(objective=SparseActivations(objective=inner, lam=1.0), model=LeNet300100(),
+                      precision="float32", epochs=3)
+    models = [training.train(r, digits) for r in (run, sparse)]
+    assert all("validation_robust" in trained.history[-1] for trained in models)
+    sizes = [averaged(hidden(trained.model, digits.test.images)).item() for trained in models]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+# --- all
+
+
 @every_objective
 def test_only_the_training_passes_reach_weights_and_statistics(model, batch, objective, passes):
     before = tracked(model)
@@ -284,6 +448,8 @@ def test_cost_counts_the_passes_with_gradients(model, batch, objective, passes):
     ({"kind": "adversarial", "clean_weight": 0.5}, ["attack", "missing"]),
     ({"kind": "adversarial", "atack": {}}, ["atack", "'attack'"]),
     ({"kind": "trade"}, ["'trades'"]),
+    ({"kind": "sparse_activations", "objective": {"kind": "natural"}, "lam": -1}, ["lam", "negative"]),
+    ({"kind": "sparse_activations", "lam": 1}, ["objective", "missing"]),
 ], ids=str)
 def test_wrong_settings(refusal, plain, words):
     message = refusal(Objective.parse, plain)

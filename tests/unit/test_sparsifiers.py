@@ -356,6 +356,37 @@ def test_magnitude_counts_exactly_among_ties():
     assert (weights == 0).sum() == round(0.3 * len(weights))
 
 
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+@given(st.floats(0, 1, exclude_max=True))
+def test_magnitude_with_keep_last_prunes_the_share_of_all_but_the_last_layer(scope, share):
+    """As if the last layer were not there."""
+    model, rest, others = Toy(), Toy(), sorted(CONVOLUTIONS)
+    with torch.no_grad():
+        model.linear.weight.mul_(1e-3)  # it would go first
+    before = weights_of(model)
+    sparsifier = Magnitude(sparsity=share, scope=scope, keep_last=True)
+    masks = sparsifier.start(model)
+    del rest.linear
+    Magnitude(sparsity=share, scope=scope).start(rest)
+    assert all(torch.equal(model.get_parameter(name), rest.get_parameter(name)) for name in others)
+    assert torch.equal(model.linear.weight, before["linear.weight"])
+    old, new = (torch.cat([weights[n].flatten() for n in others]) for weights in (before, weights_of(model)))
+    if scope == "global":
+        assert_pruned(old, new, share)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)
+    sparsifier.after_step(model, masks, 0.1)
+    assert (model.linear.weight == 1).all()
+    assert torch.equal(torch.cat([model.get_parameter(n).flatten() for n in others]) == 0, new == 0)
+
+
+def test_magnitude_keep_last_and_the_others_that_were_there_before(refusal):
+    assert Magnitude(sparsity=0.5).plain() == {"kind": "magnitude", "sparsity": 0.5}
+    assert Magnitude(sparsity=0.5, keep_last=True).identity != Magnitude(sparsity=0.5).identity
+    assert "one layer" in refusal(Magnitude(sparsity=0.5, keep_last=True).start, nn.Linear(3, 2))
+
+
 @pytest.mark.parametrize("averaging", [0.0, 0.9])
 def test_magnitude_mask_holds_through_momentum_and_weight_decay(averaging, tiny_run, digits):
     dense = training.train(tiny_run(), digits).model.state_dict()

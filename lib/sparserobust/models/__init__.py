@@ -5,7 +5,8 @@ from sparserobust.models.lenet import LeNet5, LeNet300100, Linear
 from sparserobust.models.noise import NoisyWeights, is_noisy, noise_off, noise_scales, one_draw_a_pass
 from sparserobust.models.preact_resnet import Ensemble, PreActResNet
 from sparserobust.models.resnet import ResNet, ResNet18
-from sparserobust.models.vgg import VGG16
+from sparserobust.models.vgg import VGG16, VGGLike
+from sparserobust.models.winners import Winners
 
 __all__ = ["VGG16", "Ensemble", "LeNet5", "LeNet300100", "Linear", "NoisyWeights", "PreActResNet", "ResNet", "ResNet18",
-           "compact", "is_noisy", "noise_off", "noise_scales", "one_draw_a_pass"]
+           "VGGLike", "Winners", "compact", "is_noisy", "noise_off", "noise_scales", "one_draw_a_pass"]

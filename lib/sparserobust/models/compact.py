@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sparserobust.errors import UserError
 from sparserobust.models.noise import noise_scales
 from sparserobust.models.preact_resnet import Block, Ensemble
+from sparserobust.models.winners import KWinners
 
 
 def compact(model: Ensemble) -> Ensemble:
@@ -27,6 +28,8 @@ def compact(model: Ensemble) -> Ensemble:
     """
     if noise_scales(model):
         raise UserError("compact does not know noise on weights: it removes channels of networks without")
+    if any(isinstance(layer, KWinners) for layer in model.modules()):
+        raise UserError("compact does not know k-winners: with fewer units in a layer, others would win")
     model = deepcopy(model)
     for member in model.members:
         member.stem = _narrowed(member.stem, member.stem)

@@ -5,7 +5,6 @@ is the mean of their logits. It is the discretisation of the Feynman-Kac formula
 members the expectation.
 """
 
-import torch
 from torch import Tensor, nn
 
 from sparserobust.config import Model, settings
@@ -65,10 +64,11 @@ class Member(nn.Module):
                 channels = out
         self.blocks = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.blocks(self.stem(x))))
+        x = self.relu(self.norm(self.blocks(self.stem(x))))
         return self.linear(x.mean((2, 3)))
 
 
@@ -81,12 +81,12 @@ class Block(nn.Module):
         self.norm1, self.conv1 = nn.BatchNorm2d(channels), convolution(channels, out, 3, stride)
         self.norm2, self.conv2 = nn.BatchNorm2d(out), convolution(out, out, 3)
         self.shortcut = convolution(channels, out, 1, stride) if stride != 1 or channels != out else None
-        self.noise = Noise(noise)
+        self.relu, self.noise = nn.ReLU(), Noise(noise)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = torch.relu(self.norm1(x))
+        active = self.relu(self.norm1(x))
         residual = x if self.shortcut is None else self.shortcut(active)
-        out = self.conv2(torch.relu(self.norm2(self.conv1(active))))
+        out = self.conv2(self.relu(self.norm2(self.conv1(active))))
         return self.noise(out + residual)
 
 

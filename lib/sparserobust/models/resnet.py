@@ -3,7 +3,6 @@ Fan (2019; elliothe/CVPR_2019_PNI), and ResNet-18 for small images."""
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,6 +57,7 @@ class ResidualNet(nn.Module):
         super().__init__()
         self.first = first
         self.stem, self.norm = convolution(channels, widths[0], 3), nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
         stages, channels = [], widths[0]
         for stage, out in enumerate(widths):
             for block in range(blocks):
@@ -69,7 +69,7 @@ class ResidualNet(nn.Module):
         self.linear = classifier(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.stem(self.first(images))))
+        x = self.relu(self.norm(self.stem(self.first(images))))
         return self.linear(self.blocks(x).mean((2, 3)))
 
 
@@ -81,10 +81,11 @@ class Block(nn.Module):
         self.conv1, self.norm1 = convolution(channels, out, 3, stride), nn.BatchNorm2d(out)
         self.conv2, self.norm2 = convolution(out, out, 3), nn.BatchNorm2d(out)
         self.shortcut = shortcut
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
-        return torch.relu(out + self.shortcut(x))
+        out = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+        return self.relu(out + self.shortcut(x))
 
 
 class Padded(nn.Module):

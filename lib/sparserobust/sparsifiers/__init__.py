@@ -2,9 +2,10 @@
 
 from sparserobust.config import Dense
 from sparserobust.sparsifiers.admm import ADMM, ReleasedADMM
-from sparserobust.sparsifiers.lasso import Lasso
+from sparserobust.sparsifiers.lasso import Lasso, ProximalLasso
 from sparserobust.sparsifiers.magnitude import FixedMask, Magnitude, RelativeThreshold
 from sparserobust.sparsifiers.splitting import RGSM, RVSM
+from sparserobust.sparsifiers.surgery import DynamicNetworkSurgery
 
-__all__ = ["ADMM", "RGSM", "RVSM", "Dense", "FixedMask", "Lasso", "Magnitude", "RelativeThreshold",
-           "ReleasedADMM"]
+__all__ = ["ADMM", "RGSM", "RVSM", "Dense", "DynamicNetworkSurgery", "FixedMask", "Lasso", "Magnitude",
+           "ProximalLasso", "RelativeThreshold", "ReleasedADMM"]

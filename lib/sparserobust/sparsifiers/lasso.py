@@ -3,6 +3,7 @@
 import torch
 
 from sparserobust.config import Sparsifier, settings
+from sparserobust.sparsifiers import proximal
 from sparserobust.sparsity import prunable
 
 
@@ -18,3 +19,24 @@ class Lasso(Sparsifier, kind="lasso"):
 
     def added_loss(self, model, state):
         return self.lam * torch.stack([w.abs().sum() for w in prunable(model).values()]).sum()
+
+
+@settings
+class ProximalLasso(Sparsifier, kind="proximal_lasso"):
+    """The same penalty by proximal gradient steps (ISTA; Beck & Teboulle 2009): after each step of the optimiser,
+    convolution and linear weights are shrunk by lr * lam and are exactly zero where they were smaller. It minimises
+    loss + lam * sum of |w| for plain gradient descent; with momentum m it comes to rest where (1 - m) lam would, since
+    momentum makes steps along the gradient 1 / (1 - m) times as long, but not the shrinkage."""
+
+    lam: float
+
+    def check(self):
+        self.require(self.lam >= 0, "lam cannot be negative")
+
+    @torch.no_grad()
+    def after_step(self, model, state, lr):
+        for w in prunable(model).values():
+            w.copy_(proximal.l1(w, lr * self.lam))
+
+    def sparse_weights(self, model, state):
+        return {name: w.detach() for name, w in prunable(model).items()}  # not their moving average, which fills zeros

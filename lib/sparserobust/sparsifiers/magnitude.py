@@ -22,10 +22,12 @@ class FixedMask(Sparsifier, kind="fixed_mask"):
 @settings
 class Magnitude(FixedMask, kind="magnitude"):
     """Prunes the weights a run starts with (its `start`), then trains what is left at a fixed mask; with a recipe of 0
-    epochs it only prunes. Convolution and linear weights; `scope` global ranks them together, layerwise each layer."""
+    epochs it only prunes. Convolution and linear weights; `scope` global ranks them together, layerwise each layer.
+    With `keep_last` the last layer keeps its weights; sparsity is then the share removed of all others."""
 
     sparsity: float  # share of weights to remove
     scope: str = "global"
+    keep_last: bool = False
 
     def check(self):
         self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
@@ -33,14 +35,16 @@ class Magnitude(FixedMask, kind="magnitude"):
 
     @torch.no_grad()
     def start(self, model):
-        weights = prunable(model)
-        scored = {name: w.abs() for name, w in weights.items()}
+        scored = {name: w.abs() for name, w in prunable(model).items()}
+        spared = dict([scored.popitem()]) if self.keep_last else {}
+        self.require(bool(scored), "keep_last leaves nothing to prune in a network of one layer")
         if self.scope == "global":
             kept = self._kept(torch.cat([s.flatten() for s in scored.values()]))
             parts = kept.split([s.numel() for s in scored.values()])
             masks = {name: part.view_as(s) for (name, s), part in zip(scored.items(), parts, strict=True)}
         else:
             masks = {name: self._kept(s.flatten()).view_as(s) for name, s in scored.items()}
+        masks |= {name: torch.ones_like(w) for name, w in spared.items()}
         self.after_step(model, masks, 0.0)
         return masks
 

@@ -1,0 +1,67 @@
+"""Which activations of a network are zero, and which of its units are dead."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from sparserobust import sparsity
+from sparserobust.attacks import under_attack
+from sparserobust.config import Measurement, settings
+from sparserobust.environment import global_seed
+from sparserobust.evaluation import BATCH
+from sparserobust.models.winners import recorded_activations
+
+
+@settings
+class Activations(Measurement, kind="activations"):
+    """Share of activations after a ReLU that are exactly zero on the first `images` test images (all, for None), all
+    layers together (the value). By layer: its zeros, and its dead units, which are zero on all of these images; a unit
+    is one entry of the output, c*h*w of them in a map, and the second call of one ReLU is a layer `<name>#2`. A noisy
+    network is passed as it is, with one fixed draw.
+
+    `weights` tells by convolution and linear layer what no image can change: outputs that all incoming weights being
+    zero leave at their bias, and inputs that are not used, since all weights they meet are zero; behind a flattened map
+    an input is one entry of it. Outputs and inputs of a convolution are channels."""
+
+    images: int | None = None
+
+    def check(self):
+        self.require(self.images is None or self.images > 0, "images must be positive")
+
+    @property
+    def cost(self):
+        return 0.3 * (self.images or 10_000) / 10_000  # forward passes only
+
+    def __call__(self, model, splits):
+        layers = self._layers(model, splits.test.first(self.images).images)
+        self.require(bool(layers), "this network has no ReLU")
+        zero, total, dead, units = (sum(layer[key] for layer in layers.values())
+                                    for key in ("zero", "total", "dead", "units"))
+        return {"value": zero / total, "count": zero, "total": total, "dead_units": dead, "units": units,
+                "layers": layers, "parts": {"dead": dead / units},
+                "weights": {name.removesuffix(".weight"): _unused(w.detach())
+                            for name, w in sparsity.prunable(model).items()}}
+
+    @torch.no_grad()
+    def _layers(self, model: nn.Module, images: Tensor) -> dict[str, dict]:
+        zero, dead = Counter(), {}
+        with under_attack(model), global_seed(0, "activations", self.identity), recorded_activations(model) as outputs:
+            for batch in images.split(BATCH):
+                model(batch.contiguous(memory_format=torch.channels_last))
+                for name, calls in outputs.items():
+                    for call, output in enumerate(calls, 1):
+                        layer, none = name if call == 1 else f"{name}#{call}", output == 0
+                        zero[layer] += int(none.sum())
+                        dead[layer] = none.all(0) & dead.get(layer, True)
+        return {layer: {"zero": zero[layer], "total": len(images) * units.numel(), "dead": int(units.sum()),
+                        "units": units.numel()} for layer, units in dead.items()}
+
+
+def _unused(weight: Tensor) -> dict[str, int]:
+    """Counts for a weight (out, in) or (out, in, k, k)."""
+    nonzero = weight != 0
+    used = nonzero.reshape(*weight.shape[:2], -1).any(2)  # (out, in)
+    return {"dead_outputs": int((~used.any(1)).sum()), "outputs": used.shape[0],
+            "unused_inputs": int((~used.any(0)).sum()), "inputs": used.shape[1],
+            "nonzero": int(nonzero.sum()), "total": nonzero.numel()}
