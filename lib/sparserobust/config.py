@@ -238,7 +238,7 @@ class Measurement(Settings):
     @abstractmethod
     def __call__(self, model, splits, *others) -> dict:
         """`model` and the `others` in eval mode, `splits` a `sparserobust.data.Splits`; the result must contain the
-        headline number as `value`."""
+        headline number as `value`, and may contain further ones, by name, under `parts`."""
 
 
 # ----------------------------------------------------------------------------------------------------- the run
@@ -249,6 +249,7 @@ class Data(Settings):
     """A data set, and how training images are varied."""
 
     name: str = "digits"
+    classes: tuple[int, ...] = ()  # only these, renumbered from 0 in this order; none given: all
     train_images: int | None = None  # use only this many training images
     crop_padding: int = 0  # random crop out of an image padded by this many zeros
     flip: bool = False  # random horizontal flip
@@ -256,6 +257,7 @@ class Data(Settings):
     def check(self):
         self.require(self.crop_padding >= 0, "crop_padding cannot be negative")
         self.require(self.train_images is None or self.train_images > 0, "train_images must be positive")
+        self.require(len(set(self.classes)) == len(self.classes) != 1, "classes: two different ones at least, or none")
 
 
 @settings

@@ -63,10 +63,27 @@ def load(settings: Data | str, device: torch.device | str = "cpu") -> Splits:
     if settings.name not in _SOURCES:
         raise UserError(f"unknown data set '{settings.name}'; known: {', '.join(_SOURCES)}")
     splits = _load(settings.name)
+    if settings.classes:
+        splits = _only(splits, settings)
     wanted = settings.train_images
     if wanted is not None and wanted > len(splits.train):
         raise UserError(f"train_images: {settings.name} has only {len(splits.train)} training images, not {wanted}")
     return replace(splits, train=splits.train.first(wanted)).to(device)
+
+
+def _only(splits: Splits, settings: Data) -> Splits:
+    """The images of the chosen classes, in the order they had."""
+    if not all(0 <= c < len(splits.classes) for c in settings.classes):
+        raise UserError(f"classes: {settings.name} has those from 0 to {len(splits.classes) - 1}")
+    number = torch.full((len(splits.classes),), -1)
+    number[list(settings.classes)] = torch.arange(len(settings.classes))
+
+    def chosen(split: Split) -> Split:
+        labels = number[split.labels]
+        return Split(split.images[labels >= 0], labels[labels >= 0])
+
+    return Splits(chosen(splits.train), chosen(splits.validation), chosen(splits.test),
+                  tuple(splits.classes[c] for c in settings.classes))
 
 
 def augmented(images: Tensor, settings: Data, generator: torch.Generator) -> Tensor:

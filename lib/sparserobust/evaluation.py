@@ -8,6 +8,7 @@ import torch
 from sparserobust.attacks import FGSM, PGD, AutoAttack, l2_norm, predicted
 from sparserobust.config import Attack, Measurement, Run, settings
 from sparserobust.environment import global_seed, has_bfloat16, stream
+from sparserobust.errors import UserError
 from sparserobust.models import is_noisy, noise_off
 
 BATCH = 250
@@ -85,3 +86,42 @@ class Accuracy(Measurement, kind="accuracy"):
                   "mean_l2": length / trials / len(split), "mean_l2_of_moved": length / max(moved, 1), "flags": flags}
         values = [c / len(split) for c in correct] * (self.trials // trials)
         return result | ({"trial_values": values} if self.trials > 1 else {})
+
+
+@settings
+class Distance(Measurement, kind="distance"):
+    """How far the first `images` test images (all, for None) have to be moved: the value is the mean l2 length of what
+    the attack adds, an attack that looks for the nearest wrong answer (`DeepFool`, `CarliniWagnerL2`), with zero for
+    images that are misclassified without it: r_2 of Guo et al. 2018. `relative` is the mean of length over |x|. An
+    image that the attack does not fool has no length: it is left out of both means, and `not_fooled` counts it."""
+
+    attack: Attack
+    images: int | None = None
+
+    def check(self):
+        self.require(getattr(self.attack, "norm", None) == "l2" and getattr(self.attack, "epsilon", None) is None,
+                     f"{self.attack.kind} does not look for the nearest wrong answer: take deepfool or cw_l2")
+        self.require(self.images is None or self.images > 0, "images must be positive")
+
+    @property
+    def cost(self):
+        return (self.images or 10_000) / 10_000 * self.attack.cost
+
+    def __call__(self, model, splits):
+        split = splits.test.first(self.images)
+        lengths, relative, not_fooled = [], [], 0
+        with global_seed(0, "evaluation noise", self.identity):
+            chance = stream(0, "evaluation", self.identity, device=split.images.device)
+            for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
+                right = predicted(model, images) == labels
+                adversarial = self.attack(model, images, labels, chance)
+                fooled = predicted(model, adversarial) != labels
+                length = torch.where(right, l2_norm(adversarial - images), 0.0)[fooled]
+                lengths.append(length)
+                relative.append(length / l2_norm(images[fooled]))
+                not_fooled += int((~fooled).sum())
+        lengths, relative = torch.cat(lengths), torch.cat(relative)
+        if not len(lengths):
+            raise UserError(f"{self.attack.kind} fooled the network on none of {len(split)} images: give it more steps")
+        return {"value": float(lengths.mean()), "total": len(split), "not_fooled": not_fooled,
+                "parts": {"relative": float(relative.mean()), "not_fooled": not_fooled / len(split)}}

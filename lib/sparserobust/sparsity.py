@@ -55,8 +55,8 @@ def removed_channels(model: nn.Module) -> int:
 
 
 def channel_sparsity(model: nn.Module) -> float:
-    """Share of input channels with l2 norm below 1e-15, in [0, 1]."""
-    return removed_channels(model) / channel_groups(model)
+    """Share of input channels with l2 norm below 1e-15, in [0, 1]; 0 for a network without convolutions."""
+    return removed_channels(model) / max(channel_groups(model), 1)
 
 
 def parameters(model: nn.Module) -> int:

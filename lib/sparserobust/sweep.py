@@ -29,7 +29,7 @@ def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None 
           threads: int = 1) -> pandas.DataFrame:
     """Train what is not trained yet, measure what is not measured yet, and return one row per grid row and measurement:
     the grid row's labels, `run` (its identity), `metric` (the measurement's name in `measurements`), `value`, `count`,
-    `total`, `where` and `processor`.
+    `total`, `where` and `processor`. Where a measurement has `parts`, each is a row of its own, `<name> <part>`.
 
     `workers` processes of `threads` threads work side by side (default: one per core, one on a GPU). A run that fails
     leaves the others alone; when all are through, `UserError` names the failed ones with their reasons.
@@ -80,6 +80,8 @@ def _frame(grid: Grid, measurements: dict[str, Measurement], store: Store) -> pa
             result = store.measure(row["run"], measurement)
             rows.append(labels | {"metric": name} | {k: result.get(k) for k in ("value", "count", "total", "where",
                                                                                   "processor")})
+            rows += [rows[-1] | {"metric": f"{name} {part}", "value": value, "count": None, "total": None}
+                     for part, value in result.get("parts", {}).items()]
     return pandas.DataFrame(rows)
 
 

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import MISSING, FrozenInstanceError, fields, replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -45,6 +45,8 @@ def values(hint, default):
         return st.sampled_from([c for c in MEMBERS if issubclass(c, hint)]).flatmap(members)
     if get_args(hint) and get_args(hint)[-1] is not Ellipsis:  # X | None
         return st.none() | values(next(h for h in get_args(hint) if h is not type(None)), default)
+    if default is MISSING and get_args(hint):  # tuple[float, ...]
+        return st.lists(st.floats(0, 1), min_size=1, max_size=4)
     known = {float: st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1), bool: st.booleans(),
              int: st.sampled_from([1, 8, 20]) | st.integers(1, 50)}
     return known.get(hint, st.just(default))

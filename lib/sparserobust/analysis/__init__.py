@@ -1,6 +1,10 @@
 """Measurements of trained networks other than accuracy."""
 
+from sparserobust.analysis.activations import Activations
 from sparserobust.analysis.cost import Deployable, macs
+from sparserobust.analysis.linear import LinearRadii, Theorem31
+from sparserobust.analysis.radii import LayerNorms, Margins, RadiusOrder
+from sparserobust.analysis.random_masks import RandomMasks
 from sparserobust.analysis.stability import Stability
 from sparserobust.analysis.weights import (
     ChannelNorms,
@@ -10,7 +14,9 @@ from sparserobust.analysis.weights import (
     RemainingParameters,
     WeightHistogram,
     WeightSparsity,
+    WithoutBlankPixels,
 )
 
-__all__ = ["ChannelNorms", "ChannelSparsity", "Deployable", "LayerSparsity", "LayerWeights", "RemainingParameters",
-           "Stability", "WeightHistogram", "WeightSparsity", "macs"]
+__all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Deployable", "LayerNorms", "LayerSparsity",
+           "LayerWeights", "LinearRadii", "Margins", "RadiusOrder", "RandomMasks", "RemainingParameters", "Stability",
+           "Theorem31", "WeightHistogram", "WeightSparsity", "WithoutBlankPixels", "macs"]

@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparserobust.config import Measurement, settings
 from sparserobust.errors import UserError
 
 
 def balancing_bias(scores: Tensor, signs: Tensor) -> float:
     """The bias b at which sign(scores + b) is right equally often on both classes, as nearly as these (n,) scores
     allow: theorem 3.1 wants the two accuracies to be the same. `signs` (n,) are -1 and +1."""
-    candidates = (-scores).unique()
-    middles = torch.cat([candidates[:1] - 1, (candidates[1:] + candidates[:-1]) / 2, candidates[-1:] + 1])
-    right = (scores + middles[:, None]) * signs > 0  # (biases, n)
-    positive, negative = ((right & (signs == s)).double().sum(1) / (signs == s).sum() for s in (1, -1))
-    return float(middles[(positive - negative).abs().argmin()])
+    borders = scores.unique()  # sorted; the sign of a score changes where b passes its negative
+    middles = torch.cat([borders[:1] - 1, (borders[1:] + borders[:-1]) / 2, borders[-1:] + 1])
+    below = {s: torch.searchsorted(scores[signs == s].sort().values, middles) / (signs == s).sum() for s in (1, -1)}
+    return -float(middles[(1 - below[1] - below[-1]).abs().argmin()])
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,66 @@ class Binary:
     def r_inf_bound(self, epsilon: float) -> float:
         """t / (2 epsilon) w (mu_+ - mu_-) / |w|_1; vacuous where it exceeds one."""
         return self.accuracy / (2 * epsilon) * self.gap / float(self.weight.abs().sum())
+
+
+@settings
+class Theorem31(Measurement, kind="theorem_31"):
+    """What theorem 3.1 says of a linear network of two classes, and what is measured: with w the difference of its two
+    rows, the bias that balances the accuracies on the training images, and as many test images of both classes. The
+    value is the measured r_2; the parts are its formula, r_inf and its bound at each radius, the norms of w, and the
+    numerator w (mu_+ - mu_-). Perturbed images may leave the box: the theorem knows none."""
+
+    radii: tuple[float, ...]
+
+    def __call__(self, model, splits):
+        weight, _ = parameters(model)
+        if len(weight) != 2:
+            raise UserError(f"theorem 3.1 speaks of two classes, these data have {len(weight)}: set `classes`")
+        weight = weight[1] - weight[0]
+        images, labels = splits.train.images.flatten(1).double(), splits.train.labels
+        bias = balancing_bias(images @ weight, 2 * labels - 1)
+        images, labels = splits.test.images.flatten(1), splits.test.labels
+        fewest = int(labels.bincount(minlength=2).min())
+        chosen = torch.cat([(labels == c).nonzero()[:fewest, 0] for c in (0, 1)])
+        theory = Binary.of(weight, bias, images[chosen], 2 * labels[chosen] - 1)
+        parts = {"formula": theory.r2_formula, "accuracy": theory.accuracy, "numerator": theory.gap,
+                 "l0": float((weight != 0).sum()), "l1": float(weight.abs().sum()), "l2": float(weight.norm())}
+        for radius in self.radii:
+            parts |= {f"r_inf {radius:g}": theory.r_inf(radius), f"bound {radius:g}": theory.r_inf_bound(radius)}
+        return {"value": theory.r2, "total": 2 * fewest, "parts": parts}
+
+
+@settings
+class LinearRadii(Measurement, kind="linear_radii"):
+    """Exact robustness of a linear network of any number of classes on the test images: the value is r_2, the mean l2
+    radius with zero for misclassified images, `relative` the mean of radius over |x|; at each linf radius, r_inf is the
+    share of images that no perturbation fools, `fgsm` of those that one step along the gradient's sign does not fool.
+    Perturbed images may leave the box."""
+
+    radii: tuple[float, ...]
+
+    def __call__(self, model, splits):
+        weight, bias = parameters(model)
+        images, labels = splits.test.images.flatten(1).double(), splits.test.labels
+        r2 = exact_radii(weight, bias, images, labels, "l2")
+        r_inf = exact_radii(weight, bias, images, labels, "linf")
+        logits = images @ weight.T + bias
+        gradient = (logits.softmax(1) - torch.nn.functional.one_hot(labels, len(weight))) @ weight
+        parts = {"relative": float((r2 / images.norm(dim=1)).mean())}
+        for radius in self.radii:
+            fooled = (images + radius * gradient.sign()) @ weight.T + bias
+            parts |= {f"r_inf {radius:g}": float((r_inf > radius).double().mean()),
+                      f"fgsm {radius:g}": float((fooled.argmax(1) == labels).double().mean())}
+        return {"value": float(r2.mean()), "total": len(labels), "parts": parts}
+
+
+def parameters(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (classes, d) and bias (classes,), float64, of a linear network; `UserError` for any other."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
+        raise UserError(f"a linear network has one linear layer and no convolution, {type(model).__name__} has "
+                        f"{len(layers)} layers")
+    return layers[0].weight.detach().double(), layers[0].bias.detach().double()
 
 
 def exact_radii(weight: Tensor, bias: Tensor, images: Tensor, labels: Tensor, norm: str) -> Tensor:

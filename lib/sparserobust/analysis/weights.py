@@ -2,9 +2,11 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from sparserobust import sparsity
 from sparserobust.config import Measurement, settings
+from sparserobust.errors import UserError
 
 
 @settings
@@ -106,3 +108,30 @@ class LayerSparsity(Measurement, kind="layer_sparsity"):
                 "smallest": float(left.min()) if len(left) else 0.0, "std": float(w.detach().std())}
         zero, total = sparsity.zero_weights(model)
         return {"value": zero / total, "count": zero, "total": total, "layers": layers}
+
+
+@settings
+class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
+    """Another measurement, on the network whose first layer, a linear one, does not read the pixels that are zero in
+    all training images. Their weights never got a gradient: they are as they were drawn, useless on clean images, and
+    an attack may use them."""
+
+    measurement: Measurement
+
+    @property
+    def cost(self):
+        return self.measurement.cost
+
+    @torch.no_grad()
+    def __call__(self, model, splits):
+        first = next(m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+        if not isinstance(first, nn.Linear):
+            raise UserError(f"the first layer of {type(model).__name__} is a convolution: it has no weight of its own "
+                            "for each pixel")
+        kept = first.weight.clone()
+        first.weight[:, (splits.train.images.flatten(1) == 0).all(0)] = 0.0
+        try:
+            with torch.enable_grad():
+                return self.measurement(model, splits)
+        finally:
+            first.weight.copy_(kept)

@@ -1,0 +1,127 @@
+"""Why a network is as robust as it is: how far its logits lie apart, and how fast they can change. The radius within
+which no perturbation fools it is about margin over slope (Guo et al. 2018, lemma 3.1)."""
+
+import torch
+
+from sparserobust import sparsity
+from sparserobust.analysis import lipschitz
+from sparserobust.analysis.clever import clever
+from sparserobust.analysis.linear import smallest_radius
+from sparserobust.attacks import CarliniWagnerL2, DeepFool, l2_norm, predicted, under_attack
+from sparserobust.config import Attack, Measurement, settings
+from sparserobust.environment import stream
+
+
+@settings
+class Margins(Measurement, kind="margins"):
+    """Of the first `images` test images, the value being the mean margin (logit of the label minus the highest other
+    one) of those classified correctly:
+
+        slope       mean, over the same images, of the largest gradient norm of the margin at `samples` random points of
+                    the ball of `radius`
+        bound       mean of the product of layer norms that bounds the slope (lemma 3.2)
+        ratio       mean of margin over slope: how far the boundary lies, to first order; images without any slope are
+                    left out, None if there is no other
+        guaranteed  mean radius that the bound guarantees, no larger than the true one
+
+    The last two are zero for misclassified images, as r_2 is. `norm` is that of the perturbation: l2, or linf (then
+    gradients are measured in l1)."""
+
+    images: int = 100
+    norm: str = "l2"
+    radius: float = 0.5
+    samples: int = 20
+
+    def check(self):
+        self.require(self.norm in ("l2", "linf"), f"norm is l2 or linf, not '{self.norm}'")
+        self.require(self.images > 0 and self.radius > 0 and self.samples > 0,
+                     "images, radius and samples must be positive")
+
+    @property
+    def cost(self):
+        return self.images * self.samples / 10_000
+
+    def __call__(self, model, splits):
+        split = splits.test.first(self.images)
+        right = predicted(model, split.images) == split.labels
+        images, labels = split.images[right], split.labels[right]
+        if not len(labels):
+            raise RuntimeError(f"none of {len(split)} images is classified correctly: there is no margin to measure")
+        chance = stream(0, "slopes", self.identity, device=images.device)
+        slope = lipschitz.gradient_norms(model, images, labels, self.radius, self.samples, self.norm, chance).amax(0)
+        with torch.no_grad(), under_attack(model):
+            logits = model(images).double()
+        rivals = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        bounds = lipschitz.margin_bound(model, splits.image_shape, self.norm).to(images.device)
+        margins = (logits.gather(1, labels[:, None]) - logits.gather(1, rivals[:, None])).squeeze(1)
+        sloping, wrong = slope > 0, len(split) - len(labels)
+        ratio = float((margins / slope)[sloping].sum()) / (wrong + int(sloping.sum())) if sloping.any() else None
+        parts = {"slope": float(slope.mean()), "bound": float(bounds[labels, rivals].mean()), "ratio": ratio,
+                 "guaranteed": float(smallest_radius(logits, labels, bounds).sum()) / len(split)}
+        return {"value": float(margins.mean()), "total": len(labels), "parts": parts}
+
+
+@settings
+class RadiusOrder(Measurement, kind="radius_order"):
+    """Bounds from both sides, image by image, in l2, of the first `images` test images that are classified correctly:
+    guaranteed by Frobenius norms and by spectral norms, estimated by CLEVER, reached by C&W and by DeepFool (infinite
+    where it does not fool). The true radius lies between the second and the last two; the value is the share of images
+    on which these are in that order, which is 1 unless something is wrong. CLEVER bounds nothing: `clever_above` is the
+    share of images on which an attack gets below it."""
+
+    images: int = 50
+    radius: float = 2.0  # of the ball in which CLEVER samples, and its largest answer
+    batches: int = 20
+    samples: int = 50
+    cw: Attack = CarliniWagnerL2()
+    deepfool: Attack = DeepFool()
+
+    def check(self):
+        self.require(self.images > 0, "images must be positive")
+
+    @property
+    def cost(self):
+        per_image = self.batches * self.samples + self.cw.cost + self.deepfool.cost
+        return self.images * per_image / 10_000
+
+    def __call__(self, model, splits):
+        split = splits.test.first(self.images)
+        right = predicted(model, split.images) == split.labels
+        images, labels = split.images[right], split.labels[right]
+        chance = stream(0, "radius order", self.identity, device=images.device)
+        radii = {f"guaranteed ({norm})": lipschitz.guaranteed_radius(model, images, labels, norm)
+                 for norm in ("frobenius", "l2")}
+        radii["CLEVER"] = clever(model, images, labels, self.radius, "l2", self.batches, self.samples, chance)
+        for name, attack in (("C&W", self.cw), ("DeepFool", self.deepfool)):
+            adversarial = attack(model, images, labels, chance)
+            fooled = predicted(model, adversarial) != labels
+            radii[name] = torch.where(fooled, l2_norm(adversarial - images), torch.inf)
+        lower, below, estimate, *above = (r.double() for r in radii.values())
+        reached = torch.minimum(*above)
+        ordered = (lower <= below * (1 + 1e-9)) & (below <= reached)
+        listed = {name: [float(f"{v:.6g}") for v in values.tolist()] for name, values in radii.items()}
+        return {"value": float(ordered.double().mean()), "count": int(ordered.sum()), "total": len(labels),
+                "radii": {name: [v if v < float("inf") else None for v in values] for name, values in listed.items()},
+                "parts": {"clever_above": float((estimate > reached).double().mean())}}
+
+
+@settings
+class LayerNorms(Measurement, kind="layer_norms"):
+    """Of every convolution and linear layer, as it acts on its input and without BatchNorm: the norms of
+    `lipschitz.operator_norm`; and of its weight as a matrix (out, in * kernel): its rank as a share of the fullest, and
+    its condition number, largest over smallest singular value that is not zero. The value is the product of the l2
+    norms."""
+
+    def __call__(self, model, splits):
+        norms = {norm: lipschitz.layer_norms(model, splits.image_shape, norm) for norm in lipschitz.NORMS}
+        weights = {name.removesuffix(".weight"): w.detach().double().flatten(1)
+                   for name, w in sparsity.prunable(model).items()}
+        layers, product = {}, 1.0
+        for name in norms["l2"]:
+            values = torch.linalg.svdvals(weights[name])
+            rank = int(torch.linalg.matrix_rank(weights[name]))
+            layers[name] = {norm: float(f"{norms[norm][name]:.6g}") for norm in norms} | {
+                "rank": rank / len(values),
+                "condition": float(f"{float(values[0] / values[rank - 1]):.6g}") if rank else None}
+            product *= norms["l2"][name]
+        return {"value": product, "layers": layers}
