@@ -8,7 +8,7 @@ import pandas
 import seaborn
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from sparserobust.estimates import binomial_interval
 
@@ -269,4 +269,98 @@ def claims(ledger: pandas.DataFrame) -> Figure:
     handles = [axis.plot([], [], "o", color=c)[0] for c in (*colours.values(), "0.5")]
     handles.append(axis.plot([], [], "D", color="black", markerfacecolor="none")[0])
     axis.legend(handles, [*colours, "undecided", "reported"], loc="best")
+    return figure
+
+
+def along_sparsity(panels: Sequence[Sequence[dict]], xlabel: str = "weights removed [%]") -> Figure:
+    """A grid of panels that share the axis of sparsity, logarithmic in what is left, so that 90, 99 and 99.9 % are
+    equally far apart; a single column is laid out as a row. A panel is a dictionary:
+
+        frame   one row per run: `series` (the line), `level`, `left` [%] (what is not removed), `seed`, `value`
+        title, ylabel, factor (of the values; 1 if missing), log (whether their axis is logarithmic)
+        marks   (series, level of the best or None, level from which it lies below dense or None), if any
+        shaded  (from, to) in `left`, if any
+
+    Lines are means over seeds, bands span them."""
+    if len(panels[0]) == 1:
+        panels = [[panel for row in panels for panel in row]]
+    with plt.rc_context(STYLE):
+        rows, columns = len(panels), len(panels[0])
+        figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns + 1, 2.5 * rows + 0.9), layout="constrained",
+                                    squeeze=False, sharex=True)
+    plt.close(figure)
+    names = list(dict.fromkeys(s for row in panels for panel in row for s in panel["frame"]["series"]))
+    styles = {n: (PALETTE[i % 10], LINES[i % 6], MARKERS[i % 6]) for i, n in enumerate(names)}
+    for panel, axis in zip((panel for row in panels for panel in row), axes.flat, strict=True):
+        frame, factor = panel["frame"], panel.get("factor", 1)
+        for name in frame["series"].unique():
+            colour, style, marker = styles[name]
+            by_level = frame[frame["series"] == name].groupby("level")
+            values = by_level["value"].agg(["mean", "min", "max"]).mul(factor).assign(left=by_level["left"].mean())
+            values = values.sort_values("left", ascending=False)
+            axis.fill_between(values["left"], values["min"], values["max"], color=colour, alpha=0.2, linewidth=0)
+            axis.plot(values["left"], values["mean"], linestyle=style, marker=marker, markersize=4, color=colour)
+            for series, best, below in panel.get("marks", ()):
+                for level, symbol in ((best, "*"), (below, "X")):
+                    if series == name and level is not None:
+                        axis.plot(*values.loc[level, ["left", "mean"]], symbol, color=colour, markersize=13,
+                                  markeredgecolor="black")
+        if "shaded" in panel:
+            axis.axvspan(*panel["shaded"], color="0.92", linewidth=0)
+        axis.set(title=panel.get("title", ""), ylabel=panel.get("ylabel", ""),
+                 yscale="log" if panel.get("log") else "linear")
+        axis.title.set_fontsize(11)
+    lowest = min(panel["frame"]["left"].min() for row in panels for panel in row)
+    _removed_axis(axes[0, 0], lowest)
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    handles = [axes[0, 0].plot([], [], color=c, linestyle=s, marker=m, label=n)[0] for n, (c, s, m) in styles.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
+    return figure
+
+
+def _removed_axis(axis, lowest: float) -> None:
+    """The axis of what is left [%], down to `lowest`, labelled with what is removed."""
+    removed = [r for r in (0, 50, 80, 90, 95, 98, 99.5, 99.9) if 100 - r >= 0.8 * lowest]
+    axis.set_xscale("log")
+    axis.set_xlim(115, 0.8 * lowest)
+    axis.set_xticks([100 - r for r in removed], [f"{r:g}" for r in removed], fontsize=9)
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def radius_order(frame: pandas.DataFrame) -> Figure:
+    """Bounds of the radius from both sides, image by image (`papers.sparsity_theory.tidy_radii`): a panel per `label`,
+    a line per way of measuring, images in order of the largest one."""
+    labels = list(frame["label"].unique())
+    figure, axes = subplots(len(labels), width=4.6, height=4.2, sharey=True)
+    for axis, label in zip(axes, labels, strict=True):
+        wide = frame[frame["label"] == label].pivot(index="image", columns="measured", values="radius")
+        wide = wide.sort_values(frame["measured"].iloc[-1] if "DeepFool" not in wide else "DeepFool")
+        for name, colour, style in zip(frame["measured"].unique(), PALETTE, LINES, strict=False):
+            axis.plot(range(1, len(wide) + 1), wide[name], linestyle=style, color=colour, label=name)
+        axis.set(title=label, xlabel="images, in order of DeepFool's radius", yscale="log")
+    axes[0].set_ylabel("l2 radius")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def mask_ratios(result: dict, titles: dict[str, str]) -> Figure:
+    """A `RandomMasks` result: a panel per norm in `titles`, the ratio of the product of layer norms to the dense one
+    against the share of weights removed, both axes logarithmic in what is left: masks at random (band: two standard
+    deviations), one layer at a time, the explicit bound, and the smallest weights instead."""
+    figure, axes = subplots(len(titles), width=4.4, height=4.4, sharex=True)
+    left = 100 * (1 - np.array(result["levels"]))
+    for axis, (norm, title) in zip(axes, titles.items(), strict=True):
+        mean, sd = np.array(result["joint"][norm]), np.array(result["joint_sd"][norm])
+        axis.fill_between(left, np.maximum(mean - 2 * sd, mean / 100), mean + 2 * sd, color=PALETTE[0], alpha=0.25)
+        axis.plot(left, mean, "o-", color=PALETTE[0], label="at random, all hidden layers")
+        for (layer, norms), style in zip(result["single"].items(), (":", "-.", (0, (1, 1))), strict=False):
+            axis.plot(left, norms[norm], linestyle=style, color=PALETTE[1], label=f"at random, layer {layer} only")
+        if norm in result["explicit"]:
+            axis.plot(left, result["explicit"][norm], "--", color="black", label="the bound, all hidden layers")
+        axis.plot(left, result["magnitude"][norm], "s-", color=PALETTE[2], label="the smallest, all hidden layers")
+        axis.set(title=title, xlabel="weights removed [%]", yscale="log")
+        _removed_axis(axis, left.min())
+    axes[0].set_ylabel("norm product / dense")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -75,6 +75,45 @@ def test_what_is_not_there_is_refused(refusal):
     assert "1200" in refusal(data.load, Data(train_images=1201))
 
 
+# --------------------------------------------------------------------------------------------- some classes
+
+
+@pytest.mark.parametrize("classes", [(1, 7), (7, 1), (9, 0, 4)])
+def test_only_the_chosen_classes_renumbered_as_they_were_given(classes):
+    whole, some = data.load("digits"), data.load(Data(classes=classes))
+    assert some.classes == tuple(str(c) for c in classes) and some.image_shape == whole.image_shape
+    for part in ("train", "validation", "test"):
+        of_whole, of_some = getattr(whole, part), getattr(some, part)
+        kept = [i for i, label in enumerate(of_whole.labels.tolist()) if label in classes]
+        assert torch.equal(of_some.images, of_whole.images[kept])  # in the order they had
+        assert [classes[label] for label in of_some.labels.tolist()] == of_whole.labels[kept].tolist()
+        assert of_some.labels.dtype == torch.int64
+
+
+def test_classes_are_chosen_before_training_images_are_counted(refusal):
+    whole, few = data.load(Data(classes=(3, 8))), data.load(Data(classes=(3, 8), train_images=50))
+    assert len(few.train) == 50 and torch.equal(few.train.images, whole.train.images[:50])
+    assert len(few.test) == len(whole.test)
+    assert f"only {len(whole.train)} training images" in refusal(data.load, Data(classes=(3, 8), train_images=300))
+
+
+@pytest.mark.parametrize("classes", [(4,), (4, 4), (1, 7, 1)])
+def test_one_class_or_one_twice_is_no_task(classes, refusal):
+    assert "two different ones at least" in refusal(Data, classes=classes)
+
+
+@pytest.mark.parametrize("classes", [(1, 10), (-1, 3)])
+def test_a_class_that_is_not_there_is_refused(classes, refusal):
+    assert "digits has those from 0 to 9" in refusal(data.load, Data(classes=classes))
+
+
+def test_all_classes_are_the_default_and_leave_the_identity():
+    assert Data().plain() == {} and Data(classes=()).identity == Data().identity
+    assert Data().identity == "38ec5f7d16e7"  # as of commit 3bd9911, which knows no classes
+    assert len({Data().identity, Data(classes=(1, 7)).identity, Data(classes=(7, 1)).identity}) == 3
+    assert Data.parse({"name": "digits", "classes": [1, 7]}) == Data(classes=(1, 7))
+
+
 # ---------------------------------------------------------------------------------------- augmentation
 
 

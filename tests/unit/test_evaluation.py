@@ -7,6 +7,7 @@ import torch
 
 from sparserobust import evaluation, training
 from sparserobust.analysis import WeightSparsity
+from sparserobust.analysis.linear import exact_radii
 from sparserobust.attacks import (
     FGSM,
     PGD,
@@ -20,8 +21,8 @@ from sparserobust.attacks import (
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
 from sparserobust.environment import global_seed, stream
-from sparserobust.evaluation import Accuracy
-from sparserobust.models import NoisyWeights, PreActResNet, is_noisy, noise_off
+from sparserobust.evaluation import Accuracy, Distance
+from sparserobust.models import Linear, NoisyWeights, PreActResNet, is_noisy, noise_off
 from sparserobust.runs import Store
 
 STRONG = PGD(epsilon=0.15, step_size=0.05, steps=3, random_start=False)
@@ -430,3 +431,114 @@ def test_bfloat16_is_refused_where_more_than_signs_count(attack, refusal):
 def test_wrong_settings(refusal, change, words):
     message = refusal(Measurement.parse, {"kind": "accuracy"} | change)
     assert all(word in message for word in words), message
+
+
+# --- distances
+
+
+@pytest.fixture
+def mislabelled(digits):
+    """The first 60 test images, every fifth with a label that is not its own: the net is wrong there."""
+    images, labels = digits.test.images[:60], digits.test.labels[:60].clone()
+    labels[::5] = (labels[::5] + 1) % 10
+    return Splits(digits.train, digits.validation, Split(images, labels), digits.classes)
+
+
+@pytest.mark.parametrize("attack", [DeepFool(steps=1), CarliniWagnerL2(steps=5, search_steps=1, lr=0.1)],
+                         ids=["deepfool", "cw"])
+def test_distances_image_by_image(net, mislabelled, attack):
+    lengths, relative, wrong, not_fooled = [], [], 0, 0
+    for image, label in zip(mislabelled.test.images[:50], mislabelled.test.labels[:50], strict=True):
+        moved = attack(net, image[None], label[None])
+        if net(image[None]).argmax() != label:
+            wrong += 1
+            lengths.append(0.0)
+            relative.append(0.0)
+        elif net(moved).argmax() != label:
+            lengths.append((moved[0] - image).norm().item())
+            relative.append(lengths[-1] / image.norm().item())
+        else:
+            not_fooled += 1
+    assert wrong >= 10 and not_fooled and len(lengths) > wrong
+    result = Distance(attack=attack, images=50)(net, mislabelled)
+    assert (result["total"], result["not_fooled"]) == (50, not_fooled)
+    assert result["value"] == pytest.approx(sum(lengths) / len(lengths), rel=1e-4)
+    assert result["parts"] == pytest.approx({"relative": sum(relative) / len(relative), "not_fooled": not_fooled / 50},
+                                            rel=1e-4)
+
+
+def test_what_an_attack_adds_to_a_misclassified_image_does_not_count(net, mislabelled, monkeypatch):
+    """An attack may move such images too: they count as zero."""
+    monkeypatch.setattr(DeepFool, "__call__", lambda self, model, images, *_: (images + 0.7).clamp(0, 1))
+    test = mislabelled.test
+    moved = (test.images + 0.7).clamp(0, 1)
+    right, fooled = (net(test.images).argmax(1) == test.labels), (net(moved).argmax(1) != test.labels)
+    assert (fooled & ~right).any() and (fooled & right).any() and (~fooled).any()
+    lengths = (l2_norm(moved - test.images) * right)[fooled]
+    result = Distance(attack=DeepFool())(net, mislabelled)
+    assert result["value"] == pytest.approx(float(lengths.mean()), rel=1e-5)
+    assert result["not_fooled"] == int((~fooled).sum())
+
+
+def linear_net(classes: int = 4):
+    """A linear network, and images in the middle of the box, a quarter of them with a wrong label."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = Linear().build((1, 5, 5), classes).eval(), 0.4 + 0.2 * torch.rand(40, 1, 5, 5)
+        torch.nn.init.normal_(model[1].weight)
+    model[1].bias.data = -0.5 * model[1].weight.data.sum(1)  # so that no class leads at the mean image
+    labels = model(images).argmax(1)
+    labels[::4] = (labels[::4] + 1) % classes
+    split = Split(images, labels)
+    return model, Splits(split, split, split, tuple(range(classes)))
+
+
+def test_on_a_linear_network_the_distance_is_the_exact_radius_but_for_the_overshoot():
+    model, data = linear_net()
+    images = data.test.images.flatten(1)
+    exact = exact_radii(model[1].weight.detach(), model[1].bias.detach(), images, data.test.labels, "l2")
+    result = Distance(attack=DeepFool(overshoot=0.001))(model, data)
+    assert (result["total"], result["not_fooled"]) == (40, 0) and (exact == 0).sum() == 10
+    assert result["value"] == pytest.approx(1.001 * float(exact.mean()), abs=1.5e-4)
+    assert result["parts"]["relative"] == pytest.approx(1.001 * float((exact / images.norm(dim=1)).mean()), rel=0.01)
+    assert Distance(attack=CarliniWagnerL2(steps=200, lr=0.01))(model, data)["value"] == pytest.approx(
+        float(exact.mean()), rel=0.05)
+
+
+def test_batches_do_not_matter_to_distances(net, digits, monkeypatch):
+    whole = Distance(attack=DeepFool(steps=1), images=70)(net, digits)
+    monkeypatch.setattr(evaluation, "BATCH", 16)
+    parts = Distance(attack=DeepFool(steps=1), images=70)(net, digits)
+    assert whole["not_fooled"] > 0 and parts["value"] == pytest.approx(whole["value"], rel=1e-5)
+    assert parts["parts"] == pytest.approx(whole["parts"], rel=1e-5) and parts["not_fooled"] == whole["not_fooled"]
+
+
+def test_distances_of_a_noisy_net_repeat_and_leave_global_chance_alone(noisy, digits):
+    measure, before = Distance(attack=DeepFool(steps=3), images=20), torch.get_rng_state()
+    first = measure(noisy, digits)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert measure(noisy, digits) == first
+
+
+def test_an_attack_that_fools_nothing_is_told(refusal):
+    model, data = linear_net()
+    right = Split(data.test.images, model(data.test.images).argmax(1))
+    attack = CarliniWagnerL2(steps=1, search_steps=1, lr=1e-6)
+    message = refusal(Distance(attack=attack, images=7), model, Splits(right, right, right, data.classes))
+    assert "cw_l2" in message and "none of 7 images" in message and "more steps" in message
+
+
+@pytest.mark.parametrize("attack", [
+    FGSM(epsilon=0.1), PGD(epsilon=0.5, step_size=0.1, steps=2, norm="l2"), CarliniWagnerL2(epsilon=0.5),
+    AutoAttack(epsilon=0.5, norm="l2"), CarliniWagnerReleased(),
+], ids=lambda attack: attack.kind)
+def test_only_what_looks_for_the_nearest_wrong_answer_has_a_distance(attack, refusal):
+    message = refusal(Distance, attack=attack)
+    assert attack.kind in message and "take deepfool or cw_l2" in message
+    assert "images must be positive" in refusal(Distance, attack=DeepFool(), images=0)
+
+
+def test_the_cost_of_a_distance_grows_with_images_and_steps():
+    assert Distance(attack=DeepFool()).cost == DeepFool().cost == 2 * Distance(attack=DeepFool(), images=5000).cost
+    assert Measurement.parse({"kind": "distance", "attack": {"kind": "deepfool"}}) == Distance(attack=DeepFool())

@@ -5,8 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparserobust.analysis.linear import Binary, balancing_bias, exact_radii
+from sparserobust.analysis import LinearRadii, Theorem31
+from sparserobust.analysis.linear import Binary, balancing_bias, exact_radii, parameters
 from sparserobust.attacks import FGSM, PGD
+from sparserobust.data import Split, Splits
+from sparserobust.models import LeNet5, LeNet300100
 from sparserobust.models.lenet import Linear
 
 
@@ -24,6 +27,19 @@ def test_the_bias_makes_both_classes_equally_accurate(seed):
     weight, images, signs = problem(seed)
     right = signs * (images @ weight + balancing_bias(images @ weight, signs)) > 0
     assert right[signs == 1].sum() == right[signs == -1].sum()
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=12), st.lists(st.integers(-5, 5), min_size=1, max_size=12))
+def test_no_bias_balances_better(plus, minus):
+    """Ties and classes of unequal size included: between any two scores there is one threshold to try."""
+    def difference(bias: float) -> float:
+        return abs(sum(s + bias > 0 for s in plus) / len(plus) - sum(s + bias < 0 for s in minus) / len(minus))
+
+    scores = torch.tensor([*plus, *minus]).double()
+    signs = torch.tensor([1] * len(plus) + [-1] * len(minus))
+    found = balancing_bias(scores, signs)
+    assert (scores + found != 0).all()
+    assert difference(found) == pytest.approx(min(difference(half / 2) for half in range(-13, 14, 2)), abs=1e-6)
 
 
 @given(st.integers(0, 500))
@@ -92,3 +108,110 @@ def test_fgsm_may_stay_behind_the_exact_radius_but_never_gets_inside():
     assert 20 < certified.sum() < 180
     assert all(kept[radii > epsilon * 1.0001].all() for kept in survives.values())
     assert survives["FGSM"].sum() > certified.sum()  # ten classes: the sign of the loss's gradient is not the worst
+
+
+# ------------------------------------------------------------------------------------------------ measurements
+
+
+def trained(classes: int, counts: list[int], shift: float = 0.0, scale: float = 0.003):
+    """A random linear network, images that know it a little (by `scale`), `counts` of each class to test on, all far
+    from the edges of the box; `shift` moves the test images along the network's first difference of rows."""
+    torch.manual_seed(1)
+    model = Linear().build((1, 5, 5), classes).eval()
+    torch.nn.init.normal_(model[1].weight)
+    weight = model[1].weight.detach()
+    model[1].bias.data = torch.randn(classes) / 10 - 0.5 * weight.sum(1)
+
+    def split(labels):
+        images = 0.5 + 0.03 * torch.randn(len(labels), 25) + scale * weight[labels]
+        return Split(images.view(-1, 1, 5, 5), labels)
+
+    train, test = split(torch.randint(classes, (300,))), split(torch.arange(classes).repeat_interleave(
+        torch.tensor(counts))[torch.randperm(sum(counts))])
+    test.images.add_(shift * (weight[1] - weight[0]).view(1, 5, 5))
+    return model, Splits(train, train.first(10), test, tuple("abcdefghij"[:classes]))
+
+
+def test_theorem_31_by_hand():
+    model, data = trained(2, [60, 45], shift=0.004)
+    model[1].weight.data[1, :4] = model[1].weight.data[0, :4]  # four pixels do not count
+    weight = (model[1].weight[1] - model[1].weight[0]).detach().double()
+    train_scores = data.train.images.flatten(1).double() @ weight
+    bias = balancing_bias(train_scores, 2 * data.train.labels - 1)
+    kept, margins = {0: 0, 1: 0}, []
+    for image, label in zip(data.test.images, data.test.labels.tolist(), strict=True):
+        if kept[label] < 45:  # as many of both, the first ones
+            kept[label] += 1
+            margins.append((2 * label - 1) * float(image.flatten().double() @ weight + bias))
+    result = Theorem31(radii=(0.001, 0.01))(model, data)
+    parts, right = result["parts"], [m for m in margins if m > 0]
+    assert result["total"] == 90 and parts["accuracy"] == len(right) / 90
+    assert result["value"] == pytest.approx(sum(right) / 90 / float(weight.norm()))
+    assert (parts["l0"], parts["l1"]) == (21, pytest.approx(float(weight.abs().sum())))
+    assert parts["l2"] == pytest.approx(float(weight.norm()))
+    for radius in (0.001, 0.01):
+        reach = radius * float(weight.abs().sum())
+        assert parts[f"r_inf {radius:g}"] == sum(m > reach for m in margins) / 90
+        bound = parts["accuracy"] / (2 * radius) * parts["numerator"] / parts["l1"]
+        assert parts[f"bound {radius:g}"] == pytest.approx(bound)
+    assert parts["formula"] == pytest.approx(parts["accuracy"] / 2 * parts["numerator"] / parts["l2"])
+    own = balancing_bias(data.test.images.flatten(1).double() @ weight, 2 * data.test.labels - 1)
+    assert abs(own - bias) > 0.1  # the shifted test images would have balanced themselves otherwise
+
+
+def test_theorem_31_is_exact_where_the_training_images_are_the_test_images():
+    model, data = trained(2, [70, 70])
+    same = Splits(data.test, data.test, data.test, data.classes)
+    result = Theorem31(radii=(0.005,))(model, same)
+    assert result["value"] == pytest.approx(result["parts"]["formula"])
+    assert result["parts"]["r_inf 0.005"] <= result["parts"]["bound 0.005"]
+
+
+def test_theorem_31_does_not_read_the_biases_of_the_network():
+    model, data = trained(2, [30, 30])
+    before = Theorem31(radii=(0.01,))(model, data)
+    model[1].bias.data += torch.tensor([3.0, -2.0])
+    assert Theorem31(radii=(0.01,))(model, data) == before
+
+
+def test_theorem_31_is_of_two_classes(refusal):
+    model, data = trained(3, [9, 9, 9])
+    message = refusal(Theorem31(radii=(0.1,)), model, data)
+    assert "these data have 3" in message and "`classes`" in message
+
+
+def test_linear_radii_are_the_exact_ones():
+    model, data = trained(5, [10, 20, 10, 10, 30], scale=0.02)
+    images, labels = data.test.images.flatten(1), data.test.labels
+    r2, r_inf = (exact_radii(model[1].weight.detach(), model[1].bias.detach(), images, labels, norm)
+                 for norm in ("l2", "linf"))
+    radii = tuple(float(r_inf.quantile(q)) for q in (0.4, 0.6, 0.8))
+    result = LinearRadii(radii=radii)(model, data)
+    wrong = (model(data.test.images).argmax(1) != labels).double().mean().item()
+    assert 0 < wrong < 0.6 and result["total"] == 80
+    assert result["value"] == pytest.approx(r2.mean().item())
+    assert result["parts"]["relative"] == pytest.approx((r2 / images.double().norm(dim=1)).mean().item())
+    for radius in radii:
+        survives = model(FGSM(epsilon=radius)(model, data.test.images, labels)).argmax(1) == labels
+        assert result["parts"][f"r_inf {radius:g}"] == (r_inf > radius).double().mean().item()
+        assert result["parts"][f"fgsm {radius:g}"] == survives.double().mean().item()
+        assert result["parts"][f"r_inf {radius:g}"] <= result["parts"][f"fgsm {radius:g}"]
+    assert any(result["parts"][f"r_inf {r:g}"] < result["parts"][f"fgsm {r:g}"] for r in radii)
+
+
+def test_with_two_classes_fgsm_is_the_worst_and_r2_needs_no_theorem():
+    model, data = trained(2, [40, 40])
+    radii = (0.002, 0.01, 0.03)
+    parts = LinearRadii(radii=radii)(model, data)["parts"]
+    assert [parts[f"r_inf {r:g}"] for r in radii] == [parts[f"fgsm {r:g}"] for r in radii]
+    assert parts["r_inf 0.002"] > parts["r_inf 0.03"]
+
+
+def test_only_linear_networks_have_these_parameters(refusal):
+    weight, bias = parameters(trained(3, [1, 1, 1])[0])
+    assert (weight.shape, bias.shape, weight.dtype, bias.dtype) == ((3, 25), (3,), torch.float64, torch.float64)
+    assert not weight.requires_grad
+    for model, layers in ((LeNet300100().build((1, 6, 6), 3), 3), (LeNet5(kernel=3).build((1, 8, 8), 3), 4),
+                          (torch.nn.Sequential(torch.nn.Conv2d(1, 3, 6)), 1)):
+        message = refusal(parameters, model)
+        assert "a linear network has one linear layer and no convolution" in message and f"{layers} layers" in message

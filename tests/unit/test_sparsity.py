@@ -14,13 +14,18 @@ from sparserobust import sparsity
 from sparserobust.analysis import (
     ChannelNorms,
     ChannelSparsity,
+    LayerSparsity,
     LayerWeights,
     RemainingParameters,
     WeightHistogram,
     WeightSparsity,
+    WithoutBlankPixels,
 )
+from sparserobust.attacks import FGSM
 from sparserobust.config import Measurement
-from sparserobust.models import PreActResNet
+from sparserobust.data import Split, Splits
+from sparserobust.evaluation import Accuracy
+from sparserobust.models import LeNet5, LeNet300100, PreActResNet
 
 NETS = {
     "ResNet20": (PreActResNet(depth=20), 675),
@@ -87,6 +92,12 @@ def test_output_channels_do_not_count(small):
     assert sparsity.channel_sparsity(small) == 0
     small[2].weight[:, 1].zero_()
     assert sparsity.channel_sparsity(small) == 1 / 4
+
+
+def test_without_convolutions_there_is_no_channel_to_remove():
+    model = LeNet300100().build((1, 8, 8), 10).requires_grad_(False)
+    model[1].weight.zero_()
+    assert (sparsity.channel_sparsity(model), sparsity.channel_groups(model)) == (0, 0)
 
 
 def test_channel_norms_by_hand(small):
@@ -266,3 +277,62 @@ def test_removed_and_small_channels_are_told_apart(seed, removed):
     for factor in (1, 2.0**-10):
         w.mul_(factor)
         assert agrees(ChannelNorms()(model, None), count, 7)
+
+
+# --- blank pixels
+
+
+@pytest.fixture
+def blank():
+    """A LeNet-300-100, and data of which two pixels are zero in all training images, a third in the test images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LeNet300100().build((1, 4, 4), 5).eval()
+        train, test = torch.rand(2, 60, 1, 4, 4) + 0.01
+    train[:, 0, 0, 1] = train[:, 0, 3, 3] = 0
+    train[1:, 0, 2, 2] = 0  # but not in the first image
+    test[:, 0, 1, 0] = 0
+    labels = model(test).argmax(1)
+    return model, Splits(Split(train, labels), Split(test, labels), Split(test, labels), tuple("abcde"))
+
+
+def test_blank_pixels_are_not_read_while_something_is_measured(blank):
+    model, data = blank
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    layers = WithoutBlankPixels(measurement=LayerSparsity())(model, data)["layers"]
+    assert {name: layer["zero"] for name, layer in layers.items()} == {"1": 2 * 300, "3": 0, "5": 0}
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert LayerSparsity()(model, data)["count"] == 0
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_an_attack_without_blank_pixels_is_that_on_the_pruned_network(blank):
+    model, data = blank
+    measure = Accuracy(attack=FGSM(epsilon=0.2))
+    pruned = LeNet300100().build((1, 4, 4), 5).eval()
+    pruned.load_state_dict(model.state_dict())
+    pruned[1].weight.data[:, [1, 15]] = 0
+    result = WithoutBlankPixels(measurement=measure)(model, data)
+    assert result == measure(pruned, data) and result["mean_l2"] != measure(model, data)["mean_l2"]
+    assert result["value"] != measure(model, data)["value"]
+
+
+def test_weights_of_blank_pixels_come_back_when_a_measurement_fails(blank):
+    model, data = blank
+    before, hook = model[1].weight.clone(), model.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        WithoutBlankPixels(measurement=Accuracy())(model, data)
+    hook.remove()
+    assert torch.equal(model[1].weight, before) and not (before == 0).any()
+
+
+def test_a_convolution_has_no_weights_of_a_pixel(blank, refusal):
+    model = LeNet5(kernel=3).build((1, 8, 8), 5)
+    assert "is a convolution" in refusal(WithoutBlankPixels(measurement=WeightSparsity()), model, blank[1])
+
+
+def test_without_blank_pixels_costs_what_it_measures():
+    measure = Accuracy(attack=FGSM(epsilon=0.1), images=100)
+    assert WithoutBlankPixels(measurement=measure).cost == measure.cost
+    parsed = Measurement.parse({"kind": "without_blank_pixels", "measurement": measure.plain()})
+    assert parsed == WithoutBlankPixels(measurement=measure)

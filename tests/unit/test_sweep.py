@@ -8,12 +8,13 @@ import time
 from functools import partial
 from types import SimpleNamespace
 
+import pandas
 import pytest
 
 from sparserobust import UserError, sweep
-from sparserobust.analysis import ChannelSparsity, RemainingParameters, WeightHistogram, WeightSparsity
-from sparserobust.attacks import PGD
-from sparserobust.evaluation import Accuracy
+from sparserobust.analysis import ChannelSparsity, RadiusOrder, RemainingParameters, WeightHistogram, WeightSparsity
+from sparserobust.attacks import PGD, CarliniWagnerL2, DeepFool
+from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.runs import Store
 from sparserobust.sparsifiers import RGSM, Magnitude
 
@@ -118,6 +119,26 @@ def test_what_one_row_wants_also_is_taken_of_that_row_only(pretended, store, tin
     assert len(told.jobs) == 2
     assert asked[0] == [m.plain() for m in MEASURED.values()]
     assert asked[1] == [m.plain() for m in (MEASURED | left | norms).values()]
+
+
+def test_parts_of_a_measurement_are_rows_of_their_own(pretended, store, tiny_run):
+    pretended()
+    order = RadiusOrder(images=20, batches=2, samples=2, cw=CarliniWagnerL2(steps=2, search_steps=1))
+    parted = {"far": Distance(images=20, attack=DeepFool()), "order": order}
+    grid = [{"net": "a", "run": tiny_run(), "also": parted}, {"net": "b", "run": tiny_run()}]
+    frame = sweep.sweep(grid, MEASURED, store, workers=1)
+    assert list(zip(frame.net, frame.metric, strict=True)) == [
+        ("a", "clean"), ("a", "sparsity"), ("a", "far"), ("a", "far not_fooled"), ("a", "far relative"),
+        ("a", "order"), ("a", "order clever_above"), ("b", "clean"), ("b", "sparsity")]
+    by_metric = frame[frame.net == "a"].set_index("metric")
+    for name, measurement in parted.items():
+        result = store.find(tiny_run(), measurement)
+        assert by_metric.loc[name, "value"] == result["value"] and by_metric.loc[name, "total"] == result["total"] > 0
+        for part, value in result["parts"].items():
+            row = by_metric.loc[f"{name} {part}"]
+            assert row["value"] == value and pandas.isna(row["count"]) and pandas.isna(row["total"])
+            assert (row["run"], row["where"]) == (tiny_run().identity, by_metric.loc[name, "where"])
+    assert by_metric.loc["order", "count"] == store.find(tiny_run(), order)["count"]
 
 
 def test_what_is_costly_to_measure_goes_first_but_not_before_the_run_it_starts_from(pretended, store, tiny_run):

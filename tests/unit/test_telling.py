@@ -283,6 +283,173 @@ def test_claims_figure_shows_reported_and_measured():
     assert (3.0, 0.0) in points and (1.0, 0.0) in points and axis.get_yticks().tolist() == [0]
 
 
+# --- figures along sparsity
+
+
+def path(series: str, values: dict[float, list[float]]) -> pandas.DataFrame:
+    """A line: the share that is left [%] to the values of each seed; the level is the share removed."""
+    return pandas.DataFrame([{"series": series, "level": 1 - left / 100, "left": left + 0.01 * seed, "seed": seed,
+                              "value": v} for left, found in values.items() for seed, v in enumerate(found)])
+
+
+@pytest.fixture
+def panels():
+    """Two by two; the first panel has the first line only."""
+    one = path("one", {100: [0.5, 0.7], 10: [0.8, 1.0], 1: [0.1, 0.3]})
+    two = path("two", {100: [0.2, 0.2], 5: [0.4, 0.5]})
+    return [[{"frame": one, "factor": 100, "title": "first", "ylabel": "rate [%]", "marks": [("one", 0.9, 0.99)],
+              "shaded": (5, 1.5)},
+             {"frame": pandas.concat([one, two]), "title": "second", "log": True, "marks": [("two", 0.95, None)]}],
+            [{"frame": two, "ylabel": "distance"}, {"frame": two}]]
+
+
+def ticks(axis) -> list[tuple[float, str]]:
+    return [(x, text.get_text()) for x, text in zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)]
+
+
+def drawn_lines(axis, marks: bool = False) -> list:
+    """The lines of an axis that have points, or its marks."""
+    return [line for line in axis.get_lines() if len(line.get_xdata()) and (line.get_marker() in "*X") == marks]
+
+
+def test_along_sparsity_draws_means_and_spans_over_what_is_left(panels):
+    figure = plots.along_sparsity(panels)
+    first, second, third, _ = figure.axes
+    (line,) = drawn_lines(first)
+    assert line.get_xdata() == pytest.approx([100.005, 10.005, 1.005])  # the mean of what is left, dense first
+    assert line.get_ydata() == pytest.approx([60, 90, 20])
+    (band,) = [c for c in first.collections if len(c.get_paths())]
+    edges = band.get_paths()[0].vertices
+    for left, low, high in ((100.005, 50, 70), (10.005, 80, 100), (1.005, 10, 30)):
+        here = edges[np.isclose(edges[:, 0], left), 1]
+        assert (here.min(), here.max()) == pytest.approx((low, high))
+    ones, twos = drawn_lines(second)
+    assert ones.get_ydata() == pytest.approx([0.6, 0.9, 0.2]) and twos.get_ydata() == pytest.approx([0.2, 0.45])
+    assert ones.get_color() == line.get_color() != twos.get_color()
+    assert ones.get_linestyle() != twos.get_linestyle() and ones.get_marker() != twos.get_marker()
+    assert drawn_lines(third)[0].get_color() == twos.get_color()
+
+
+def test_along_sparsity_says_what_is_removed(panels):
+    figure = plots.along_sparsity(panels, xlabel="gone [%]")
+    first, second, third, _ = figure.axes
+    assert first.get_xscale() == second.get_xscale() == third.get_xscale() == "log"
+    assert [axis.get_yscale() for axis in figure.axes[:3]] == ["linear", "log", "linear"]
+    for axis in (first, second, third):
+        start, end = axis.get_xlim()
+        assert start > 100.01 and 0 < end < 1  # dense on the left, all points within
+    assert [left for left, _ in ticks(third)] == [100 - float(removed) for _, removed in ticks(third)]
+    assert ticks(third)[0] == (100, "0") and {"50", "90", "98"} <= {removed for _, removed in ticks(third)}
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["first", "second", ""]
+    assert [axis.get_ylabel() for axis in figure.axes[:3]] == ["rate [%]", "", "distance"]
+    assert (first.get_xlabel(), third.get_xlabel()) == ("", "gone [%]")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["one", "two"]
+    for handle, line in zip(legend.legend_handles, drawn_lines(second), strict=True):
+        assert (handle.get_color(), handle.get_marker()) == (line.get_color(), line.get_marker())
+
+
+def test_along_sparsity_marks_the_best_and_where_it_falls_below_dense(panels):
+    first, second, third, _ = plots.along_sparsity(panels).axes
+    marks = [(line.get_marker(), *map(float, line.get_xydata()[0])) for line in drawn_lines(first, marks=True)]
+    assert marks == [("*", pytest.approx(10.005), pytest.approx(90)), ("X", pytest.approx(1.005), pytest.approx(20))]
+    (best,) = drawn_lines(second, marks=True)
+    assert best.get_marker() == "*" and best.get_xydata()[0] == pytest.approx([5.005, 0.45])
+    assert best.get_color() == drawn_lines(second)[1].get_color()
+    assert drawn_lines(third, marks=True) == []
+
+
+def test_along_sparsity_shades_a_range(panels):
+    first, second, *_ = plots.along_sparsity(panels).axes
+    (span,) = first.patches
+    assert (span.get_window_extent().x0, span.get_window_extent().x1) == pytest.approx(
+        first.transData.transform([(5, 0), (1.5, 0)])[:, 0])  # on both sides, whatever is left decreases
+    assert not second.patches
+
+
+def test_a_single_column_lies_down(panels):
+    column = [[row[0]] for row in panels]
+    figure = plots.along_sparsity(column)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["rate [%]", "distance"]
+    assert {axis.get_subplotspec().rowspan.start for axis in figure.axes} == {0}
+    assert [axis.get_xlabel() for axis in figure.axes] == ["weights removed [%]"] * 2
+
+
+@pytest.mark.parametrize("left, last", [(0.1, "99.9"), (0.5, "99.5"), (2.5, "98"), (12, "90"), (60, "50")])
+def test_ticks_of_what_is_removed_end_where_the_lines_end(left, last):
+    (axis,) = plots.along_sparsity([[{"frame": path("a", {100: [1.0], left: [2.0]})}]]).axes
+    assert ticks(axis)[-1][1] == last and len(axis.xaxis.get_minorticklocs()) == 0
+    assert axis.get_xlim()[1] < left
+
+
+def test_radii_are_drawn_in_the_order_of_deepfools():
+    frame = pandas.DataFrame([{"label": label, "measured": name, "image": image, "radius": radius * factor}
+                              for label, factor in (("dense", 1), ("pruned", 10))
+                              for name, values in (("bound", [0.1, 0.3, 0.2]), ("DeepFool", [2.0, 1.0, 3.0]))
+                              for image, radius in enumerate(values)])
+    hole = (frame["label"] == "pruned") & (frame["measured"] == "bound") & (frame["image"] == 0)
+    figure = plots.radius_order(frame[~hole])
+    dense, pruned = figure.axes
+    assert lines_of(dense) == {"bound": [(1, 0.3), (2, 0.1), (3, 0.2)], "DeepFool": [(1, 1), (2, 2), (3, 3)]}
+    assert lines_of(pruned)["DeepFool"] == [(1, 10), (2, 20), (3, 30)]
+    (_, missing), last = lines_of(pruned)["bound"][1], lines_of(pruned)["bound"][2]
+    assert math.isnan(missing) and last == (3, 2)
+    assert [axis.get_title() for axis in figure.axes] == ["dense", "pruned"]
+    assert dense.get_yscale() == pruned.get_yscale() == "log" and dense.get_ylabel() == "l2 radius"
+    assert "DeepFool" in dense.get_xlabel()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["bound", "DeepFool"]
+    for axis in figure.axes:
+        assert len({line.get_color() for line in axis.get_lines()}) == 2
+
+
+def test_without_deepfool_the_last_way_of_measuring_orders():
+    frame = pandas.DataFrame([{"label": "a", "measured": name, "image": image, "radius": radius}
+                              for name, values in (("bound", [0.1, 0.3]), ("CLEVER", [2.0, 1.0]))
+                              for image, radius in enumerate(values)])
+    (axis,) = plots.radius_order(frame).axes
+    assert lines_of(axis)["bound"] == [(1, 0.3), (2, 0.1)]
+
+
+@pytest.fixture
+def masks():
+    """A `RandomMasks` result of two layers, with a bound for one of two norms; the last mean is less than two
+    deviations from zero."""
+    return {"levels": [0.1, 0.5, 0.98], "joint": {"l2": [0.9, 0.5, 0.02], "linf": [0.8, 0.3, 0.01]},
+            "joint_sd": {"l2": [0.01, 0.1, 0.05], "linf": [0.0, 0.0, 0.0]},
+            "single": {"1": {"l2": [0.95, 0.7, 0.2], "linf": [0.9, 0.6, 0.1]},
+                       "3": {"l2": [0.96, 0.8, 0.3], "linf": [0.95, 0.7, 0.2]}},
+            "magnitude": {"l2": [1.0, 0.9, 0.3], "linf": [1.0, 0.8, 0.2]}, "explicit": {"linf": [1.2, 0.6, 0.03]}}
+
+
+def test_mask_ratios_draw_every_line_of_the_result(masks):
+    figure = plots.mask_ratios(masks, {"l2": "spectral", "linf": "row sums"})
+    for axis, norm in zip(figure.axes, ("l2", "linf"), strict=True):
+        expected = {"at random, all hidden layers": masks["joint"][norm],
+                    "at random, layer 1 only": masks["single"]["1"][norm],
+                    "at random, layer 3 only": masks["single"]["3"][norm],
+                    "the smallest, all hidden layers": masks["magnitude"][norm]}
+        if norm == "linf":
+            expected["the bound, all hidden layers"] = masks["explicit"][norm]
+        drawn = lines_of(axis)
+        assert drawn.keys() == expected.keys()
+        for label, values in expected.items():
+            assert [x for x, _ in drawn[label]] == pytest.approx([90, 50, 2])
+            assert [y for _, y in drawn[label]] == values
+        assert axis.get_xscale() == axis.get_yscale() == "log" and axis.get_xlabel() == "weights removed [%]"
+        assert ticks(axis)[0] == (100, "0") and ticks(axis)[-1] == (2, "98") and axis.get_xlim()[0] > 100
+    assert [axis.get_title() for axis in figure.axes] == ["spectral", "row sums"]
+    assert figure.axes[0].get_ylabel() == "norm product / dense"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines_of(figure.axes[1]))
+
+
+def test_the_band_of_mask_ratios_stays_on_a_logarithmic_axis(masks):
+    axis = plots.mask_ratios(masks, {"l2": "spectral"}).axes[0]
+    edges = axis.collections[0].get_paths()[0].vertices
+    for left, low, high in ((90, 0.88, 0.92), (50, 0.3, 0.7), (2, 0.0002, 0.12)):
+        here = edges[np.isclose(edges[:, 0], left), 1]
+        assert (here.min(), here.max()) == pytest.approx((low, high))
+
+
 def test_artifacts_know_where_they_come_from(frame, tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSEROBUST_FIGURES", str(tmp_path))
     out = artifacts.Artifacts("quick", "99_test")

@@ -22,7 +22,7 @@ class Margins(Measurement, kind="margins"):
         bound       mean of the product of layer norms that bounds the slope (lemma 3.2)
         ratio       mean of margin over slope: how far the boundary lies, to first order; images without any slope are
                     left out, None if there is no other
-        guaranteed  mean radius that the bound guarantees, no larger than the true one
+        guaranteed  mean radius that the bound guarantees, no larger than the true one; None for a bound of zero
 
     The last two are zero for misclassified images, as r_2 is. `norm` is that of the perturbation: l2, or linf (then
     gradients are measured in l1)."""
@@ -56,8 +56,9 @@ class Margins(Measurement, kind="margins"):
         margins = (logits.gather(1, labels[:, None]) - logits.gather(1, rivals[:, None])).squeeze(1)
         sloping, wrong = slope > 0, len(split) - len(labels)
         ratio = float((margins / slope)[sloping].sum()) / (wrong + int(sloping.sum())) if sloping.any() else None
+        guaranteed = float(smallest_radius(logits, labels, bounds).sum()) / len(split) if bounds.any() else None
         parts = {"slope": float(slope.mean()), "bound": float(bounds[labels, rivals].mean()), "ratio": ratio,
-                 "guaranteed": float(smallest_radius(logits, labels, bounds).sum()) / len(split)}
+                 "guaranteed": guaranteed}
         return {"value": float(margins.mean()), "total": len(labels), "parts": parts}
 
 

@@ -1,0 +1,421 @@
+"""Sparse DNNs with Improved Adversarial Robustness (Guo et al. 2018): linear classifiers, bounds, and nets from dense
+to almost empty. Of the paper's numbers only one is on record, so everything here is ours."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise, product
+
+import pandas
+
+from sparserobust import claims, estimates, reported, scales, tables
+from sparserobust.analysis import WeightSparsity
+from sparserobust.config import Data, Dense, Measurement, Model, Objective, Recipe, Run, Sparsifier
+from sparserobust.models import Winners
+from sparserobust.objectives import Natural, SparseActivations
+from sparserobust.sparsifiers import Magnitude, ProximalLasso
+
+PAPER = "sparsity_theory"
+TRAININGS = ("natural", "adversarial")
+TWO, TEN = "linear, two digits", "linear, ten digits"
+MAGNITUDE, CONTROL, ONE_SHOT = "magnitude", "trained on", "not retrained"
+SURGERY, WINNERS, L1 = "surgery", "k-winners", "L1 on activations"
+VARIANTS = {"layer by layer": {"scope": "layerwise"}, "global, last kept": {"keep_last": True},
+            "layer by layer, last kept": {"scope": "layerwise", "keep_last": True}}
+# heading: metric, and what it is multiplied by to be shown: rates in percent, distances as they are
+LINF = {"FGSM": ("fgsm", 100), "rFGSM": ("rfgsm", 100), "PGD-40": ("pgd40", 100)}
+L2 = {"DeepFool": ("deepfool", 1), "C&W": ("cw", 1)}
+CLEAN = {"clean": ("clean", 100)}
+RELATIVE = {"DeepFool, relative": ("deepfool relative", 1), "C&W, relative": ("cw relative", 1)}
+LADDER = ("guaranteed (frobenius)", "guaranteed (l2)", "CLEVER", "C&W", "DeepFool")  # from below upwards
+SCATTER = 1.0  # points: what "no worse" allows clean accuracy
+SLACK = 0.01  # what "no worse" allows a linear classifier's r_2, in l2 distance
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All runs of the notebook at one scale. Grid rows: `net` (the paper's), `ours` (what stands for it), `training`,
+    `method` (how it became sparse), `level` (how much, in the method's own unit), `seed`, `run`, `also`."""
+
+    scale: str
+    seeds: list[int]
+    grid: list[dict]
+    measurements: dict[str, Measurement]
+    settings: dict
+
+    @property
+    def nets(self) -> list[str]:
+        """The nonlinear ones."""
+        return list(self.settings["nets"])
+
+    def rows(self, **labels) -> list[dict]:
+        """Grid rows with these labels."""
+        return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]
+
+    def dense(self, **labels) -> dict:
+        """The dense row, of the first seed, with these labels."""
+        return self.rows(method="dense", **labels)[0]
+
+
+def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
+    """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
+    seeds or a misspelt setting."""
+    settings = scales.load(scale, PAPER)
+    chosen = scales.checked_seeds(seeds, settings["seeds"])
+    grid = [row for task in (TWO, TEN) for seed in chosen for row in _linear_rows(settings["linear"], task, seed)]
+    for net, own in settings["nets"].items():
+        for seed in chosen if seeds else own.get("seeds", chosen):
+            grid += _net_rows(settings | own, net, seed, first=seed == chosen[0])
+    return Experiment(scale, chosen, grid, {"sparsity": WeightSparsity()}, settings)
+
+
+def _linear_rows(settings: dict, task: str, seed: int) -> list[dict]:
+    """Grid rows of a linear classifier: dense, pruned step by step and trained on, and trained with a lasso."""
+    data = Data.parse(settings["data"])
+    if task == TWO:
+        data = replace(data, classes=tuple(settings["digits"]))
+    dense = Run(data=data, model=Model.parse({"kind": "linear"}), objective=Natural(), seed=seed,
+                recipe=Recipe.parse(settings["recipe"]))
+    chain = _chain(dense, settings["levels"], Recipe.parse(settings["fine_tuning"]), Magnitude)
+    runs = [("dense", 0.0, dense), *((MAGNITUDE, level, run) for level, run in chain.items())]
+    runs += [("lasso", lam, replace(dense, sparsifier=ProximalLasso(lam=lam))) for lam in settings["lasso"]]
+    kind = "theorem_31" if task == TWO else "linear_radii"
+    also = {"clean": Measurement.parse({"kind": "accuracy"}),
+            "linear": Measurement.parse({"kind": kind, "radii": settings["radii"]})}
+    return [{"net": task, "ours": task, "training": "natural", "method": method, "level": level, "seed": seed,
+             "run": run, "also": also} for method, level, run in runs]
+
+
+def _chain(dense: Run, levels: list[float], recipe: Recipe, sparsifier) -> dict[float, Run]:
+    """Level to run: each starts from the one before, is made sparser, and trained on."""
+    runs, last = {}, dense
+    for level in levels:
+        last = replace(last, start=last, recipe=recipe, sparsifier=sparsifier(sparsity=level))
+        runs[level] = last
+    return runs
+
+
+def _net_rows(settings: dict, net: str, seed: int, first: bool) -> list[dict]:
+    """Grid rows of one net and seed."""
+    rows = []
+    for training in settings.get("trainings", TRAININGS):
+        objective = Natural() if training == "natural" else Objective.parse(settings["objective"])
+        dense = Run(data=Data.parse(settings["data"]), model=Model.parse(settings["model"]), objective=objective,
+                    recipe=Recipe.parse(settings["recipe"]), seed=seed)
+        for method, level, run in _runs(settings, training, dense, first):
+            row = {"net": net, "ours": settings["label"], "training": training, "method": method, "level": level,
+                   "seed": seed, "run": run}
+            rows.append(row | {"also": _also(settings, row, first)})
+    return rows
+
+
+def _runs(settings: dict, training: str, dense: Run, first: bool) -> list[tuple[str, float, Run]]:
+    """(method, level, run) of one net, training and seed; those to compare pruners and activations with are natural."""
+    recipe, levels = Recipe.parse(settings["fine_tuning"]), settings["levels"]
+    pruned = _chain(dense, levels, recipe, Magnitude)
+    runs = [("dense", 0.0, dense), *((MAGNITUDE, level, run) for level, run in pruned.items())]
+    if training in settings.get("control", TRAININGS):
+        longer = _chain(dense, levels, recipe, lambda sparsity: Dense())
+        runs += [(CONTROL, level, run) for level, run in longer.items()]
+    if training != "natural":
+        return runs
+    if settings.get("one_shot"):
+        cut = replace(recipe, epochs=0)
+        runs += [(ONE_SHOT, level, replace(pruned[level], start=dense, recipe=cut)) for level in levels]
+    for method in settings.get("variants", ()) if first else ():
+        chain = _chain(dense, levels, recipe, partial(Magnitude, **VARIANTS[method]))
+        runs += [(method, level, run) for level, run in chain.items()]
+    for number, surgery in enumerate(settings.get("surgery", ())):
+        run = replace(dense, start=dense, recipe=Recipe.parse(settings["surgery_recipe"]),
+                      sparsifier=Sparsifier.parse({"kind": "surgery"} | surgery))
+        runs.append((SURGERY, number, run))
+    once = replace(dense, start=dense, recipe=recipe)
+    runs += [(WINNERS, share, replace(once, model=Winners(model=dense.model, share=share)))
+             for share in settings.get("winners", ())]
+    runs += [(L1, lam, replace(once, objective=SparseActivations(objective=dense.objective, lam=lam)))
+             for lam in settings.get("activation_lasso", ())]
+    return runs
+
+
+def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
+    """What is measured on a row."""
+    names = dict(settings["protocol"])
+    method = row["method"]
+    if method in (CONTROL, ONE_SHOT, *VARIANTS):
+        names = {name: m for name, m in names.items() if name in settings["control_protocol"]}
+    if method in ("dense", MAGNITUDE, CONTROL, ONE_SHOT):
+        names |= settings["why"]
+    if method in ("dense", MAGNITUDE, SURGERY, WINNERS, L1):
+        names["activations"] = {"kind": "activations"}
+    if first and method in ("dense", WINNERS, L1) and row["training"] == "natural":
+        names |= settings.get("square", {})
+    if first and method in ("dense", MAGNITUDE, SURGERY) and row["training"] == "natural":
+        names |= settings.get("layers", {})
+    if first and method == "dense":
+        names |= settings.get("order", {})
+        if row["training"] == "natural":
+            names |= settings.get("random_masks", {})
+    if method in ("dense", MAGNITUDE):
+        names |= settings.get("blank", {})
+    if first and row["level"] in settings.get("autoattack_levels", {}).get(method, ()):
+        names |= settings["autoattack"]
+    return {name: Measurement.parse(m) for name, m in names.items()}
+
+
+def located(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The frame with `left` [%], the share of weights that are not zero, by which figures are drawn: measured, but for
+    runs whose weights are dense it is that of the pruned run with which they are compared."""
+    measured = frame[frame["metric"] == "sparsity"].set_index("run")["value"]
+    measured = measured[~measured.index.duplicated()]
+    left = 100 * (1 - frame["run"].map(measured))
+    twin = frame["method"] == CONTROL
+    return frame.assign(left=left.where(~twin, 100 * (1 - frame["level"])), value=frame["value"].astype(float))
+
+
+def series(frame: pandas.DataFrame, metric: str, methods: dict[str, str], **labels) -> pandas.DataFrame:
+    """The rows of a metric with these labels, under `series` what the method is called in a figure (`methods`); every
+    series begins with the dense net."""
+    chosen = estimates.matching(frame, {"metric": metric} | labels)
+    return pandas.concat([chosen[chosen["method"].isin(["dense", method])].assign(series=name)
+                          for method, name in methods.items() if method in set(chosen["method"])])
+
+
+def by_seed(frame: pandas.DataFrame, metric: str, **labels) -> pandas.DataFrame:
+    """Values of a metric, a row per level, a column per seed."""
+    chosen = estimates.matching(frame, {"metric": metric} | labels)
+    return chosen.pivot(index="level", columns="seed", values="value").sort_index()
+
+
+def gains(values: pandas.DataFrame, reference: pandas.DataFrame) -> list[float]:
+    """For each seed the value at the best level minus the reference. The level is the one that is best on the *other*
+    seeds, so that choosing it does not add to the gain; with one seed it does. `reference` has one level, or the same
+    ones as `values`."""
+    found = []
+    for seed in values.columns.intersection(reference.columns):
+        level = best_level(values, without=seed)
+        against = reference[seed]
+        found.append(float(values.at[level, seed] - (against.iloc[0] if len(against) == 1 else against[level])))
+    return found
+
+
+def best_level(values: pandas.DataFrame, without: int | None = None) -> float:
+    """The level with the highest mean over seeds, leaving out one of them (unless it is the only one)."""
+    others = values.drop(columns=without) if without is not None and values.shape[1] > 1 else values
+    return others.mean(axis=1).idxmax()
+
+
+def falls_below(values: pandas.DataFrame, dense: pandas.DataFrame) -> float | None:
+    """The first level beyond the best one (the dense one, if none is better) at which the mean lies below the dense
+    one, or None."""
+    mean, start = values.mean(axis=1), float(dense.mean(axis=1).iloc[0])
+    beyond = mean[mean.index > mean.idxmax()] if mean.max() >= start else mean
+    below = beyond[beyond < start]
+    return None if below.empty else float(below.index[0])
+
+
+def linear_panels(frame: pandas.DataFrame, experiment: Experiment) -> list[list[dict]]:
+    """Panels of figure 1: two digits above, ten below; accuracy under the worst l-infinity perturbation on the left,
+    mean l2 distance on the right. For two digits with theorem 3.1: min(1, bound), shaded where magnitude pruning has a
+    bound that says nothing, and the formula."""
+    methods, panels = {"lasso": "lasso", MAGNITUDE: "magnitude"}, []
+    for task, radius in zip((TWO, TEN), experiment.settings["linear"]["judged_radii"], strict=True):
+        worst, distance = (series(frame, m, methods, net=task) for m in (f"linear r_inf {radius:g}", "linear"))
+        panel = {"ylabel": "r_inf [%]", "factor": 100, "title": f"{task}: l-infinity, radius {radius:g}"}
+        if task == TWO:
+            said = {method: f"{name}, theorem 3.1" for method, name in methods.items()}
+            bound = series(frame, f"linear bound {radius:g}", said, net=task)
+            empty = by_seed(frame, f"linear bound {radius:g}", net=task, method=MAGNITUDE).mean(axis=1) >= 1
+            if empty.any():
+                sparse = worst[(worst["method"] == MAGNITUDE) & worst["level"].isin(empty[empty].index)]["left"]
+                panel["shaded"] = float(sparse.max()), float(sparse.min())
+            worst = pandas.concat([worst, bound.assign(value=bound["value"].clip(upper=1))])
+            distance = pandas.concat([distance, series(frame, "linear formula", said, net=task)])
+        other = {"frame": distance, "ylabel": "r_2", "title": f"{task}: l2"}
+        panels.append([panel | {"frame": worst}, other])
+    return panels
+
+
+def net_panels(frame: pandas.DataFrame, experiment: Experiment, rows: dict[str, tuple[str, float]],
+               marks: bool = True, nets: list[str] | None = None, one_shot: bool = False,
+               log: tuple[str, ...] = ()) -> list[list[dict]]:
+    """A row of panels for each metric in `rows` (heading to metric and factor), a column for each net; the best level
+    and the first below dense are marked on pruned nets. `log` names metrics on a logarithmic axis."""
+    panels = []
+    for heading, (metric, factor) in rows.items():
+        panels.append([])
+        for net in nets or experiment.nets:
+            lines, marked = [], []
+            for training in TRAININGS:
+                methods = {MAGNITUDE: f"{training}, pruned", CONTROL: f"{training}, trained on"}
+                methods |= {ONE_SHOT: f"{training}, pruned, not retrained"} if one_shot else {}
+                own = {"net": net, "training": training}
+                if estimates.matching(frame, {"metric": metric, "method": MAGNITUDE} | own).empty:
+                    continue
+                lines.append(series(frame, metric, methods, **own))
+                pruned, dense = (by_seed(frame, metric, method=m, **own) for m in (MAGNITUDE, "dense"))
+                if marks and metric != "clean":
+                    marked.append((methods[MAGNITUDE], best_level(pandas.concat([dense, pruned])),
+                                   falls_below(pruned, dense)))
+            panels[-1].append({"frame": pandas.concat(lines), "factor": factor, "marks": marked, "log": metric in log,
+                               "title": net if len(panels) == 1 else "",
+                               "ylabel": heading if len(panels[-1]) == 0 else ""})
+    return panels
+
+
+def method_panels(frame: pandas.DataFrame, experiment: Experiment, rows: dict[str, tuple[str, float]],
+                  methods: tuple[str, ...], nets: list[str]) -> list[list[dict]]:
+    """As `net_panels`, for naturally trained nets and several ways to make them sparse."""
+    return [[{"frame": series(frame, metric, {m: m for m in methods}, net=net, training="natural"), "factor": factor,
+              "title": net if number == 0 else "", "ylabel": heading if net == nets[0] else ""} for net in nets]
+            for number, (heading, (metric, factor)) in enumerate(rows.items())]
+
+
+def by_activations(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The frame with `left` [%] the share of activations that are not zero, rows without that measurement dropped."""
+    measured = frame[frame["metric"] == "activations"].set_index("run")["value"]
+    measured = measured[~measured.index.duplicated()]
+    return frame.assign(left=100 * (1 - frame["run"].map(measured))).dropna(subset="left")
+
+
+def followed(frame: pandas.DataFrame, columns: dict[str, str], of: str = "deepfool") -> pandas.DataFrame:
+    """Spearman's rank correlation of a robustness with each of `columns` (heading to metric) over all nets of a kind,
+    pruned or not, of all seeds: what it follows."""
+    lines = {}
+    chosen = frame[frame["method"].isin(["dense", MAGNITUDE, CONTROL, ONE_SHOT])]
+    for (net, training), group in chosen.groupby(["net", "training"], sort=False):
+        wide = group.pivot_table(index="run", columns="metric", values="value")
+        if set(columns.values()) <= set(wide):
+            ranks = wide[[of, *columns.values()]].dropna()
+            lines[f"{net}, {training}"] = {h: f"{ranks[of].corr(ranks[m], method='spearman'):+.2f}"
+                                           for h, m in columns.items()} | {"networks": len(ranks)}
+    return pandas.DataFrame.from_dict(lines, orient="index")
+
+
+def overview(grid: list[dict]) -> pandas.DataFrame:
+    """The grid as a table, one line per net, training and method."""
+    lines = {}
+    for row in grid:
+        key = row["net"], row["training"], row["method"]
+        line = lines.setdefault(key, {"the paper's net": row["net"], "ours": row["ours"], "training": row["training"],
+                                      "method": row["method"], "epochs": row["run"].recipe.epochs, "levels": [],
+                                      "seeds": []})
+        for column, value in (("levels", f"{row['level']:g}"), ("seeds", row["seed"])):
+            if value not in line[column]:
+                line[column].append(value)
+    return pandas.DataFrame(list(lines.values())).assign(levels=lambda t: t["levels"].map(", ".join))
+
+
+def table(frame: pandas.DataFrame, by: list[str], columns: dict[str, tuple[str, float]]) -> pandas.DataFrame:
+    """One line per group: mean ± standard deviation over seeds, for one seed the value; distances to three digits."""
+    lines = {}
+    for keys, group in frame.groupby(by, sort=False):
+        label = ", ".join(str(k) for k in keys)
+        lines[label] = {heading: _cell(factor * group.loc[group["metric"] == metric, "value"].astype(float), factor)
+                        for heading, (metric, factor) in columns.items()}
+    return pandas.DataFrame.from_dict(lines, orient="index")
+
+
+def _cell(values: pandas.Series, factor: float) -> str:
+    digits = _digits(factor)
+    if values.empty:
+        return ""
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
+
+
+def peaks(frame: pandas.DataFrame, net: str, training: str, columns: dict[str, tuple[str, float]]) -> pandas.DataFrame:
+    """One line per attack: the dense value; the sparsity at which magnitude pruning is best and what it gains there
+    (level chosen on the other seeds) over the dense net and over one trained as long; the sparsity at which it falls
+    below the dense one, and what clean accuracy has lost there. Student's 95 % intervals over seeds."""
+    labels = {"net": net, "training": training}
+    clean = by_seed(frame, "clean", method=MAGNITUDE, **labels), by_seed(frame, "clean", method="dense", **labels)
+    lines = {}
+    for attack, (metric, factor) in columns.items():
+        pruned, dense = (by_seed(frame, metric, method=m, **labels) for m in (MAGNITUDE, "dense"))
+        longer = by_seed(frame, metric, method=CONTROL, **labels)
+        below = falls_below(pruned, dense)
+        lost = 100 * (clean[0].loc[below] - clean[1].iloc[0]).mean() if below is not None else None
+        lines[attack] = {
+            "dense": _cell(factor * dense.iloc[0], factor), "best at": _percent(best_level(pruned)),
+            "gain over dense": _gain(pruned, dense, factor),
+            "gain over equal training": "" if longer.empty else _gain(pruned, longer, factor),
+            "below dense from": "" if below is None else _percent(below),
+            "clean accuracy lost there": "" if lost is None else f"{lost:+.1f}"}
+    return pandas.DataFrame.from_dict(lines, orient="index")
+
+
+def _gain(values: pandas.DataFrame, reference: pandas.DataFrame, factor: float) -> str:
+    return tables.effect([factor * g for g in gains(values, reference)], _digits(factor))
+
+
+def _digits(factor: float) -> int:
+    """Rates in percent are shown to one digit, distances to three."""
+    return 1 if factor == 100 else 3
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:g} %"
+
+
+def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, dict]) -> pandas.DataFrame:
+    """The ledger: the paper's claims, for each net and attack; where the paper leaves open what is compared, rows of
+    this project's own: against a dense net trained as long, and for adversarially trained nets. `masks` are
+    `RandomMasks` results by net."""
+    record, rows = reported.load(PAPER), []
+    for claim, name, factor, values in _effects(frame, experiment):
+        unit, margin = ("percentage points", SCATTER) if factor == 100 else ("l2 distance", SLACK)
+        said = replace(record.claim(claim), id=f"{claim} {name}", unit=unit, value=None, lower_bound=False)
+        if claim == "C7":
+            said = replace(said, quantity="clean accuracy with 90 % of the weights removed, minus dense")
+        rows.append(claims.judged(said, [factor * v for v in values], margin, "04_sparsity_theory"))
+    for net, result in masks.items():
+        for claim, norm in (("C5.l2", "l2"), ("C5.linf", "linf")):
+            paths = [result["joint"][norm], *(layer[norm] for layer in result["single"].values())]
+            falls = [after < before for path in paths for before, after in pairwise([1.0, *path])]
+            said = replace(record.claim(claim), id=f"{claim} {net}", unit="percent of steps",
+                           quantity="steps to a higher sparsity, of one layer or all, at which the mean bound falls")
+            rows.append(claims.always(said, sum(falls), len(falls), 1, "04_sparsity_theory"))
+    return pandas.DataFrame(sorted(rows, key=lambda row: row["claim"].split()[0]))
+
+
+def _effects(frame: pandas.DataFrame, experiment: Experiment) -> Iterator[tuple[str, str, float, list[float]]]:
+    """(claim, of what, factor, effect of each seed)."""
+    radii = dict(zip((TWO, TEN), experiment.settings["linear"]["judged_radii"], strict=True))
+    for task, method in product(radii, ("lasso", MAGNITUDE)):
+        for claim, metric, factor in (("C1", f"linear r_inf {radii[task]:g}", 100), ("C2", "linear", 1)):
+            sparse, dense = (by_seed(frame, metric, net=task, method=m) for m in (method, "dense"))
+            values = gains(sparse, dense)  # C2 says that dense is no worse: then it is the loss that counts
+            yield claim, f"{task}, {method}", factor, [-v for v in values] if claim == "C2" else values
+    for net, training, (attack, (metric, factor)) in product(experiment.nets, TRAININGS, (LINF | L2).items()):
+        pruned, dense, longer = (by_seed(frame, metric, net=net, training=training, method=m)
+                                 for m in (MAGNITUDE, "dense", CONTROL))
+        if pruned.empty:
+            continue
+        claim = "C3.inf" if attack in LINF else "C3.l2"
+        name = f"{net}, {attack}"
+        if training == "adversarial":
+            yield claim, f"{name}, adversarial", factor, gains(pruned, dense)
+            continue
+        yield claim, name, factor, gains(pruned, dense)
+        if not longer.empty:
+            yield claim, f"{name}, equal training", factor, gains(pruned, longer)
+        path = pandas.concat([dense, pruned])
+        yield "C4", name, factor, [float(path.iloc[-1][s] - path.at[best_level(path, s), s]) for s in path.columns]
+        for method in (WINNERS, L1):
+            sparse = by_seed(frame, metric, net=net, method=method)
+            if not (sparse.empty or longer.empty):
+                warning = " (gradients masked)" if method == WINNERS else ""
+                yield "C6", f"{net}, {method}{warning}, {attack}", factor, gains(sparse, longer.iloc[:1])
+    for net in experiment.nets:
+        pruned, dense, longer = (by_seed(frame, "clean", net=net, training="natural", method=m).reindex([level])
+                                 for m, level in ((MAGNITUDE, 0.9), ("dense", 0.0), (CONTROL, 0.9)))
+        for name, reference in ((net, dense), (f"{net}, equal training", longer)):
+            if not (pruned.isna().all(axis=None) or reference.isna().all(axis=None)):
+                yield "C7", name, 100, gains(pruned, reference)
+
+
+def tidy_radii(results: dict[str, dict]) -> pandas.DataFrame:
+    """`RadiusOrder` results by label, a row per image and way of measuring."""
+    return pandas.DataFrame([{"label": label, "measured": name, "image": image, "radius": radius}
+                             for label, result in results.items() for name in LADDER
+                             for image, radius in enumerate(result["radii"][name]) if radius is not None])
