@@ -532,3 +532,7 @@ def test_with_one_seed_nothing_is_decided_but_what_must_always_be_so(frame, quic
     assert set(ledger.loc[~masks, "verdict"]) == {claims.UNDECIDED}
     assert set(ledger.loc[masks, "verdict"]) == {claims.HOLDS, claims.FAILS}
     assert ledger.loc["C3.inf LeNet-5, FGSM", "ours"] == pytest.approx(10)
+
+
+def test_only_the_dense_network_stands_at_level_zero(any_scale):
+    assert {row["method"] for row in any_scale.grid if row["level"] == 0} == {"dense"}  # every line begins with it

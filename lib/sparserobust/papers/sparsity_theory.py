@@ -125,7 +125,7 @@ def _runs(settings: dict, training: str, dense: Run, first: bool) -> list[tuple[
     for method in settings.get("variants", ()) if first else ():
         chain = _chain(dense, levels, recipe, partial(Magnitude, **VARIANTS[method]))
         runs += [(method, level, run) for level, run in chain.items()]
-    for number, surgery in enumerate(settings.get("surgery", ())):
+    for number, surgery in enumerate(settings.get("surgery", ()), start=1):  # 0 is the dense net
         run = replace(dense, start=dense, recipe=Recipe.parse(settings["surgery_recipe"]),
                       sparsifier=Sparsifier.parse({"kind": "surgery"} | surgery))
         runs.append((SURGERY, number, run))
