@@ -113,8 +113,8 @@ class LayerSparsity(Measurement, kind="layer_sparsity"):
 @settings
 class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
     """Another measurement, on the network whose first layer, a linear one, does not read the pixels that are zero in
-    all training images. Their weights never got a gradient: they are as they were drawn, useless on clean images, and
-    an attack may use them."""
+    all training images. Their weights never got a gradient: they are as they were drawn, shrunk by weight decay,
+    useless on clean images, and an attack may use them."""
 
     measurement: Measurement
 
