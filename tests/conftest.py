@@ -45,6 +45,14 @@ def net():
 
 
 @pytest.fixture
+def chance():
+    """The same chance for every test, and none of it left behind."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
 def quick_suite(monkeypatch):
     """AutoAttack with few iterations, for whoever calls it."""
     from pyautoattack import AutoAttack

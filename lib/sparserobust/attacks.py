@@ -50,6 +50,11 @@ def predicted(model: nn.Module, images: Tensor) -> Tensor:
         return model(images).argmax(1)
 
 
+def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
+    """The class (n,) with the highest logit but for the label."""
+    return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Logit of the label minus the highest other logit, (n,); below zero where the prediction is wrong."""
     others = logits.scatter(1, labels[:, None], -torch.inf)

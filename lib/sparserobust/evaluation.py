@@ -4,6 +4,7 @@ import statistics
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from sparserobust.attacks import FGSM, PGD, AutoAttack, l2_norm, predicted
 from sparserobust.config import Attack, Measurement, Run, settings
@@ -88,6 +89,12 @@ class Accuracy(Measurement, kind="accuracy"):
         return result | ({"trial_values": values} if self.trials > 1 else {})
 
 
+def reached(model, attack: Attack, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The l2 length (n,) of what an attack adds to each image; infinite where the answer is right all the same."""
+    adversarial = attack(model, images, labels, generator)
+    return torch.where(predicted(model, adversarial) != labels, l2_norm(adversarial - images), torch.inf)
+
+
 @settings
 class Distance(Measurement, kind="distance"):
     """How far the first `images` test images (all, for None) have to be moved: the value is the mean l2 length of what
@@ -114,9 +121,9 @@ class Distance(Measurement, kind="distance"):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
             for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
                 right = predicted(model, images) == labels
-                adversarial = self.attack(model, images, labels, chance)
-                fooled = predicted(model, adversarial) != labels
-                length = torch.where(right, l2_norm(adversarial - images), 0.0)[fooled]
+                length = reached(model, self.attack, images, labels, chance)
+                fooled = length.isfinite()
+                length = torch.where(right, length, 0.0)[fooled]
                 lengths.append(length)
                 relative.append(length / l2_norm(images[fooled]))
                 not_fooled += int((~fooled).sum())

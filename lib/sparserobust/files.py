@@ -34,6 +34,11 @@ def write(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path} ({error.strerror}): finished work is kept") from None
 
 
+def six_digits(value: float) -> float:
+    """The value with six significant digits, as long lists of numbers are stored."""
+    return float(f"{value:.6g}")
+
+
 def write_json(path: Path, content) -> None:
     write(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 

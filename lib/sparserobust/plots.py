@@ -21,12 +21,18 @@ STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, 
 
 
 def subplots(columns: int = 1, width: float = 5.0, height: float = 3.8, **kwargs) -> tuple[Figure, np.ndarray]:
-    """A figure with one row of axes, closed to pyplot, so that a notebook shows it once: where it is returned."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained",
-                                    squeeze=False, **kwargs)
-    plt.close(figure)
+    """A figure with one row of axes of this width and height."""
+    figure, axes = grid(1, columns, (width * columns, height), **kwargs)
     return figure, axes[0]
+
+
+def grid(rows: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[Figure, np.ndarray]:
+    """A figure of this size with rows of axes, closed to pyplot, so that a notebook shows it once: where it is
+    returned."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
+    plt.close(figure)
+    return figure, axes
 
 
 def curves(x, ys: dict, xlabel: str, ylabel: str, title: str = "", log: bool = False) -> Figure:
@@ -284,11 +290,8 @@ def along_sparsity(panels: Sequence[Sequence[dict]], xlabel: str = "weights remo
     Lines are means over seeds, bands span them."""
     if len(panels[0]) == 1:
         panels = [[panel for row in panels for panel in row]]
-    with plt.rc_context(STYLE):
-        rows, columns = len(panels), len(panels[0])
-        figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns + 1, 2.5 * rows + 0.9), layout="constrained",
-                                    squeeze=False, sharex=True)
-    plt.close(figure)
+    rows, columns = len(panels), len(panels[0])
+    figure, axes = grid(rows, columns, (3.1 * columns + 1, 2.5 * rows + 0.9), sharex=True)
     names = list(dict.fromkeys(s for row in panels for panel in row for s in panel["frame"]["series"]))
     styles = {n: (PALETTE[i % 10], LINES[i % 6], MARKERS[i % 6]) for i, n in enumerate(names)}
     for panel, axis in zip((panel for row in panels for panel in row), axes.flat, strict=True):
@@ -330,7 +333,7 @@ def _removed_axis(axis, lowest: float) -> None:
 
 def radius_order(frame: pandas.DataFrame) -> Figure:
     """Bounds of the radius from both sides, image by image (`papers.sparsity_theory.tidy_radii`): a panel per `label`,
-    a line per way of measuring, images in order of the largest one."""
+    a line per way of measuring, images in order of DeepFool's, or else of the last."""
     labels = list(frame["label"].unique())
     figure, axes = subplots(len(labels), width=4.6, height=4.2, sharey=True)
     for axis, label in zip(axes, labels, strict=True):

@@ -24,11 +24,7 @@ from sparserobust.models import (
 SHAPE = (1, 8, 8)
 
 
-@pytest.fixture(autouse=True)
-def chance():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("chance")
 
 
 def only(images) -> Splits:

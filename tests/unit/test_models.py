@@ -14,11 +14,7 @@ SHAPES = {"contiguous": torch.contiguous_format, "channels_last": torch.channels
 every_layout = pytest.mark.parametrize("layout", SHAPES.values(), ids=SHAPES)
 
 
-@pytest.fixture(autouse=True)
-def chance():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("chance")
 
 
 def built(image_shape=(3, 32, 32), **settings):

@@ -21,11 +21,7 @@ every_kind = pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
 
-@pytest.fixture(autouse=True)
-def chance():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("chance")
 
 
 def lively(net):

@@ -349,7 +349,7 @@ def test_panels_of_nets(frame, quick):
 
 def test_panels_of_methods(frame, quick):
     methods = (MAGNITUDE, SURGERY, L1)
-    panels = theory.method_panels(frame, quick, {"FGSM": ("fgsm", 100), "C&W": ("cw", 1)}, methods,
+    panels = theory.method_panels(frame, {"FGSM": ("fgsm", 100), "C&W": ("cw", 1)}, methods,
                                   ["LeNet-300-100", "LeNet-5"])
     assert [[p["title"] for p in row] for row in panels] == [["LeNet-300-100", "LeNet-5"], ["", ""]]
     assert [[p["ylabel"] for p in row] for row in panels] == [["FGSM", ""], ["C&W", ""]]

@@ -8,12 +8,7 @@ from sparserobust import sparsity, training
 from sparserobust.models import VGG16, VGGLike
 from sparserobust.models.normalise import Normalise
 
-
-@pytest.fixture(autouse=True)
-def chance():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("chance")
 
 
 def written_out(channels: int, classes: int, pixels: int = 1) -> nn.Sequential:

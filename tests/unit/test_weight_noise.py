@@ -37,11 +37,7 @@ SMALL = NoisyWeights(model=PreActResNet(depth=8, width=2))
 SHAPE = (1, 8, 8)
 
 
-@pytest.fixture(autouse=True)
-def chance():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("chance")
 
 
 def built(model: Model, seed: int = 0, image_shape=SHAPE):

@@ -34,11 +34,7 @@ every_network = pytest.mark.parametrize(("plain", "calls"), PLAIN.values(), ids=
 SHARES = [0.001, 0.1, 0.37, 0.5, 0.9]
 
 
-@pytest.fixture(autouse=True)
-def chance():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("chance")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sparserobust.analysis.linear import row_distances, smallest_radius
 from sparserobust.analysis.shapes import shapes_of
-from sparserobust.attacks import margin, random_in_ball, under_attack
+from sparserobust.attacks import margin, random_in_ball, runner_up, under_attack
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy
 from sparserobust.models.compact import Pick
@@ -73,7 +73,7 @@ def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor, radius: flo
     found = []
     with under_attack(model):
         with torch.no_grad():
-            rivals = model(images).scatter(1, labels[:, None], -torch.inf).argmax(1)
+            rivals = runner_up(model(images), labels)
         for _ in range(samples):
             x = (images + random_in_ball(images, radius, norm, generator)).requires_grad_(True)
             logits = model(x)
@@ -91,8 +91,7 @@ def margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def input_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> Shapes:
     """Shape of what goes into each convolution and linear layer, without the batch."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    return {layer: taken for layer, taken, _ in shapes_of(model, image_shape, layers)}
+    return {layer: taken for layer, taken, _ in shapes_of(model, image_shape)}
 
 
 def operator_norm(layer: nn.Conv2d | nn.Linear, weight: Tensor, shape: torch.Size, norm: str) -> float:

@@ -7,9 +7,12 @@ from sparserobust import sparsity
 from sparserobust.analysis import lipschitz
 from sparserobust.analysis.clever import clever
 from sparserobust.analysis.linear import smallest_radius
-from sparserobust.attacks import CarliniWagnerL2, DeepFool, l2_norm, predicted, under_attack
+from sparserobust.attacks import CarliniWagnerL2, DeepFool, margin, predicted, runner_up, under_attack
 from sparserobust.config import Attack, Measurement, settings
+from sparserobust.data import Split
 from sparserobust.environment import stream
+from sparserobust.evaluation import reached
+from sparserobust.files import six_digits
 
 
 @settings
@@ -43,22 +46,20 @@ class Margins(Measurement, kind="margins"):
 
     def __call__(self, model, splits):
         split = splits.test.first(self.images)
-        right = predicted(model, split.images) == split.labels
-        images, labels = split.images[right], split.labels[right]
+        images, labels = _right(model, split)
         if not len(labels):
             raise RuntimeError(f"none of {len(split)} images is classified correctly: there is no margin to measure")
         chance = stream(0, "slopes", self.identity, device=images.device)
         slope = lipschitz.gradient_norms(model, images, labels, self.radius, self.samples, self.norm, chance).amax(0)
         with torch.no_grad(), under_attack(model):
             logits = model(images).double()
-        rivals = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
         bounds = lipschitz.margin_bound(model, splits.image_shape, self.norm).to(images.device)
-        margins = (logits.gather(1, labels[:, None]) - logits.gather(1, rivals[:, None])).squeeze(1)
+        margins = margin(logits, labels)
         sloping, wrong = slope > 0, len(split) - len(labels)
         ratio = float((margins / slope)[sloping].sum()) / (wrong + int(sloping.sum())) if sloping.any() else None
         guaranteed = float(smallest_radius(logits, labels, bounds).sum()) / len(split) if bounds.any() else None
-        parts = {"slope": float(slope.mean()), "bound": float(bounds[labels, rivals].mean()), "ratio": ratio,
-                 "guaranteed": guaranteed}
+        parts = {"slope": float(slope.mean()), "bound": float(bounds[labels, runner_up(logits, labels)].mean()),
+                 "ratio": ratio, "guaranteed": guaranteed}
         return {"value": float(margins.mean()), "total": len(labels), "parts": parts}
 
 
@@ -86,24 +87,26 @@ class RadiusOrder(Measurement, kind="radius_order"):
         return self.images * per_image / 10_000
 
     def __call__(self, model, splits):
-        split = splits.test.first(self.images)
-        right = predicted(model, split.images) == split.labels
-        images, labels = split.images[right], split.labels[right]
+        images, labels = _right(model, splits.test.first(self.images))
         chance = stream(0, "radius order", self.identity, device=images.device)
         radii = {f"guaranteed ({norm})": lipschitz.guaranteed_radius(model, images, labels, norm)
                  for norm in ("frobenius", "l2")}
         radii["CLEVER"] = clever(model, images, labels, self.radius, "l2", self.batches, self.samples, chance)
         for name, attack in (("C&W", self.cw), ("DeepFool", self.deepfool)):
-            adversarial = attack(model, images, labels, chance)
-            fooled = predicted(model, adversarial) != labels
-            radii[name] = torch.where(fooled, l2_norm(adversarial - images), torch.inf)
+            radii[name] = reached(model, attack, images, labels, chance)
         lower, below, estimate, *above = (r.double() for r in radii.values())
-        reached = torch.minimum(*above)
-        ordered = (lower <= below * (1 + 1e-9)) & (below <= reached)
-        listed = {name: [float(f"{v:.6g}") for v in values.tolist()] for name, values in radii.items()}
+        nearest = torch.minimum(*above)
+        ordered = (lower <= below * (1 + 1e-9)) & (below <= nearest)
         return {"value": float(ordered.double().mean()), "count": int(ordered.sum()), "total": len(labels),
-                "radii": {name: [v if v < float("inf") else None for v in values] for name, values in listed.items()},
-                "parts": {"clever_above": float((estimate > reached).double().mean())}}
+                "radii": {name: [six_digits(v) if v < float("inf") else None for v in values.tolist()]
+                          for name, values in radii.items()},
+                "parts": {"clever_above": float((estimate > nearest).double().mean())}}
+
+
+def _right(model, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels of those that are classified correctly."""
+    right = predicted(model, split.images) == split.labels
+    return split.images[right], split.labels[right]
 
 
 @settings
@@ -120,9 +123,9 @@ class LayerNorms(Measurement, kind="layer_norms"):
         layers, product = {}, 1.0
         for name in norms["l2"]:
             values = torch.linalg.svdvals(weights[name])
-            rank = int(torch.linalg.matrix_rank(weights[name]))
-            layers[name] = {norm: float(f"{norms[norm][name]:.6g}") for norm in norms} | {
-                "rank": rank / len(values),
-                "condition": float(f"{float(values[0] / values[rank - 1]):.6g}") if rank else None}
+            # what `torch.linalg.matrix_rank` counts, without taking the singular values again
+            rank = int((values > max(weights[name].shape) * torch.finfo(values.dtype).eps * values[0]).sum())
+            layers[name] = {norm: six_digits(norms[norm][name]) for norm in norms} | {
+                "rank": rank / len(values), "condition": six_digits(values[0] / values[rank - 1]) if rank else None}
             product *= norms["l2"][name]
         return {"value": product, "layers": layers}

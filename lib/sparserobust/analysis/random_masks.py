@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sparserobust.analysis.lipschitz import NORMS, input_shapes, operator_norm
 from sparserobust.config import Measurement, settings
 from sparserobust.environment import stream
+from sparserobust.files import six_digits
 from sparserobust.models.lenet import Sequence
 from sparserobust.sparsity import all_but_smallest
 
@@ -84,4 +85,4 @@ def _by_norm(ratios: Tensor) -> dict[str, list[float]]:
 
 
 def _digits(values: Tensor) -> list[float]:
-    return [float(f"{v:.6g}") for v in values.tolist()]
+    return [six_digits(v) for v in values.tolist()]

@@ -1,4 +1,4 @@
-"""What goes into the layers of a network, and what comes out."""
+"""What goes into the convolutions and linear layers of a network, and what comes out."""
 
 import torch
 from torch import nn
@@ -7,16 +7,15 @@ from sparserobust.attacks import under_attack
 from sparserobust.models import noise_off
 
 
-def shapes_of(model: nn.Module, image_shape: tuple[int, int, int],
-              layers: list[nn.Module]) -> list[tuple[nn.Module, torch.Size, torch.Size]]:
-    """(layer, shape of its input, of its output), without the batch, for each time that one image (c, h, w) passes one
-    of these layers. The model comes back as it was."""
+def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[nn.Module, torch.Size, torch.Size]]:
+    """(layer, shape of its input, of its output), without the batch, for each time that one image (c, h, w) passes a
+    convolution or a linear layer. The model comes back as it was."""
     seen = []
 
     def note(layer, inputs, output):
         seen.append((layer, inputs[0].shape[1:], output.shape[1:]))
 
-    hooks = [layer.register_forward_hook(note) for layer in layers]
+    hooks = [layer.register_forward_hook(note) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     try:
         with torch.no_grad(), under_attack(model), noise_off(model):
             model(torch.zeros(1, *image_shape).to(next(model.parameters())))

@@ -7,6 +7,8 @@ from torch import nn
 from sparserobust import sparsity
 from sparserobust.config import Measurement, settings
 from sparserobust.errors import UserError
+from sparserobust.files import six_digits
+from sparserobust.training import weights_replaced
 
 
 @settings
@@ -89,7 +91,7 @@ class ChannelNorms(Measurement, kind="channel_norms"):
             small += int(((n >= sparsity.CHANNEL_NORM_IS_ZERO) & (n < 0.05 * n.max())).sum())
             total += len(n)
         return {"value": small / total, "count": small, "total": total,
-                "norms": {name: [float(f"{v:.6g}") for v in n.tolist()] for name, n in norms.items()}}
+                "norms": {name: [six_digits(v) for v in n.tolist()] for name, n in norms.items()}}
 
 
 @settings
@@ -122,16 +124,11 @@ class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
     def cost(self):
         return self.measurement.cost
 
-    @torch.no_grad()
     def __call__(self, model, splits):
-        first = next(m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+        name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
         if not isinstance(first, nn.Linear):
             raise UserError(f"the first layer of {type(model).__name__} is a convolution: it has no weight of its own "
                             "for each pixel")
-        kept = first.weight.clone()
-        first.weight[:, (splits.train.images.flatten(1) == 0).all(0)] = 0.0
-        try:
-            with torch.enable_grad():
-                return self.measurement(model, splits)
-        finally:
-            first.weight.copy_(kept)
+        read = (splits.train.images.flatten(1) != 0).any(0)
+        with weights_replaced(model, {f"{name}.weight": first.weight.detach() * read}):
+            return self.measurement(model, splits)

@@ -1,7 +1,7 @@
 """Sparse DNNs with Improved Adversarial Robustness (Guo et al. 2018): linear classifiers, bounds, and nets from dense
 to almost empty. Of the paper's numbers only one is on record, so everything here is ours."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise, product
@@ -166,11 +166,15 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
 def located(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The frame with `left` [%], the share of weights that are not zero, by which figures are drawn: measured, but for
     runs whose weights are dense it is that of the pruned run with which they are compared."""
-    measured = frame[frame["metric"] == "sparsity"].set_index("run")["value"]
-    measured = measured[~measured.index.duplicated()]
-    left = 100 * (1 - frame["run"].map(measured))
     twin = frame["method"] == CONTROL
-    return frame.assign(left=left.where(~twin, 100 * (1 - frame["level"])), value=frame["value"].astype(float))
+    left = _left(frame, "sparsity").where(~twin, 100 * (1 - frame["level"]))
+    return frame.assign(left=left, value=frame["value"].astype(float))
+
+
+def _left(frame: pandas.DataFrame, metric: str) -> pandas.Series:
+    """For each row what is left [%] of its run, where `metric` is the share that is zero; nan where it is unknown."""
+    measured = frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")["value"]
+    return 100 * (1 - frame["run"].map(measured))
 
 
 def series(frame: pandas.DataFrame, metric: str, methods: dict[str, str], **labels) -> pandas.DataFrame:
@@ -241,41 +245,41 @@ def net_panels(frame: pandas.DataFrame, experiment: Experiment, rows: dict[str, 
                log: tuple[str, ...] = ()) -> list[list[dict]]:
     """A row of panels for each metric in `rows` (heading to metric and factor), a column for each net; the best level
     and the first below dense are marked on pruned nets. `log` names metrics on a logarithmic axis."""
-    panels = []
-    for heading, (metric, factor) in rows.items():
-        panels.append([])
-        for net in nets or experiment.nets:
-            lines, marked = [], []
-            for training in TRAININGS:
-                methods = {MAGNITUDE: f"{training}, pruned", CONTROL: f"{training}, trained on"}
-                methods |= {ONE_SHOT: f"{training}, pruned, not retrained"} if one_shot else {}
-                own = {"net": net, "training": training}
-                if estimates.matching(frame, {"metric": metric, "method": MAGNITUDE} | own).empty:
-                    continue
-                lines.append(series(frame, metric, methods, **own))
-                pruned, dense = (by_seed(frame, metric, method=m, **own) for m in (MAGNITUDE, "dense"))
-                if marks and metric != "clean":
-                    marked.append((methods[MAGNITUDE], best_level(pandas.concat([dense, pruned])),
-                                   falls_below(pruned, dense)))
-            panels[-1].append({"frame": pandas.concat(lines), "factor": factor, "marks": marked, "log": metric in log,
-                               "title": net if len(panels) == 1 else "",
-                               "ylabel": heading if len(panels[-1]) == 0 else ""})
-    return panels
+    def panel(metric: str, net: str) -> dict:
+        lines, marked = [], []
+        for training in TRAININGS:
+            methods = {MAGNITUDE: f"{training}, pruned", CONTROL: f"{training}, trained on"}
+            methods |= {ONE_SHOT: f"{training}, pruned, not retrained"} if one_shot else {}
+            own = {"net": net, "training": training}
+            pruned, dense = (by_seed(frame, metric, method=m, **own) for m in (MAGNITUDE, "dense"))
+            if pruned.empty:
+                continue
+            lines.append(series(frame, metric, methods, **own))
+            if marks and metric != "clean":
+                best = best_level(pandas.concat([dense, pruned]))
+                marked.append((methods[MAGNITUDE], best, falls_below(pruned, dense)))
+        return {"frame": pandas.concat(lines), "marks": marked, "log": metric in log}
+
+    return _panels(rows, nets or experiment.nets, panel)
 
 
-def method_panels(frame: pandas.DataFrame, experiment: Experiment, rows: dict[str, tuple[str, float]],
-                  methods: tuple[str, ...], nets: list[str]) -> list[list[dict]]:
+def method_panels(frame: pandas.DataFrame, rows: dict[str, tuple[str, float]], methods: tuple[str, ...],
+                  nets: list[str]) -> list[list[dict]]:
     """As `net_panels`, for naturally trained nets and several ways to make them sparse."""
-    return [[{"frame": series(frame, metric, {m: m for m in methods}, net=net, training="natural"), "factor": factor,
-              "title": net if number == 0 else "", "ylabel": heading if net == nets[0] else ""} for net in nets]
+    return _panels(rows, nets, lambda metric, net: {
+        "frame": series(frame, metric, {m: m for m in methods}, net=net, training="natural")})
+
+
+def _panels(rows: dict[str, tuple[str, float]], nets: list[str], panel: Callable[[str, str], dict]) -> list[list[dict]]:
+    """A row of panels for each heading, a column for each net, which are told at the left and on top."""
+    return [[panel(metric, net) | {"factor": factor, "title": net if number == 0 else "",
+                                   "ylabel": heading if net == nets[0] else ""} for net in nets]
             for number, (heading, (metric, factor)) in enumerate(rows.items())]
 
 
 def by_activations(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The frame with `left` [%] the share of activations that are not zero, rows without that measurement dropped."""
-    measured = frame[frame["metric"] == "activations"].set_index("run")["value"]
-    measured = measured[~measured.index.duplicated()]
-    return frame.assign(left=100 * (1 - frame["run"].map(measured))).dropna(subset="left")
+    return frame.assign(left=_left(frame, "activations")).dropna(subset="left")
 
 
 def followed(frame: pandas.DataFrame, columns: dict[str, str], of: str = "deepfool") -> pandas.DataFrame:
@@ -404,7 +408,7 @@ def _effects(frame: pandas.DataFrame, experiment: Experiment) -> Iterator[tuple[
         if not longer.empty:
             yield claim, f"{name}, equal training", factor, gains(pruned, longer)
         path = pandas.concat([dense, pruned])
-        yield "C4", name, factor, [float(path.iloc[-1][s] - path.at[best_level(path, s), s]) for s in path.columns]
+        yield "C4", name, factor, [-g for g in gains(path, path.iloc[-1:])]
         sparse = by_seed(frame, metric, net=net, method=L1)  # k-winners mask their gradients: nothing to judge by
         if not (sparse.empty or longer.empty):
             yield "C6", f"{net}, {L1}, {attack}", factor, gains(sparse, longer.iloc[:1])
