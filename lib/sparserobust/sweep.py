@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pandas
 
@@ -23,6 +24,21 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": s
                "MALLOC_TOP_PAD_": str(2**26)}
 Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the run under "run", and, if more is to be
 # measured on it than on all rows, a dictionary of those measurements under "also"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All runs of a notebook at one scale. What labels its grid rows have is the paper's affair."""
+
+    scale: str
+    seeds: list[int]
+    grid: Grid
+    measurements: dict[str, Measurement]
+    settings: dict
+
+    def rows(self, **labels) -> Grid:
+        """Grid rows with these labels."""
+        return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]
 
 
 def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
@@ -58,10 +74,10 @@ def _missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> 
 
 
 def _cost(job: dict) -> float:
-    """Of training and measuring, roughly; not above that of the run it starts from, which has to be trained before."""
+    """Of training and measuring, roughly; not above that of the runs it needs, which have to be trained before."""
     run: Run = job["run"]
     cost = run.cost + run.model.cost * sum(m.cost for m in job["measurements"])
-    return cost if run.start is None else min(cost, run.start.cost)
+    return min(cost, *(needed.cost for needed in run.needs)) if run.needs else cost
 
 
 def _wanted(row: dict, measurements: dict[str, Measurement]) -> dict[str, Measurement]:
@@ -168,7 +184,7 @@ class _Board:
         with self.lock:
             if "doing" in answer:
                 run: Run = job["run"]
-                share = answer["epochs"] / max(run.recipe.epochs, 1)
+                share = answer["epochs"] / max(run.recipe.trained_epochs, 1)
                 # what follows training costs time too: a run counts as nine tenths done when it is trained
                 self.share[run.identity] = max(self.share[run.identity], 0.9 * min(share, 1.0))
                 much = f" {share:.0%}" if answer["doing"] == "training" else ""

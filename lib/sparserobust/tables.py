@@ -34,6 +34,42 @@ def cell(row: pandas.Series) -> str:
     return f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
+def rates(frame: pandas.DataFrame, by: list[str], columns: dict[str, str],
+          exact: tuple[str, ...] = ()) -> pandas.DataFrame:
+    """One line per group, rates in percent as `cell` writes them; `columns` maps headings to metrics, what was not
+    measured stays empty; `exact` as for `summary`."""
+    lines = {}
+    for keys, group in summary(frame, by, exact).groupby(by, sort=False, dropna=False):
+        found = group.set_index("metric")
+        lines[", ".join(map(str, keys))] = {heading: cell(found.loc[metric]) for heading, metric in columns.items()
+                                            if metric in found.index}
+    return pandas.DataFrame.from_dict(lines, orient="index").reindex(columns=list(columns)).astype(object).fillna("")
+
+
+def means(frame: pandas.DataFrame, by: list[str], columns: dict[str, tuple[str, float]]) -> pandas.DataFrame:
+    """One line per group for what need not be a rate; `columns` maps headings to metrics and what they are multiplied
+    by to be shown, 100 for a rate: mean ± standard deviation over seeds, for one seed the value."""
+    lines = {}
+    for keys, group in frame.groupby(by, sort=False):
+        lines[", ".join(map(str, keys))] = {
+            heading: mean(factor * group.loc[group["metric"] == metric, "value"].astype(float), factor)
+            for heading, (metric, factor) in columns.items()}
+    return pandas.DataFrame.from_dict(lines, orient="index")
+
+
+def mean(values: pandas.Series, factor: float) -> str:
+    """`75.2 ± 0.4` over seeds, `75.2` for one, nothing for none; with the `digits` that go with `factor`."""
+    if values.empty:
+        return ""
+    spread = f" ± {values.std():.{digits(factor)}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits(factor)}f}{spread}"
+
+
+def digits(factor: float) -> int:
+    """Rates in percent are shown to one digit, distances to three."""
+    return 1 if factor == 100 else 3
+
+
 def beside(reported: pandas.DataFrame, ours: pandas.DataFrame, keys: dict[str, str],
            metrics: dict[str, tuple[str | None, str]], label: str) -> pandas.DataFrame:
     """Reported beside ours, one row per reported row.

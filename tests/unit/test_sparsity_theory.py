@@ -7,7 +7,7 @@ import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, estimates, paths, reported, scales
+from sparserobust import claims, estimates, paths, reported, scales, tables
 from sparserobust.config import Dense, Measurement
 from sparserobust.models import Winners
 from sparserobust.objectives import Natural, SparseActivations
@@ -400,10 +400,10 @@ def test_peaks_tell_the_gain_and_its_end(frame):
 def test_tables_say_percent_and_distances(frame):
     some = frame[(frame["net"] == "LeNet-5") & frame["method"].isin(["dense", CONTROL]) & (frame["level"] <= 0.5)]
     columns = theory.CLEAN | {"DeepFool": theory.L2["DeepFool"], "absent": ("nothing", 1)}
-    shown = theory.table(some[some["training"] == "natural"], ["ours", "method"], columns)
+    shown = tables.means(some[some["training"] == "natural"], ["ours", "method"], columns)
     assert shown.loc["LeNet-5 with 3x3 kernels, dense"].tolist() == ["90.0 ± 0.0", "1.000 ± 0.000", ""]
     assert shown.loc[f"LeNet-5 with 3x3 kernels, {CONTROL}"].tolist() == ["93.1 ± 0.1", "1.062 ± 0.002", ""]
-    one = theory.table(some[some["seed"] == 0], ["training", "method"], theory.CLEAN)
+    one = tables.means(some[some["seed"] == 0], ["training", "method"], theory.CLEAN)
     assert one.loc[f"natural, {CONTROL}", "clean"] == "93.0"
 
 

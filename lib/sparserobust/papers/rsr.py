@@ -4,11 +4,11 @@ Of the paper itself only the abstract is on record. What stands beside our numbe
 Fan 2019, "PNI"), and is marked so.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pandas
 
-from sparserobust import claims, estimates, reported, scales, tables
+from sparserobust import claims, estimates, reported, scales, sweep, tables
 from sparserobust.analysis import LayerSparsity, WeightHistogram, WeightSparsity
 from sparserobust.config import Attack, Data, Measurement, Model, Objective, Recipe, Run
 from sparserobust.evaluation import Accuracy
@@ -38,20 +38,13 @@ EXACT = ("sparsity", "near_zero", "layers")  # properties of a network, not esti
 SCATTER = 1.0  # points: what "no worse" allows; reruns of the companion's code lay one to three points apart
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """All runs of the notebook at one scale. Grid rows: `net` (the paper's), `ours` (what stands for it), `method`,
-    `stage`, `varied` and `level` (what differs from the main row, and its value), `seed`, `run`, `also`."""
-
-    scale: str
-    seeds: list[int]
-    grid: list[dict]
-    measurements: dict[str, Measurement]
-    settings: dict
+class Experiment(sweep.Experiment):
+    """Grid rows: `net` (the paper's), `ours` (what stands for it), `method`, `stage`, `varied` and `level` (what
+    differs from the main row, and its value), `seed`, `run`, `also`."""
 
     def rows(self, **labels) -> list[dict]:
         """The main grid rows with these labels; rows in which something is varied only if `varied` is given."""
-        return [row for row in self.grid if all(row[k] == v for k, v in ({"varied": ""} | labels).items())]
+        return super().rows(**({"varied": ""} | labels))
 
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
@@ -196,15 +189,10 @@ def name_of(row) -> str:
 
 def table(frame: pandas.DataFrame, columns: dict[str, str], nets: bool = False) -> pandas.DataFrame:
     """One line per kind of run, `columns` maps headings to metrics; with `nets` the network leads each line."""
-    named = frame.assign(name=frame.apply(name_of, axis=1))
-    ours = tables.summary(named, ["net", "ours", "name"], exact=EXACT)
-    lines = {}
-    for (net, label, name), group in ours.groupby(["net", "ours", "name"], sort=False):
-        found = group.set_index("metric")
-        key = f"{net} ({label}): {name}" if nets else name
-        lines[key] = {heading: tables.cell(found.loc[metric]) for heading, metric in columns.items()
-                      if metric in found.index}
-    return pandas.DataFrame.from_dict(lines, orient="index").reindex(columns=list(columns)).astype(object).fillna("")
+    line = frame.apply(name_of, axis=1)
+    if nets:
+        line = frame["net"] + " (" + frame["ours"] + "): " + line
+    return tables.rates(frame.assign(line=line), ["line"], columns, EXACT)
 
 
 def _companion(name: str, column: str) -> tuple[float | None, float | None]:

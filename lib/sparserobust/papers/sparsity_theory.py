@@ -2,13 +2,13 @@
 to almost empty. Of the paper's numbers only one is on record, so everything here is ours."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 
 import pandas
 
-from sparserobust import claims, estimates, reported, scales, tables
+from sparserobust import claims, estimates, reported, scales, sweep, tables
 from sparserobust.analysis import WeightSparsity
 from sparserobust.config import Data, Dense, Measurement, Model, Objective, Recipe, Run, Sparsifier
 from sparserobust.models import Winners
@@ -33,25 +33,14 @@ LOST = 0.02  # of clean accuracy: nets below the dense one's by more have collap
 SLACK = 0.01  # what "no worse" allows a linear classifier's r_2, in l2 distance
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """All runs of the notebook at one scale. Grid rows: `net` (the paper's), `ours` (what stands for it), `training`,
-    `method` (how it became sparse), `level` (how much, in the method's own unit), `seed`, `run`, `also`."""
-
-    scale: str
-    seeds: list[int]
-    grid: list[dict]
-    measurements: dict[str, Measurement]
-    settings: dict
+class Experiment(sweep.Experiment):
+    """Grid rows: `net` (the paper's), `ours` (what stands for it), `training`, `method` (how it became sparse), `level`
+    (how much, in the method's own unit), `seed`, `run`, `also`."""
 
     @property
     def nets(self) -> list[str]:
         """The nonlinear ones."""
         return list(self.settings["nets"])
-
-    def rows(self, **labels) -> list[dict]:
-        """Grid rows with these labels."""
-        return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]
 
     def dense(self, **labels) -> dict:
         """The dense row, of the first seed, with these labels."""
@@ -312,24 +301,6 @@ def overview(grid: list[dict]) -> pandas.DataFrame:
     return pandas.DataFrame(list(lines.values())).assign(levels=lambda t: t["levels"].map(", ".join))
 
 
-def table(frame: pandas.DataFrame, by: list[str], columns: dict[str, tuple[str, float]]) -> pandas.DataFrame:
-    """One line per group: mean ± standard deviation over seeds, for one seed the value; distances to three digits."""
-    lines = {}
-    for keys, group in frame.groupby(by, sort=False):
-        label = ", ".join(str(k) for k in keys)
-        lines[label] = {heading: _cell(factor * group.loc[group["metric"] == metric, "value"].astype(float), factor)
-                        for heading, (metric, factor) in columns.items()}
-    return pandas.DataFrame.from_dict(lines, orient="index")
-
-
-def _cell(values: pandas.Series, factor: float) -> str:
-    digits = _digits(factor)
-    if values.empty:
-        return ""
-    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
-
-
 def peaks(frame: pandas.DataFrame, net: str, training: str, columns: dict[str, tuple[str, float]]) -> pandas.DataFrame:
     """One line per attack: the dense value; the sparsity at which magnitude pruning is best and what it gains there
     (level chosen on the other seeds) over the dense net and over one trained as long; the sparsity at which it falls
@@ -343,7 +314,7 @@ def peaks(frame: pandas.DataFrame, net: str, training: str, columns: dict[str, t
         below = falls_below(pruned, dense)
         lost = 100 * (clean[0].loc[below] - clean[1].iloc[0]).mean() if below is not None else None
         lines[attack] = {
-            "dense": _cell(factor * dense.iloc[0], factor), "best at": _percent(best_level(pruned)),
+            "dense": tables.mean(factor * dense.iloc[0], factor), "best at": _percent(best_level(pruned)),
             "gain over dense": _gain(pruned, dense, factor),
             "gain over equal training": "" if longer.empty else _gain(pruned, longer, factor),
             "below dense from": "" if below is None else _percent(below),
@@ -352,12 +323,7 @@ def peaks(frame: pandas.DataFrame, net: str, training: str, columns: dict[str, t
 
 
 def _gain(values: pandas.DataFrame, reference: pandas.DataFrame, factor: float) -> str:
-    return tables.effect([factor * g for g in gains(values, reference)], _digits(factor))
-
-
-def _digits(factor: float) -> int:
-    """Rates in percent are shown to one digit, distances to three."""
-    return 1 if factor == 100 else 3
+    return tables.effect([factor * g for g in gains(values, reference)], tables.digits(factor))
 
 
 def _percent(level: float) -> str:
