@@ -195,8 +195,13 @@ class Sparsifier(Settings):
     """Settings of what makes a network sparse. The training loop knows nothing of a sparsifier but these moments.
     `state` is a dictionary of tensors that belongs to the sparsifier and is kept in checkpoints."""
 
-    def start(self, model) -> dict:
-        """Before training: the state to begin with."""
+    @property
+    def others(self) -> "tuple[Run, ...]":
+        """Runs whose trained weights the sparsifier needs besides."""
+        return ()
+
+    def start(self, model, *others: dict) -> dict:
+        """Before training: the state to begin with. `others` are the weights of those runs, name to tensor."""
         return {}
 
     def added_loss(self, model, state: dict):
@@ -273,10 +278,13 @@ class Recipe(Settings):
     weight_decay: float = 5e-4
     averaging: float = 0.0  # decay of an exponential moving average of the weights; 0: none
     select: str = "last"  # last epoch | best: highest robust accuracy on the validation split
+    watched: bool = False  # accuracy under attack on the validation split after every epoch, not only after the last
+    stop: int | None = None  # end after so many epochs of the schedule: the weights that a whole run has by then
     precision: str = "bfloat16"  # bfloat16 autocast where the processor has it | float32
 
     def check(self):
         self.require(self.epochs >= 0, "epochs cannot be negative")
+        self.require(self.stop is None or 0 <= self.stop <= self.epochs, "stop lies between 0 and epochs")
         self.require(self.batch_size > 0, "batch_size must be positive")
         self.require(self.lr > 0, "lr must be positive")
         self.require(0 <= self.averaging < 1, "averaging must lie in [0, 1)")
@@ -287,6 +295,22 @@ class Recipe(Settings):
             if getattr(self, key) not in known:
                 _unknown(key, getattr(self, key), self.label(), dict.fromkeys(known))
         self.require(bool(self.milestones) == (self.schedule == "multistep"), "milestones go with schedule multistep")
+
+    @property
+    def trained_epochs(self) -> int:
+        """How many epochs are trained, of which `epochs` is the schedule."""
+        return self.epochs if self.stop is None else self.stop
+
+
+@settings
+class Inheritance(Settings):
+    """How a network begins that inherits the weights of a smaller one, which is narrower or pruned: weights that were
+    pruned, or that read a new channel, begin at `kappa` times their default initialisation (`inheritance.inherit`)."""
+
+    kappa: float = 0.0
+
+    def check(self):
+        self.require(self.kappa >= 0, "kappa cannot be negative")
 
 
 @settings
@@ -300,12 +324,26 @@ class Run(Settings):
     sparsifier: Sparsifier = field(default_factory=Dense)
     seed: int = 0
     start: "Run | None" = None  # the run whose weights this one takes over
+    inheritance: Inheritance | None = None  # how, where those are of a smaller network
 
     def check(self):
         self.require(self.seed >= 0, "seed cannot be negative")
-        self.require(self.start is None or self.model.fits(self.start.model), "start: the other run has another model")
+        self.require(self.start is not None or self.inheritance is None, "inheritance goes with a start")
+        self.require(self.start is None or self.inheritance is not None or self.model.fits(self.start.model),
+                     "start: the other run has another model")
 
     @property
     def cost(self) -> float:
         """Relative cost of training; only used to order and to forecast runs."""
-        return self.recipe.epochs * self.objective.cost * self.model.cost
+        return self.recipe.trained_epochs * self.objective.cost * self.model.cost
+
+    @property
+    def needs(self) -> "tuple[Run, ...]":
+        """Runs whose trained weights this one begins with."""
+        return (*(() if self.start is None else (self.start,)), *self.sparsifier.others)
+
+    @property
+    def lineage(self) -> "list[Run]":
+        """This run and all that have to be trained for it, each once, the earliest first."""
+        found = {run.identity: run for needed in self.needs for run in needed.lineage}
+        return [*found.values(), self]

@@ -87,8 +87,7 @@ class Store:
         """The trained network, in eval mode on this machine's device; trained now if its weights are not here."""
         self.train(run)
         model = training.build(run, data.load(run.data))
-        weights, _ = files.load_tensors(self._home(run) / "model.safetensors")
-        model.load_state_dict(weights)
+        model.load_state_dict(self._weights(run))
         return model.to(device(), memory_format=torch.channels_last).eval()
 
     # ------------------------------------------------------------------------------------------------ working
@@ -101,21 +100,21 @@ class Store:
         complete = self._complete(run)
         if complete:
             return complete
-        start = None
-        if run.start is not None:
-            self.train(run.start, report)
-            start, _ = files.load_tensors(self._home(run.start) / "model.safetensors")
+        for needed in run.needs:
+            self.train(needed, report)
         with FileLock(paths.writable(self.folder / ".locks") / f"{run.identity}.lock"):
-            return self._complete(run) or self._train(run, start, report)
+            return self._complete(run) or self._train(run, report)
 
-    def _train(self, run: Run, start, report: Report) -> dict:
+    def _train(self, run: Run, report: Report) -> dict:
         aside, home = self.folder / f".partial-{run.identity}", self._home(run)
         if home.exists():
             _set_aside(home)
         checkpoint = paths.writable(aside) / "checkpoint.safetensors"
         begun = time.monotonic()
         splits = data.load(run.data, device())
-        trained = training.train(run, splits, start, checkpoint, lambda epochs: report("training", epochs))
+        trained = training.train(run, splits, run.start and self._weights(run.start), checkpoint,
+                                 lambda epochs: report("training", epochs),
+                                 [self._weights(other) for other in run.sparsifier.others])
         files.save_tensors(aside / "model.safetensors", trained.model.state_dict())
         record = {
             "format": FORMAT, "run": run.plain(), "history": trained.history,
@@ -133,7 +132,7 @@ class Store:
     def _take(self, run: Run, measurement: Measurement, report: Report) -> None:
         self.train(run, report)
         model, others = self.model(run), [self.model(other) for other in measurement.others]
-        report(f"measuring {measurement.kind}", run.recipe.epochs)
+        report(f"measuring {measurement.kind}", run.recipe.trained_epochs)
         begun = time.monotonic()
         result = measurement(model, data.load(run.data, device()), *others)
         entry = {"measurement": measurement.plain(), "result": result,
@@ -178,6 +177,9 @@ class Store:
 
     def _home(self, run: Run) -> Path:
         return self.folder / run.identity
+
+    def _weights(self, run: Run) -> dict[str, torch.Tensor]:
+        return files.load_tensors(self._home(run) / "model.safetensors")[0]
 
     def _measured(self, run: Run, measurement: Measurement) -> Path:
         return self._home(run) / "measured" / f"{measurement.identity}.json"

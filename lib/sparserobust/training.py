@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from sparserobust.config import Objective, Recipe, Run
 from sparserobust.data import Split, Splits, augmented
 from sparserobust.environment import global_seed, has_bfloat16, stream
 from sparserobust.errors import UserError
+from sparserobust.inheritance import inherit
 from sparserobust.models import noise_scales
 from sparserobust.sparsity import channel_sparsity, sparsity
 
@@ -42,22 +43,26 @@ def build(run: Run, splits: Splits) -> nn.Module:
 
 
 def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, checkpoint: Path | None = None,
-          report: Callable[[float], None] = lambda epochs_done: None) -> Trained:
+          report: Callable[[float], None] = lambda epochs_done: None,
+          others: Sequence[dict[str, Tensor]] = ()) -> Trained:
     """Train a run on the device on which `splits` lies.
 
     `start` is a state dictionary to begin from; `checkpoint` a file that is written after each epoch and taken up if it
-    is there; `report` is called now and then with the number of epochs done.
+    is there; `report` is called now and then with the number of epochs done; `others` are the state dictionaries of the
+    runs that the sparsifier needs.
     """
     device = splits.train.images.device
     model = build(run, splits)
-    if start is not None:
+    if run.inheritance is not None:
+        inherit(model, start, run.inheritance)
+    elif start is not None:
         model.load_state_dict(start)
     model = model.to(device, memory_format=torch.channels_last)
-    job = _Job(run, model)
+    job = _Job(run, model, others)
     job.resume(checkpoint)
     recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
     told = time.monotonic()
-    for epoch in range(job.epoch, recipe.epochs):
+    for epoch in range(job.epoch, recipe.trained_epochs):
         model.train()
         objective = run.objective.at(epoch)
         order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch)).to(device)
@@ -122,7 +127,7 @@ def weights_replaced(model: nn.Module, weights: dict[str, Tensor]):
 class _Job:
     """What changes while a run is trained, and how it is kept in a checkpoint."""
 
-    def __init__(self, run: Run, model: nn.Module):
+    def __init__(self, run: Run, model: nn.Module, others: Sequence[dict[str, Tensor]]):
         self.run, self.model = run, model
         self.epoch, self.history, self.steps = 0, [], 0
         self.parameters = dict(model.named_parameters())
@@ -132,7 +137,8 @@ class _Job:
                   {"params": list(scales), "weight_decay": 0.0}]
         self.optimiser = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum,
                                          nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay)
-        self.state = run.sparsifier.start(model)
+        with global_seed(run.seed, "sparsifier"):
+            self.state = run.sparsifier.start(model, *others)
         self.average = {n: torch.zeros_like(p) for n, p in self.parameters.items()} if recipe.averaging else {}
         self.best: dict[str, Tensor] = {}
         device = next(model.parameters()).device
@@ -195,9 +201,10 @@ class _Job:
 
     def _validated(self, split: Split, epoch: int) -> dict:
         """Accuracies on the validation split; `validation` is the one that selects. The attacked one costs time: it is
-        taken after every epoch only where it selects, else after the last."""
-        last = epoch + 1 == self.run.recipe.epochs
-        attack = validation_attack(self.run.objective) if last or self.run.recipe.select == "best" else None
+        taken after every epoch only where it selects or is watched, else after the last."""
+        recipe = self.run.recipe
+        wanted = epoch + 1 == recipe.trained_epochs or recipe.select == "best" or recipe.watched
+        attack = validation_attack(self.run.objective) if wanted else None
         with global_seed(self.run.seed, "validation noise", epoch):
             clean = float((predicted(self.model, split.images) == split.labels).double().mean())
             if attack is None:
@@ -238,7 +245,7 @@ class _Job:
 
         def like(name: str, t: Tensor) -> Tensor:  # in the memory layout of the parameter that the last word names
             parameter = self.parameters.get(name.rsplit(" ")[-1])
-            return t if parameter is None else torch.empty_like(parameter).copy_(t)
+            return torch.empty_like(parameter).copy_(t) if parameter is not None and parameter.shape == t.shape else t
 
         self.model.load_state_dict(groups["model"])
         for name, t in groups.get("momentum", {}).items():

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 import sparserobust.worker  # noqa: F401  (registers every kind)
 from sparserobust import Data, Recipe, Run, UserError
 from sparserobust.attacks import FGSM, PGD
-from sparserobust.config import Attack, Measurement, Model, Objective, Settings, Sparsifier, settings
+from sparserobust.config import Attack, Inheritance, Measurement, Model, Objective, Settings, Sparsifier, settings
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import Adversarial, Natural
-from sparserobust.sparsifiers import RGSM, RVSM, Dense, Magnitude
+from sparserobust.sparsifiers import RGSM, RVSM, Dense, Magnitude, Ticket
 
 FAMILIES = (Model, Attack, Objective, Sparsifier, Measurement)
 MEMBERS = [c for f in FAMILIES for c in f.family.values() if c.__module__.startswith("sparserobust")]
@@ -119,7 +119,8 @@ def test_every_setting_of_a_run_enters_its_identity():
         replace(RUN, start=RUN), replace(RUN, start=replace(RUN, seed=4)),
         *(replace(RUN, recipe=replace(RUN.recipe, **{key: value})) for key, value in {
             "epochs": 201, "batch_size": 127, "lr": 0.2, "milestones": (80.0,), "momentum": 0.8, "weight_decay": 0.0,
-            "averaging": 0.9, "select": "best", "precision": "float32"}.items()),
+            "averaging": 0.9, "select": "best", "precision": "float32", "watched": True, "stop": 3}.items()),
+        replace(RUN, start=RUN, inheritance=Inheritance()), replace(RUN, start=RUN, inheritance=Inheritance(kappa=0.1)),
     ]  # fmt: skip
     assert len({run.identity for run in [RUN, *changed]}) == len(changed) + 1
 
@@ -227,6 +228,9 @@ def test_unknown_kinds_and_keys_are_refused_with_the_nearest(parse, plain, named
     (PreActResNet, {"members": 0}, ["members"]),
     (PreActResNet, {"noise": -0.1}, ["noise"]),
     (FGSM, {"epsilon": 8}, ["8/255"]),
+    (Recipe, {"epochs": 3, "stop": 4}, ["stop"]),
+    (Recipe, {"epochs": 3, "stop": -1}, ["stop"]),
+    (Inheritance, {"kappa": -0.1}, ["kappa"]),
 ])  # fmt: skip
 def test_wrong_types_and_values_are_refused(make, given, named, refusal):
     message = refusal(make, **given)
@@ -234,9 +238,24 @@ def test_wrong_types_and_values_are_refused(make, given, named, refusal):
 
 
 @pytest.mark.parametrize("changes", [{"seed": -1}, {"start": replace(RUN, model=PreActResNet(depth=8))}, {"start": 3},
-                                     {"sparsifier": None}, {"data": "digits"}])
+                                     {"sparsifier": None}, {"data": "digits"}, {"inheritance": Inheritance()}])
 def test_runs_that_make_no_sense_are_refused(changes, refusal):
     assert next(iter(changes)) in refusal(replace, RUN, **changes)
+
+
+def test_another_model_is_inherited_from_only_where_it_is_said_how():
+    other = replace(RUN, model=PreActResNet(depth=8))
+    assert replace(RUN, start=other, inheritance=Inheritance(kappa=0.1)).needs == (other,)
+
+
+def test_the_lineage_of_a_run_is_all_that_has_to_be_trained_for_it_each_once():
+    early = replace(RUN, recipe=replace(RUN.recipe, stop=2))
+    pruned = replace(RUN, start=RUN, sparsifier=Magnitude(sparsity=0.5))
+    ticket = replace(RUN, start=early, sparsifier=Ticket(pruned=pruned))
+    again = replace(RUN, start=ticket, sparsifier=Ticket(pruned=pruned))
+    assert again.lineage == [early, RUN, pruned, ticket, again]
+    assert RUN.lineage == [RUN] and RUN.needs == ()
+    assert early.cost == RUN.cost * 2 / 200
 
 
 # ----------------------------------------------------------------------------------------- immutability

@@ -15,7 +15,7 @@ LIBRARY = PROJECT / "lib" / "sparserobust"
 FLOORS = [  # ground first; a room imports from its own floor and those below
     {"errors", "paths", "files", "environment", "config", "data", "sparsity"},
     {"attacks", "query_attacks", "objectives", "sparsifiers", "models"},
-    {"training", "evaluation", "analysis"},
+    {"training", "inheritance", "evaluation", "analysis"},
     {"runs", "progress", "worker", "sweep"},
     {"reported", "scales", "estimates", "claims", "tables", "plots", "artifacts"},
     {"papers"},

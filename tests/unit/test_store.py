@@ -12,7 +12,7 @@ from sparserobust import UserError, data, files, paths, runs, training
 from sparserobust.analysis import WeightSparsity
 from sparserobust.evaluation import Accuracy
 from sparserobust.runs import Store
-from sparserobust.sparsifiers import RGSM, Magnitude
+from sparserobust.sparsifiers import RGSM, Magnitude, Ticket
 
 PARTS = {"record.json", "model.safetensors", "provenance.json"}
 
@@ -118,6 +118,18 @@ def test_chains_share_their_beginning(fresh, trained, tiny_run):
     weights = {r.identity: fresh().model(r).state_dict() for r in (dense, pruned[0])}
     for name, t in weights[pruned[0].identity].items():
         assert torch.equal(t, torch.where(t == 0, t, weights[dense.identity][name]))
+
+
+def test_what_a_sparsifier_needs_is_trained_before_and_handed_to_it(fresh, trained, tiny_run):
+    dense = tiny_run()
+    pruned = tiny_run(start=dense, epochs=0, sparsifier=Magnitude(sparsity=0.5))
+    ticket = tiny_run(sparsifier=Ticket(pruned=pruned), epochs=1)
+    fresh().train(ticket)
+    assert trained == [run.identity for run in (dense, pruned, ticket)]
+    assert [run.identity for run in ticket.lineage] == trained and ticket.needs == (pruned,)
+    zero = {run.identity: {n: t == 0 for n, t in fresh().model(run).state_dict().items() if t.dim() in (2, 4)}
+            for run in (pruned, ticket)}
+    assert all(torch.equal(t, zero[ticket.identity][name]) for name, t in zero[pruned.identity].items())
 
 
 # ----------------------------------------------------------------------------------------------- damage

@@ -165,6 +165,34 @@ def test_start_weights_are_taken_over_and_seeds_differ(tiny_run, digits):
     assert not torch.equal(fresh[0], fresh[2])
 
 
+@pytest.mark.parametrize("schedule", ["onecycle", "constant"])
+def test_a_run_that_stops_early_has_the_weights_of_the_whole_one_by_then(schedule, tiny_run, digits, tmp_path):
+    """To which a lottery ticket is rewound; after no epoch at all they are the initial ones."""
+    whole, seen = tiny_run(epochs=4, schedule=schedule, objective=ATTACKED), {}
+
+    def keep(done):
+        seen[done] = {name: t.clone() for name, t in training.files.load_tensors(tmp_path / "whole")[0].items()}
+
+    training.train(whole, digits, checkpoint=tmp_path / "whole", report=keep)
+    for stop in (1, 3):
+        result = training.train(replace(whole, recipe=replace(whole.recipe, stop=stop)), digits)
+        assert len(result.history) == stop and "validation_robust" in result.history[-1]
+        assert all(torch.equal(t, seen[stop][f"model/{name}"]) for name, t in result.model.state_dict().items())
+    initial = training.train(replace(whole, recipe=replace(whole.recipe, stop=0)), digits)
+    fresh = training.build(whole, digits).state_dict()
+    assert initial.history == [] and all(torch.equal(t, fresh[n]) for n, t in initial.model.state_dict().items())
+
+
+def test_watching_measures_after_every_epoch_and_changes_nothing(tiny_run, digits):
+    run = tiny_run(epochs=3, objective=ATTACKED)
+    plain, watched = training.train(run, digits), training.train(replace(run, recipe=replace(run.recipe, watched=True)),
+                                                                 digits)
+    assert ["validation_robust" in row for row in plain.history] == [False, False, True]
+    assert all("validation_robust" in row for row in watched.history)
+    assert_same(training.Trained(plain.model, plain.history[-1:]),
+                training.Trained(watched.model, watched.history[-1:]))
+
+
 # ------------------------------------------------------------------------------- averaging and selection
 
 

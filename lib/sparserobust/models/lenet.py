@@ -38,16 +38,19 @@ class LeNet300100(Model, kind="lenet_300_100"):
 @settings
 class LeNet5(Model, kind="lenet5"):
     """The Caffe layout, 431,080 parameters for 28x28 pixels: two convolutions of 20 and 50 channels, each followed by
-    max-pooling and by no ReLU, then 500 units, ReLU, logits. `kernel` 3 suits smaller images."""
+    max-pooling and by no ReLU, then 500 units, ReLU, logits. `kernel` 3 suits smaller images; with another `width` than
+    20 all layers are narrower or wider alike."""
 
     kernel: int = 5
+    width: int = 20  # channels of the first convolution
 
     def check(self):
         self.require(self.kernel >= 1, "kernel starts at 1")
+        self.require(self.width >= 2 and self.width % 2 == 0, "width is even, and 2 at least")
 
     @property
     def cost(self) -> float:
-        return 2.0
+        return 2.0 * self.width / 20
 
     def build(self, image_shape, classes):
         sides = list(image_shape[1:])
@@ -56,9 +59,10 @@ class LeNet5(Model, kind="lenet5"):
         if min(sides) < 1:
             raise UserError(f"{self.label()}: images of {image_shape[1]}x{image_shape[2]} pixels are too small for "
                             f"kernel {self.kernel}")
-        return Sequence(nn.Conv2d(image_shape[0], 20, self.kernel), nn.MaxPool2d(2, ceil_mode=True),
-                        nn.Conv2d(20, 50, self.kernel), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(),
-                        nn.Linear(50 * sides[0] * sides[1], 500), nn.ReLU(), nn.Linear(500, classes))
+        first, second, units = self.width, self.width * 5 // 2, self.width * 25
+        return Sequence(nn.Conv2d(image_shape[0], first, self.kernel), nn.MaxPool2d(2, ceil_mode=True),
+                        nn.Conv2d(first, second, self.kernel), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(),
+                        nn.Linear(second * sides[0] * sides[1], units), nn.ReLU(), nn.Linear(units, classes))
 
 
 class Sequence(nn.Sequential):

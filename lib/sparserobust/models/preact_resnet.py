@@ -89,6 +89,10 @@ class Block(nn.Module):
         out = self.conv2(self.relu(self.norm2(self.conv1(active))))
         return self.noise(out + residual)
 
+    def inner_channels(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]]:
+        """Writer, norm and reader of the channels that only this block knows."""
+        return [(self.conv1, self.norm2, self.conv2)]
+
 
 def convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """No bias; weights from N(0, 2 / (kernel^2 out))."""

@@ -87,6 +87,10 @@ class Block(nn.Module):
         out = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
         return self.relu(out + self.shortcut(x))
 
+    def inner_channels(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]]:
+        """Writer, norm and reader of the channels that only this block knows."""
+        return [(self.conv1, self.norm1, self.conv2)]
+
 
 class Padded(nn.Module):
     """Every `stride`-th pixel of (n, channels, h, w), and zeros for the channels that are new: (n, out, h', w') without

@@ -59,6 +59,12 @@ class VGG(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.linear(self.layers(self.first(images)).mean((2, 3)))
 
+    def inner_channels(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d | nn.Linear]]:
+        """Writer, norm and reader of the channels of each convolution: a column of the linear layer is a channel."""
+        convolutions = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
+        norms = [layer for layer in self.layers if isinstance(layer, nn.BatchNorm2d)]
+        return list(zip(convolutions, norms, [*convolutions[1:], self.linear], strict=True))
+
 
 class VGGWithDropout(nn.Module):
     """Images (n, c, h, w) in [0, 1] to logits (n, classes): first layer, five groups as in `VGG`, then all that is left

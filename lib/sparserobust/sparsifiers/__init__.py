@@ -3,9 +3,13 @@
 from sparserobust.config import Dense
 from sparserobust.sparsifiers.admm import ADMM, ReleasedADMM
 from sparserobust.sparsifiers.lasso import Lasso, ProximalLasso
-from sparserobust.sparsifiers.magnitude import FixedMask, Magnitude, RelativeThreshold
+from sparserobust.sparsifiers.magnitude import FixedMask, Magnitude, RandomMask, RelativeThreshold
+from sparserobust.sparsifiers.scores import LearnedScores
 from sparserobust.sparsifiers.splitting import RGSM, RVSM
+from sparserobust.sparsifiers.structured import Channels, ScaleLasso
 from sparserobust.sparsifiers.surgery import DynamicNetworkSurgery
+from sparserobust.sparsifiers.ticket import MatchedHistogram, Ticket
 
-__all__ = ["ADMM", "RGSM", "RVSM", "Dense", "DynamicNetworkSurgery", "FixedMask", "Lasso", "Magnitude",
-           "ProximalLasso", "RelativeThreshold", "ReleasedADMM"]
+__all__ = ["ADMM", "RGSM", "RVSM", "Channels", "Dense", "DynamicNetworkSurgery", "FixedMask", "Lasso", "LearnedScores",
+           "Magnitude", "MatchedHistogram", "ProximalLasso", "RandomMask", "RelativeThreshold", "ReleasedADMM",
+           "ScaleLasso", "Ticket"]

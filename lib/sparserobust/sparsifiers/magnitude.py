@@ -1,4 +1,4 @@
-"""Weights that are set to zero and held there: the smallest ones, or those a run inherits as zeros."""
+"""Weights that are set to zero and held there: the smallest ones, a random choice, or those a run inherits as zeros."""
 
 import torch
 
@@ -67,5 +67,26 @@ class RelativeThreshold(FixedMask, kind="relative_threshold"):
     def start(self, model):
         masks = {name: ((w != 0) & (w.abs() >= self.threshold * w.abs().max())).to(w.dtype)
                  for name, w in prunable(model).items()}
+        self.after_step(model, masks, 0.0)
+        return masks
+
+
+@settings
+class RandomMask(FixedMask, kind="random_mask"):
+    """As `Magnitude` with scope global, but which weights go is drawn uniformly, from the run's seed: what every rule
+    of choice is to be compared with. Weights that are zero already are drawn like all others."""
+
+    sparsity: float  # share of weights to remove
+
+    def check(self):
+        self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
+
+    def start(self, model):
+        weights = prunable(model)
+        counts = [w.numel() for w in weights.values()]
+        # drawn on the CPU: the same on every device
+        kept = torch.randperm(sum(counts)) >= round(self.sparsity * sum(counts))
+        parts = kept.split(counts)
+        masks = {name: part.view_as(w).to(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
         self.after_step(model, masks, 0.0)
         return masks

@@ -1,0 +1,57 @@
+"""Inverse weights inheritance: a network begins with the weights of a smaller one (Wang et al. 2020). The paper's
+algorithm is not on record; this is a reading of its claim."""
+
+import torch
+from torch import Tensor, nn
+
+from sparserobust.config import Inheritance
+from sparserobust.errors import UserError
+from sparserobust.models.noise import WeightNoise
+from sparserobust.models.resnet import Padded
+from sparserobust.sparsity import prunable
+
+
+@torch.no_grad()
+def inherit(model: nn.Module, weights: dict[str, Tensor], settings: Inheritance) -> None:
+    """Put `weights`, the state dictionary of a smaller network of the same topology, narrower or pruned, into the fresh
+    `model`. Every tensor goes into the leading corner of its namesake, running statistics included; convolution and
+    linear weights that are exactly zero count as not there. What the smaller network does not have:
+
+    - weights that were pruned, and weights that read a new channel, begin at `kappa` times their default;
+    - weights by which a new channel reads inherited ones, biases and norms of new channels begin at their default.
+
+    With `kappa` 0 the inherited channels do not see the new ones, and the network computes what the smaller one does
+    (but for noise and k-winners, which look at all channels together). New channels are not zero themselves, since no
+    gradient reaches a weight between two channels that are. A channel that lost all its weights on both sides is such a
+    case: it may need a `kappa` above 0 to come back.
+
+    `UserError` where the tensors do not fit, or where channels cannot be told apart as inherited and new.
+    """
+    _check_fit(model, weights)
+    layers = prunable(model)
+    for name, large in model.state_dict().items():
+        small = weights[name].to(large)
+        corner = large[tuple(map(slice, small.shape))]  # a view
+        if name in layers:
+            large[:, small.shape[1]:] *= settings.kappa
+            small = torch.where(small == 0, settings.kappa * corner, small)
+        corner.copy_(small)
+
+
+def _check_fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    small, large = ({name: tuple(t.shape) for name, t in some.items()} for some in (weights, model.state_dict()))
+    for name in small | large:
+        if name not in small or name not in large:
+            raise UserError(f"inheritance: only one of the two networks has {name}: they differ in more than width")
+        old, new = small[name], large[name]
+        if len(old) != len(new) or old[2:] != new[2:] or any(m > n for m, n in zip(old, new, strict=True)):
+            raise UserError(f"inheritance: {name} of shape {old} does not fit into {new}: the smaller network has at "
+                            "most as many channels, and kernels of the same size")
+    if small == large:
+        return
+    if any(isinstance(layer, Padded) for layer in model.modules()):
+        raise UserError("inheritance: where shortcuts are padded with zeros, new channels are added to inherited ones: "
+                        "take preact_resnet, resnet18 or vgg16 instead of resnet")
+    if any(isinstance(layer, WeightNoise) and layer.granularity == "element" for layer in model.modules()):
+        raise UserError("inheritance: noise scales of single weights do not go into another width: take granularity "
+                        "channel or layer")

@@ -1,0 +1,85 @@
+"""Pruning of whole channels, where the network knows who writes and who reads them (`inner_channels` of its modules).
+Residual streams are left alone, as many layers write and read them."""
+
+import math
+
+import torch
+from torch import nn
+
+from sparserobust.config import Sparsifier, settings
+from sparserobust.sparsifiers.magnitude import FixedMask
+from sparserobust.sparsity import prunable, zero_weights
+
+
+@settings
+class Channels(FixedMask, kind="channels"):
+    """Removes whole inner channels from the network a run starts with (its `start`), as few as it takes, then trains
+    what is left at a fixed mask; with a recipe of 0 epochs it only prunes. Zeros that are there before count and stay;
+    every layer keeps one channel at least. Which channels go first, ties by position:
+
+    - criterion `filters`: those with the smallest l1 norm of the filter that writes them, ranked in their own layer,
+      so that each layer loses the same share (Li et al. 2017, who set that share by hand for each stage);
+    - criterion `scales`: those with the smallest |gamma| of the norm they pass, ranked over all layers (Liu et al.
+      2017, network slimming, who also choose what a layer reads of the residual stream; `ScaleLasso` trains for this).
+
+    A removed channel has neither the weights that write it nor those that read it. Its norm still puts out a constant,
+    beta in training mode, but nobody reads it (except k-winners, among which it competes)."""
+
+    sparsity: float  # share of convolution and linear weights that is zero afterwards, at least
+    criterion: str = "filters"
+
+    def check(self):
+        self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
+        self.require(self.criterion in ("filters", "scales"),
+                     f"criterion is filters or scales, not '{self.criterion}'")
+
+    @torch.no_grad()
+    def start(self, model):
+        masks = super().start(model)
+        mask_of = {w: masks[name] for name, w in prunable(model).items()}
+        zero, total = zero_weights(model)
+        for _, channel, writer, reader in self._order(model):
+            if zero / total >= self.sparsity:
+                break
+            for mask in (mask_of[writer.weight][channel], mask_of[reader.weight][:, channel]):
+                zero += int(mask.count_nonzero())  # where row and column of two channels cross, only the first time
+                mask.zero_()
+        self.require(zero / total >= self.sparsity, f"sparsity {self.sparsity:g} is out of reach: with one inner "
+                     f"channel left a layer, it is {math.floor(1000 * zero / total) / 1000:g} in this network")
+        self.after_step(model, masks, 0.0)
+        return masks
+
+    def _order(self, model) -> list[tuple[float, int, nn.Module, nn.Module]]:
+        """(key, channel, writer, reader) of all inner channels but the best of each layer, the first to go first."""
+        order = []
+        for writer, norm, reader in inner_channels(model, self):
+            if self.criterion == "filters":
+                channels = writer.weight.abs().sum((1, 2, 3)).argsort(stable=True).tolist()
+                keys = [rank / len(channels) for rank in range(1, len(channels) + 1)]  # share lost with this channel
+            else:
+                keys, channels = (t.tolist() for t in norm.weight.abs().sort(stable=True))
+            order += [(key, channel, writer, reader) for key, channel in zip(keys[:-1], channels[:-1], strict=True)]
+        return sorted(order, key=lambda candidate: candidate[0])
+
+
+@settings
+class ScaleLasso(Sparsifier, kind="scale_lasso"):
+    """lam * sum of |gamma| over the norms that inner channels pass is added to the loss (Liu et al. 2017, eq. 1, there
+    over all norms): the training that precedes `Channels(criterion="scales")`. As with `Lasso`, scales become small,
+    not zero."""
+
+    lam: float
+
+    def check(self):
+        self.require(self.lam >= 0, "lam cannot be negative")
+
+    def added_loss(self, model, state):
+        return self.lam * torch.cat([norm.weight for _, norm, _ in inner_channels(model, self)]).abs().sum()
+
+
+def inner_channels(model: nn.Module, sparsifier: Sparsifier) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Module]]:
+    """(writer, norm, reader) of all layers with inner channels; a `UserError` of the sparsifier if there are none."""
+    found = [inner for module in model.modules() if hasattr(module, "inner_channels")
+             for inner in module.inner_channels()]
+    sparsifier.require(bool(found), "this network has no inner channels; preact_resnet, resnet, resnet18 and vgg16 do")
+    return found
