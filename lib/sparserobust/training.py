@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from sparserobust import files
 from sparserobust.attacks import PGD, predicted
@@ -131,12 +132,10 @@ class _Job:
         self.run, self.model = run, model
         self.epoch, self.history, self.steps = 0, [], 0
         self.parameters = dict(model.named_parameters())
+        self.momentum: dict[str, Tensor] = {}
         recipe = run.recipe
-        scales = noise_scales(model).values()  # noise is not decayed: it would only fade
-        groups = [{"params": [p for p in self.parameters.values() if all(p is not s for s in scales)]},
-                  {"params": list(scales), "weight_decay": 0.0}]
-        self.optimiser = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum,
-                                         nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay)
+        scales = {id(scale) for scale in noise_scales(model).values()}  # not decayed: noise would only fade
+        self.decay = {name: 0.0 if id(p) in scales else recipe.weight_decay for name, p in self.parameters.items()}
         with global_seed(run.seed, "sparsifier"):
             self.state = run.sparsifier.start(model, *others)
         self.average = {n: torch.zeros_like(p) for n, p in self.parameters.items()} if recipe.averaging else {}
@@ -147,14 +146,12 @@ class _Job:
 
     def step(self, objective: Objective, images, labels, attack, lr: float) -> Tensor:
         run, model = self.run, self.model
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        self.optimiser.zero_grad()
+        model.zero_grad()
         with self.autocast():
             loss = objective(model, images, labels, attack)
         (loss + run.sparsifier.added_loss(model, self.state)).backward()
         run.sparsifier.before_step(model, self.state, lr)
-        self.optimiser.step()
+        self._descend(lr)
         run.sparsifier.after_step(model, self.state, lr)
         self.steps += 1
         if self.average:
@@ -162,6 +159,19 @@ class _Job:
                 for name, p in self.parameters.items():
                     self.average[name].lerp_(p, 1 - run.recipe.averaging)
         return loss.detach()
+
+    @torch.no_grad()
+    def _descend(self, lr: float) -> None:
+        """One step of SGD for all parameters that have a gradient. (The function behind `torch.optim.SGD`: the class
+        imports a compiler when it is first made, which takes longer than many a training here.)"""
+        recipe = self.run.recipe
+        for decay in set(self.decay.values()):
+            names = [n for n, p in self.parameters.items() if self.decay[n] == decay and p.grad is not None]
+            buffers = [self.momentum.get(name) for name in names]
+            sgd([self.parameters[n] for n in names], [self.parameters[n].grad for n in names], buffers, lr=lr,
+                momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay, dampening=0.0,
+                maximize=False)
+            self.momentum |= {name: b for name, b in zip(names, buffers, strict=True) if b is not None}
 
     def end_epoch(self, epoch: int, loss: float, validation: Split) -> None:
         run, model = self.run, self.model
@@ -217,9 +227,7 @@ class _Job:
     # ------------------------------------------------------------------------------------------ checkpoints
 
     def save(self, path: Path) -> None:
-        momentum = {n: self.optimiser.state[p]["momentum_buffer"] for n, p in self.parameters.items()
-                    if self.optimiser.state[p].get("momentum_buffer") is not None}
-        groups = {"model": self.model.state_dict(), "momentum": momentum, "sparsifier": self.state,
+        groups = {"model": self.model.state_dict(), "momentum": self.momentum, "sparsifier": self.state,
                   "average": self.average, "best": self.best}
         tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
         metadata = {"run": self.run.identity, "epoch": str(self.epoch), "steps": str(self.steps),
@@ -248,8 +256,7 @@ class _Job:
             return torch.empty_like(parameter).copy_(t) if parameter is not None and parameter.shape == t.shape else t
 
         self.model.load_state_dict(groups["model"])
-        for name, t in groups.get("momentum", {}).items():
-            self.optimiser.state[self.parameters[name]]["momentum_buffer"] = like(name, t)
+        self.momentum = {n: like(n, t) for n, t in groups.get("momentum", {}).items()}
         self.state = {n: like(n, t) for n, t in groups.get("sparsifier", {}).items()}
         self.average = {n: like(n, t) for n, t in groups.get("average", {}).items()}
         self.best = groups.get("best", {})
