@@ -1,6 +1,7 @@
 """Tidy frame in, figure out. Colours are told apart by colour-blind readers; everything is legible at half size."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -275,6 +276,21 @@ def claims(ledger: pandas.DataFrame) -> Figure:
     handles = [axis.plot([], [], "o", color=c)[0] for c in (*colours.values(), "0.5")]
     handles.append(axis.plot([], [], "D", color="black", markerfacecolor="none")[0])
     axis.legend(handles, [*colours, "undecided", "reported"], loc="best")
+    return figure
+
+
+def against_cost(frame: pandas.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """Rates in percent after every epoch against what training has taken until then: a line for each `method`, mean
+    over seeds, the band spans them; `frame` has `method`, `seed`, `epoch`, `cost`, `value`."""
+    figure, (axis,) = subplots(width=7.5, height=4.6)
+    styles = zip(PALETTE, cycle(MARKERS), cycle(LINES), strict=False)
+    for method, (colour, marker, style) in zip(frame["method"].unique(), styles, strict=False):
+        by_epoch = frame[frame["method"] == method].groupby("epoch")
+        cost, values = by_epoch["cost"].mean(), by_epoch["value"].agg(["mean", "min", "max"]) * 100
+        axis.fill_between(cost, values["min"], values["max"], color=colour, alpha=0.15, linewidth=0)
+        axis.plot(cost, values["mean"], linestyle=style, marker=marker, markersize=5, color=colour, label=method)
+    axis.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, None))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=10)
     return figure
 
 

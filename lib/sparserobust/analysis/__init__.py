@@ -1,7 +1,7 @@
 """Measurements of trained networks other than accuracy."""
 
 from sparserobust.analysis.activations import Activations
-from sparserobust.analysis.cost import Deployable, macs
+from sparserobust.analysis.cost import Deployable, MACs, macs
 from sparserobust.analysis.linear import LinearRadii, Theorem31
 from sparserobust.analysis.radii import LayerNorms, Margins, RadiusOrder
 from sparserobust.analysis.random_masks import RandomMasks
@@ -18,5 +18,5 @@ from sparserobust.analysis.weights import (
 )
 
 __all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Deployable", "LayerNorms", "LayerSparsity",
-           "LayerWeights", "LinearRadii", "Margins", "RadiusOrder", "RandomMasks", "RemainingParameters", "Stability",
-           "Theorem31", "WeightHistogram", "WeightSparsity", "WithoutBlankPixels", "macs"]
+           "LayerWeights", "LinearRadii", "MACs", "Margins", "RadiusOrder", "RandomMasks", "RemainingParameters",
+           "Stability", "Theorem31", "WeightHistogram", "WeightSparsity", "WithoutBlankPixels", "macs"]

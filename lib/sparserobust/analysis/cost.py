@@ -27,6 +27,14 @@ def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 @settings
+class MACs(Measurement, kind="macs"):
+    """Multiply-accumulates for one image, as `macs` counts them."""
+
+    def __call__(self, model, splits):
+        return {"value": macs(model, splits.image_shape)}
+
+
+@settings
 class Deployable(Measurement, kind="deployable"):
     """What is left of a network when the input channels that are zero are really removed (`models.compact`), before
     and after: parameters, multiply-accumulates for one image (their share left is the value), bytes of the weights as

@@ -1,0 +1,327 @@
+"""Achieving Adversarial Robustness via Sparsity: its grid of runs, what training costs, its frames, its verdicts."""
+
+from dataclasses import replace
+
+import pandas
+import pytest
+import yaml
+
+from sparserobust import claims, paths, plots, reported, scales
+from sparserobust.analysis import macs
+from sparserobust.config import Dense, Measurement
+from sparserobust.objectives import Natural
+from sparserobust.papers import iwi
+from sparserobust.sparsifiers import Channels, FixedMask, LearnedScores, Magnitude, MatchedHistogram, ScaleLasso, Ticket
+
+SCALES = [name for name in scales.names()
+          if iwi.PAPER in yaml.safe_load((paths.scales_folder() / f"{name}.yaml").read_text())]
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return iwi.experiment("quick")
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def any_scale(request):
+    return iwi.experiment(request.param)
+
+
+def runs_of(experiment, **labels) -> dict:
+    """Runs by (method, level) of the rows with these labels and the first seed."""
+    return {(row["method"], row["level"]): row["run"] for row in experiment.rows(seed=experiment.seeds[0], **labels)}
+
+
+def model_macs(experiment) -> dict[str, float]:
+    models = {run.model for row in experiment.grid for run in row["run"].lineage}
+    shapes = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "mnist": (1, 28, 28)}
+    shape = shapes[experiment.settings["data"]["name"]]
+    return {model.identity: macs(model.build(shape, 10), shape) for model in models}
+
+
+# --------------------------------------------------------------------------------------------------- the grid
+
+
+def test_every_row_is_another_run_and_has_its_own_label(any_scale):
+    keys = ("net", "part", "pruning", "retraining", "method", "level", "seed")
+    assert len({tuple(row[k] for k in keys) for row in any_scale.grid}) == len(any_scale.grid)
+    assert len({row["run"].identity for row in any_scale.grid}) == len(any_scale.grid)
+    assert all(row["run"].seed == row["seed"] for row in any_scale.grid)
+    assert {row["part"] for row in any_scale.grid} == {"dense", "tickets", "zoo", "inheritance", "on the way"}
+    assert {row["net"] for row in any_scale.grid} == set(any_scale.nets)
+
+
+def test_what_is_needed_is_trained_in_the_grid_too_but_for_starts_of_tickets(any_scale):
+    """So that its training time is on record, published or not."""
+    grid = {row["run"].identity for row in any_scale.grid}
+    for row in any_scale.grid:
+        for run in row["run"].lineage:
+            assert run.identity in grid or run.recipe.stop is not None
+
+
+def test_masks_come_from_a_chain_that_is_rewound_to_its_beginning(any_scale):
+    for net in any_scale.nets:
+        first = any_scale.rows(net=net, part="dense", seed=any_scale.seeds[0])
+        dense = {row["retraining"]: row["run"] for row in first}
+        assert [run.objective.kind for run in dense.values()] == ["natural", "adversarial"]
+        for pruning, whole in dense.items():
+            pruned = runs_of(any_scale, net=net, part="on the way", method="pruned", pruning=pruning).values()
+            last = whole
+            for mask in pruned:
+                assert mask.start == last and mask.recipe.epochs == 0 and isinstance(mask.sparsifier, Magnitude)
+                assert mask.sparsifier.scope == "global"
+                last = replace(whole, sparsifier=Ticket(pruned=mask))
+            levels = [mask.sparsifier.sparsity for mask in pruned]
+            assert levels == sorted(levels)
+
+
+def test_tickets_differ_in_mask_training_and_start_alone(any_scale):
+    starts = set()
+    for row in any_scale.rows(part="tickets"):
+        run, seed = row["run"], row["seed"]
+        dense = {r["retraining"]: r["run"] for r in any_scale.rows(net=row["net"], part="dense", seed=seed)}
+        mask = run.sparsifier.pruned
+        assert run.sparsifier == Ticket(pruned=mask) and mask.sparsifier.sparsity == row["level"]
+        assert mask.objective == dense[row["pruning"]].objective
+        ends = replace(dense[row["retraining"]], start=run.start, sparsifier=run.sparsifier,
+                       recipe=replace(run.recipe, watched=True))
+        assert replace(run, recipe=ends.recipe) == ends
+        start = run.start
+        starts.add(row["method"])
+        if row["method"] == "initial":
+            assert start is None
+        elif row["method"] == "trained":
+            assert start == mask.start
+        elif row["method"] == "early":
+            assert start == replace(dense[row["pruning"]], recipe=start.recipe) and start.recipe.stop > 0
+        else:
+            assert start.recipe.stop == 0 and start.seed != seed and start.model == run.model
+    assert starts == set(iwi.STARTS)
+
+
+def test_the_zoo_has_one_dense_net_and_one_budget(any_scale):
+    for net in any_scale.nets:
+        at = runs_of(any_scale, net=net, part="dense", retraining="adversarial").get(("dense", 0.0))
+        zoo = runs_of(any_scale, net=net, part="zoo")
+        if not zoo:
+            continue
+        longer = zoo.pop((iwi.LONGER, 0.0))
+        assert longer.start == at and longer.sparsifier == Dense()
+        assert {method for method, _ in zoo} == set(iwi.ZOO)
+        for (method, level), run in zoo.items():
+            after = [r for r in run.lineage if r != at and r.recipe == r.recipe and r.start is not None]
+            assert sum(r.recipe.epochs for r in after) == longer.recipe.epochs, method
+            assert run.objective == at.objective
+            if method == iwi.SLIMMING:
+                slim = run.start
+                assert isinstance(slim.sparsifier, ScaleLasso) and replace(slim, sparsifier=Dense()) == at
+                assert run.sparsifier == Channels(sparsity=level, criterion="scales")
+            elif method == iwi.SCORES:
+                assert run.start.start == at and run.start.sparsifier == LearnedScores(sparsity=level)
+                assert run.sparsifier == FixedMask()
+            else:
+                assert run.start == at and run.sparsifier.sparsity == level
+
+
+def test_what_inherits_and_its_controls(any_scale):
+    for net in any_scale.nets:
+        at = runs_of(any_scale, net=net, part="dense", retraining="adversarial")["dense", 0.0]
+        found, kappa = runs_of(any_scale, net=net, part="inheritance"), any_scale.settings["inheritance"]["kappa"]
+        small = found[iwi.SMALL, None]
+        assert small == replace(at, model=small.model) and 2 * small.model.width == at.model.width
+        ticket = found[iwi.IWI[iwi.TICKET], kappa].start
+        assert ticket.start is None and isinstance(ticket.sparsifier, Ticket) and ticket.objective == at.objective
+        for source, start in ((iwi.NARROW, small), (iwi.TICKET, ticket)):
+            heirs = {level: run for (method, level), run in found.items() if method == iwi.IWI[source]}
+            assert kappa in heirs
+            for level, run in heirs.items():
+                assert run == replace(at, start=start, inheritance=run.inheritance)
+                assert run.inheritance.kappa == level
+            matched = found[iwi.MATCHED[source], None]
+            assert matched == replace(at, sparsifier=matched.sparsifier)
+            assert isinstance(matched.sparsifier, MatchedHistogram) and matched.sparsifier.target == heirs[kappa]
+        natural = found[iwi.NATURAL_SMALL, kappa]
+        assert natural.start == replace(small, objective=Natural())
+        assert replace(natural, start=small) == found[iwi.IWI[iwi.NARROW], kappa]
+
+
+def test_the_control_of_equal_cost_is_trained_as_much_and_less_than_an_epoch_more(any_scale):
+    costs = model_macs(any_scale)
+    for net in any_scale.nets:
+        at = runs_of(any_scale, net=net, part="dense", retraining="adversarial")["dense", 0.0]
+        found, kappa = runs_of(any_scale, net=net, part="inheritance"), any_scale.settings["inheritance"]["kappa"]
+        for source in (iwi.NARROW, iwi.TICKET):
+            control = found[iwi.EQUAL[source], None]
+            assert control == replace(at, recipe=replace(at.recipe, epochs=control.recipe.epochs))
+            heir, longer = (iwi.cost(run, costs, at.model.identity)
+                            for run in (found[iwi.IWI[source], kappa], control))
+            assert heir <= longer < heir + at.objective.cost
+
+
+def test_what_is_measured(any_scale):
+    kappa = any_scale.settings["inheritance"]["kappa"]
+    for row in any_scale.grid:
+        also, part = set(row["also"]), row["part"]
+        settings = any_scale.settings | any_scale.settings["nets"][row["net"]]
+        assert all(isinstance(m, Measurement) for m in row["also"].values())
+        if part == "on the way":
+            assert not also
+            continue
+        assert also >= set(settings["protocol"])
+        assert ("near_zero" in also) == ("macs" in also) == (part in ("dense", "inheritance"))
+        main = part == "dense" or (part == "inheritance" and row["level"] in (None, kappa))
+        assert (set(settings["stronger"]) <= also) == main or not settings["stronger"]
+        first = row["seed"] == any_scale.seeds[0]
+        wanted = first and row["retraining"] == "adversarial" and row["method"] in settings["attacked"]
+        assert ("autoattack" in also) == (main and wanted)
+        explained = ((part, row["method"]) in iwi.EXPLAINED and row["pruning"] in ("", row["retraining"])
+                     and (main or part != "inheritance"))
+        assert (set(settings["why"]) <= also) == explained
+    for net in any_scale.nets:
+        methods = {row["method"] for row in any_scale.rows(net=net) if row["part"] in ("dense", "inheritance")}
+        assert set(any_scale.settings["nets"][net]["attacked"]) <= methods  # none is misspelt
+
+
+def test_seeds_can_be_chosen(refusal):
+    some = iwi.experiment("quick", [7, 3])
+    assert some.seeds == [7, 3] and {row["seed"] for row in some.grid} == {3, 7}
+    kappas = some.settings["inheritance"]["kappas"]
+    heirs = {seed: {row["level"] for row in some.rows(net="ResNet", method=iwi.IWI[iwi.NARROW], seed=seed)}
+             for seed in (7, 3)}
+    assert heirs == {7: set(kappas), 3: {some.settings["inheritance"]["kappa"]}}  # the rest for the first one named
+    assert "seeds should be" in refusal(iwi.experiment, "quick", [])
+
+
+def test_the_overview_has_a_line_for_each_kind_of_run(quick):
+    shown = iwi.overview(quick.grid)
+    keys = ("net", "part", "pruning", "retraining", "method")
+    assert len(shown) == len({tuple(row[k] for k in keys) for row in quick.grid})
+    line = shown[(shown["method"] == iwi.GLOBAL) & (shown["net"] == "ResNet8")].iloc[0]
+    zoo = quick.settings["nets"]["ResNet"]["zoo"]
+    assert line["levels"] == ", ".join(f"{level:g}" for level in zoo["levels"]) and line["seeds"] == quick.seeds
+    assert line["epochs"] == zoo["fine_tuning"]["epochs"]
+
+
+# ------------------------------------------------------------------------------------------------------ cost
+
+
+def test_cost_counts_every_ancestor_once_and_narrow_ones_by_their_arithmetic(quick):
+    kappa = quick.settings["inheritance"]["kappa"]
+    at = runs_of(quick, net="ResNet", part="dense", retraining="adversarial")["dense", 0.0]
+    found = runs_of(quick, net="ResNet", part="inheritance")
+    epochs, wide = at.recipe.epochs, at.model.identity
+    costs = {wide: 8.0, found[iwi.SMALL, None].model.identity: 2.0}
+    assert at.objective.cost == 2  # FGSM: one pass to attack, one to learn
+    assert iwi.cost(at, costs, wide) == 2 * epochs
+    assert iwi.cost(found[iwi.SMALL, None], costs, wide) == 2 * epochs / 4
+    assert iwi.cost(found[iwi.IWI[iwi.NARROW], kappa], costs, wide) == 2 * epochs * 1.25
+    assert iwi.cost(found[iwi.NATURAL_SMALL, kappa], costs, wide) == 2 * epochs + epochs / 4
+    # dense, then the ticket, then the heir; pruning alone costs nothing
+    assert iwi.cost(found[iwi.IWI[iwi.TICKET], kappa], costs, wide) == 6 * epochs
+    early = next(row["run"] for row in quick.rows(part="tickets", method="early"))
+    assert iwi.cost(early.start, costs, wide) == 2 * early.start.recipe.stop
+
+
+def test_curves_go_on_from_what_was_spent_before(quick):
+    costs = model_macs(quick)
+    rows = [row for part in ("dense", "inheritance")
+            for row in quick.rows(net="ResNet", part=part, seed=0, retraining="adversarial")]
+    histories = {row["run"].identity: [{"epoch": e + 1, "validation_robust": e / 10} | ({} if e else {"loss": 1})
+                                       for e in range(row["run"].recipe.epochs)] for row in rows}
+    methods = ("AT", iwi.IWI[iwi.NARROW], iwi.EQUAL[iwi.NARROW])
+    found = iwi.training_curves(quick, histories, costs, "ResNet", methods).set_index(["method", "epoch"])
+    wide = rows[0]["run"].model.identity
+    for row in rows:
+        method = row["method"].replace("dense", "AT")
+        if method in methods and row["level"] in (0.0, 0.1, None)[row["part"] != "dense":]:
+            curve = found.loc[method]
+            assert curve["cost"].iloc[-1] == pytest.approx(iwi.cost(row["run"], costs, wide))
+            steps = curve["cost"].diff().dropna()
+            assert steps.tolist() == pytest.approx([row["run"].objective.cost] * (row["run"].recipe.epochs - 1))
+            assert curve["value"].tolist() == pytest.approx([e / 10 for e in range(row["run"].recipe.epochs)])
+    assert found.loc["AT", "cost"].iloc[0] == pytest.approx(2)
+    assert set(found.index.get_level_values("method")) == set(methods)
+
+
+# -------------------------------------------------------------------------------------------------- the frame
+
+
+@pytest.fixture(scope="module")
+def frame(quick):
+    """Made up: accuracy falls with sparsity, rises with adversarial training and inheritance; the seeds scatter."""
+    rows = []
+    for row in quick.grid:
+        base = 0.8 - 0.2 * (row["level"] or 0) * (row["part"] in ("tickets", "zoo")) + 0.001 * row["seed"]
+        base -= 0.5 * (row["retraining"] == "natural") + 0.1 * (row["pruning"] == "natural")
+        base += {"initial": 0.02, "trained": 0.03, "early": 0.0, "random": -0.05}.get(row["method"], 0)
+        base += 0.04 * row["method"].startswith("IWI") + 0.06 * row["method"].startswith("AT, cost")
+        values = {"pgd20": base, "clean": base + 0.1, "near_zero": 0.1 + 0.1 * row["method"].startswith("IWI"),
+                  "sparsity": row["level"] if row["part"] in ("tickets", "zoo") else 0.0,
+                  "margins bound": 10 * (1 + (row["level"] or 0)), "margins slope": 2 - (row["level"] or 0)}
+        labels = {k: v for k, v in row.items() if k not in ("run", "also")} | {"run": row["run"].identity}
+        rows += [labels | {"metric": metric, "value": value, "count": 100 * min(max(value, 0), 1), "total": 100,
+                           "where": "store", "processor": "x"} for metric, value in values.items()]
+    return iwi.located(pandas.DataFrame(rows))
+
+
+def test_every_line_begins_with_the_dense_net_trained_as_it_was_retrained(frame, quick):
+    rows = {"PGD-20 [%]": ("pgd20", 100), "clean [%]": ("clean", 100)}
+    drawn = iwi.panels(frame, rows, "ResNet")
+    assert [len(row) for row in drawn] == [2, 2]
+    assert [panel["title"] for panel in drawn[0]] == ["lottery tickets", "zoo"] and drawn[1][0]["title"] == ""
+    assert [row[0]["ylabel"] for row in drawn] == list(rows) and drawn[0][1]["ylabel"] == ""
+    for panel, names in zip(drawn[0], (iwi.STARTS, iwi.ZOO), strict=True):
+        lines = panel["frame"]
+        assert [name.removeprefix("weights: ") for name in lines["series"].unique()] == list(names)
+        for _, line in lines.groupby("series"):
+            dense = line[line["level"] == 0]
+            assert set(dense["part"]) == {"dense"} and set(dense["retraining"]) == {"adversarial"}
+            assert len(dense) == len(quick.seeds) and (dense["left"] == 100).all()
+    natural = iwi.why_panels(frame, [{"slope": ("margins slope", 1)}, {"bound": ("margins bound", 1)}], "ResNet")
+    lines = natural[0][0]["frame"]
+    assert set(lines[lines["series"] == "tickets, natural"]["retraining"]) == {"natural"}
+    assert [row[0]["log"] for row in natural] == [False, True]
+    plots.along_sparsity(drawn)
+
+
+def test_overfitting_is_the_best_epoch_minus_the_last(frame, quick):
+    row = quick.rows(net="ResNet", part="dense", retraining="adversarial")[0]
+    other = quick.rows(net="ResNet", part="dense", retraining="natural")[0]
+    history = [{"validation_robust": v} for v in (0.5, 0.75, 0.6)]
+    found = iwi.with_overfitting(frame, {row["run"].identity: history, other["run"].identity: [{"loss": 1}] * 3})
+    added = found[found["metric"] == "overfitting"]
+    assert len(found) == len(frame) + 1 and added["value"].tolist() == [pytest.approx(0.15)]
+    assert added["run"].tolist() == [row["run"].identity] and added["count"].isna().all()
+
+
+def test_the_factorial_has_a_line_per_cell_and_columns_per_level(frame, quick):
+    shown = iwi.factorial(frame, "ResNet", {"PGD-20": "pgd20"})
+    cells = quick.settings["tickets"]["cells"]
+    assert set(shown.index) == {f"{c['pruning']}, {c['retraining']}, {s}" for c in cells for s in c["starts"]}
+    assert list(shown.columns) == ["80 % removed: PGD-20", "95 % removed: PGD-20"]
+    assert shown.loc["adversarial, adversarial, initial", "80 % removed: PGD-20"] == "66.1 ± 0.1"
+    assert shown.loc["natural, natural, initial", "80 % removed: PGD-20"] == ""
+
+
+def test_verdicts_follow_from_effects(frame, quick):
+    ledger = iwi.judged(frame, quick).set_index("claim")
+    assert not ledger.index.has_duplicates and (ledger["n_seeds"] == 3).all()
+    assert {name.split()[0] for name in ledger.index} == set(reported.load("iwi").claims)
+    verdicts = ledger["verdict"]
+    assert ledger.loc[f"C1 ResNet, {iwi.GLOBAL}, 80 %", "ours"] == pytest.approx(-16)
+    assert (verdicts[[name for name in ledger.index if name.startswith("C1")]] == claims.FAILS).all()
+    assert ledger.loc["C2 ResNet, 95 %, initial - random", "ours"] == pytest.approx(7)
+    assert ledger.loc["C3 ResNet, 95 %, retraining", "ours"] == pytest.approx(50)
+    assert ledger.loc["C3 ResNet, 95 %, pruning", "ours"] == pytest.approx(10)
+    assert (verdicts[[name for name in ledger.index if name[:2] in ("C2", "C3", "C5", "C7")]] == claims.HOLDS).all()
+    assert verdicts["C4 ResNet, from narrow - AT"] == claims.HOLDS
+    assert verdicts["C4 ResNet, from narrow - equal cost"] == claims.FAILS
+    assert ledger.loc["C4 LeNet-5, from ticket - same histogram", "ours"] == pytest.approx(4)
+    assert ledger.loc["C5 LeNet-5, from ticket", "ours"] == pytest.approx(10)
+    bound, slope = (ledger.loc[f"C6 ResNet, 95 %, {what}, tickets"] for what in ("bound", "slope"))
+    assert (10 ** bound["ours"], bound["verdict"]) == (pytest.approx(1.95), claims.FAILS)
+    assert (10 ** slope["ours"], slope["verdict"]) == (pytest.approx(1.05 / 2), claims.HOLDS)
+    assert "log10" in bound["unit"] and f"C1 ResNet, {iwi.RANDOM}, 80 %" not in ledger.index
+    assert ledger["reported"].isna().all()
+    one = iwi.judged(frame[frame["seed"] == 0], quick)
+    assert (one["verdict"] == claims.UNDECIDED).all()
