@@ -3,7 +3,7 @@ training, and inverse weights inheritance (IWI). Of the paper only its claims ar
 project's reading, and every number is ours."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, zip_longest
 
@@ -35,16 +35,22 @@ LONGER = "trained on"  # the zoo's control: as long as what was pruned
 NARROW, TICKET = "narrow", "ticket"  # what is inherited from
 IWI = {NARROW: "IWI, from narrow", TICKET: "IWI, from ticket"}
 EQUAL = {NARROW: "AT, cost of IWI from narrow", TICKET: "AT, cost of IWI from ticket"}
-SMALL, NATURAL_SMALL = "AT, narrow", "inherits from natural narrow"
+SMALL, NATURAL, NATURAL_HEIR = "AT, narrow", "natural, narrow", "inherits from natural narrow"
 MATCHED = {NARROW: "AT, histogram of IWI from narrow", TICKET: "AT, histogram of IWI from ticket"}
 ATTACKS = {"FGSM": "fgsm", "PGD-20": "pgd20", "C&W": "cw", "AutoAttack": "autoattack"}
 PROTOCOL = {"clean": "clean"} | ATTACKS
+TIED = {"bound of the slope": "margins bound", "slope in l2": "margins slope", "margin / slope in l2": "margins ratio",
+        "margin / slope in l1": "margins_linf ratio"}  # what theory ties to sparsity
 SCATTER = 1.0  # points: what "no worse" allows
 
 
 # what is measured to say why, on the way from natural to adversarial and from dense to sparse to inherited
 EXPLAINED = (("dense", "dense"), ("tickets", "initial"), ("zoo", GLOBAL), ("inheritance", SMALL),
+             ("inheritance", NATURAL_HEIR),
              *(("inheritance", method) for group in (IWI, EQUAL, MATCHED) for method in group.values()))
+
+
+Pairs = dict[str, tuple[dict, dict]]  # for `tables.effects`: labels of treatment and reference, by name
 
 
 class Experiment(sweep.Experiment):
@@ -97,7 +103,8 @@ def _tickets(settings: dict, dense: dict[str, Run]) -> Iterator[tuple]:
     for pruning, whole in dense.items():
         last = whole
         cells = [cell for cell in own["cells"] if cell["pruning"] == pruning]
-        for level in own["levels"] if cells else ():
+        deepest = max((max(cell.get("levels", own["levels"])) for cell in cells), default=0)
+        for level in (level for level in own["levels"] if level <= deepest):
             pruned = replace(whole, start=last, recipe=replace(whole.recipe, epochs=0),
                              sparsifier=Magnitude(sparsity=level))
             starts = {"initial": None, "early": replace(whole, recipe=replace(whole.recipe, stop=own["early"])),
@@ -112,7 +119,7 @@ def _tickets(settings: dict, dense: dict[str, Run]) -> Iterator[tuple]:
             yield "on the way", pruning, "", "pruned", level, pruned
             wanted = [(cell["retraining"], start) for cell in cells for start in cell["starts"]
                       if level in cell.get("levels", own["levels"])]
-            if (pruning, "initial") not in wanted:  # the next level needs it
+            if (pruning, "initial") not in wanted and level < deepest:  # the next level needs it
                 yield "on the way", pruning, pruning, "initial", level, last
             for retraining, start in wanted:
                 yield "tickets", pruning, retraining, start, level, trained(retraining, start)
@@ -126,7 +133,7 @@ def _zoo(settings: dict, at: Run) -> Iterator[tuple]:
     after = replace(at, start=at, recipe=recipe)
     slim = replace(at, sparsifier=ScaleLasso(lam=own["slimming"]))
     yield "zoo", "", "adversarial", LONGER, 0.0, after
-    yield "on the way", "", "adversarial", SLIMMING, 0.0, slim
+    yield "zoo", "adversarial", "adversarial", SLIMMING, 0.0, slim
     for level in own["levels"]:
         scored = replace(after, recipe=replace(recipe, epochs=own["score_epochs"], lr=own["score_lr"]),
                          sparsifier=LearnedScores(sparsity=level))
@@ -143,24 +150,24 @@ def _zoo(settings: dict, at: Run) -> Iterator[tuple]:
 
 
 def _inheritance(settings: dict, at: Run, tickets: list[tuple], first: bool) -> Iterator[tuple]:
-    """IWI from a narrow net and from the first ticket, and its controls."""
+    """IWI from a narrow net and from a ticket, and its controls."""
     own = settings["inheritance"]
     small = replace(at, model=replace(at.model, width=settings["narrow_width"]))
-    ticket = next(row[-1] for row in tickets if row[1:4] == ("adversarial", "adversarial", "initial"))
+    ticket = next(row[-1] for row in tickets if row[1:5] == ("adversarial", "adversarial", "initial", own["ticket"]))
     natural = replace(small, objective=Natural())
 
     def row(method: str, run: Run, kappa: float | None = None) -> tuple:
         return "inheritance", "", "adversarial", method, kappa, run
 
     yield row(SMALL, small)
-    yield "on the way", "", "natural", "natural narrow", None, natural
+    yield "inheritance", "", "natural", NATURAL, None, natural
     for source, run in ((NARROW, small), (TICKET, ticket)):
         yield row(EQUAL[source], replace(at, recipe=replace(at.recipe, epochs=settings["equal_epochs"][source])))
         for kappa in own["kappas"] if first or own["kappas_all_seeds"] else [own["kappa"]]:
             yield row(IWI[source], replace(at, start=run, inheritance=Inheritance(kappa=kappa)), kappa)
         inherited = replace(at, start=run, inheritance=Inheritance(kappa=own["kappa"]))
         yield row(MATCHED[source], replace(at, sparsifier=MatchedHistogram(target=inherited, beta=own["beta"])))
-    yield row(NATURAL_SMALL, replace(at, start=natural, inheritance=Inheritance(kappa=own["kappa"])), own["kappa"])
+    yield row(NATURAL_HEIR, replace(at, start=natural, inheritance=Inheritance(kappa=own["kappa"])), own["kappa"])
 
 
 def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
@@ -169,9 +176,9 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
     if part == "on the way":
         return {}
     names = dict(settings["protocol"])
-    inherits = part == "inheritance"
-    main = part == "dense" or (inherits and row["level"] in (None, settings["inheritance"]["kappa"]))
-    if part == "dense" or inherits:
+    inherits, own = part == "inheritance", settings["inheritance"]
+    main = part == "dense" or (inherits and row["level"] in (None, own["kappa"])) or _inherited_ticket(row, own)
+    if part == "dense" or inherits or main:
         names |= {"near_zero": {"kind": "weight_histogram"}, "macs": {"kind": "macs"}}
     if main:
         names |= settings["stronger"]
@@ -182,11 +189,34 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
     return {name: Measurement.parse(m) for name, m in names.items()}
 
 
+def _inherited_ticket(row: dict, own: dict) -> bool:
+    """Whether it is the ticket from which the dense net inherits."""
+    return (row["part"], row["pruning"], row["retraining"], row["method"], row["level"]) == (
+        "tickets", "adversarial", "adversarial", "initial", own["ticket"])
+
+
 def cost(run: Run, macs: dict[str, float], wide: str) -> float:
     """What training took, of this run and all it begins with: passes forward and backward over the training images,
     each counted by the multiply-accumulates of its network in units of those of the network `wide`. `macs` maps
     identities of models to theirs; zeros count in full, since no processor here skips them."""
     return sum(r.recipe.trained_epochs * r.objective.cost * macs[r.model.identity] / macs[wide] for r in run.lineage)
+
+
+def macs_of(frame: pandas.DataFrame, experiment: Experiment) -> dict[str, float]:
+    """Multiply-accumulates of every model, by its identity."""
+    measured = frame[frame["metric"] == "macs"].set_index("run")["value"]
+    runs = {row["run"].identity: row["run"] for row in experiment.grid}
+    return {runs[run].model.identity: float(value) for run, value in measured.items()}
+
+
+def costs(rows: list[dict], macs: dict[str, float], seconds: Callable[[Run], float]) -> pandas.DataFrame:
+    """What training took, one line per net and method, mean over seeds: `cost`, and `seconds` of all it began with."""
+    wide = {row["net"]: row["run"].model.identity for row in rows if row["part"] == "dense"}
+    spent = pandas.DataFrame([{"line": f"{row['ours']}, {called(row)}",
+                               "passes": cost(row["run"], macs, wide[row["net"]]),
+                               "seconds": sum(seconds(run) for run in row["run"].lineage)} for row in rows])
+    means = spent.groupby("line", sort=False).mean()
+    return means.assign(passes=means["passes"].map("{:.1f}".format), seconds=means["seconds"].map("{:.0f}".format))
 
 
 def overview(grid: list[dict]) -> pandas.DataFrame:
@@ -222,14 +252,15 @@ def with_overfitting(frame: pandas.DataFrame, histories: dict[str, list[dict]]) 
 
 
 def series(frame: pandas.DataFrame, metric: str, lines: dict[str, dict]) -> pandas.DataFrame:
-    """Rows of a metric along sparsity, under `series` the name of the line; `lines` maps names to labels. Every line
-    begins with the net that was trained as it was retrained, but dense."""
+    """Rows of a metric along sparsity, under `series` the name of the line; `lines` maps names to labels. A line that
+    has no dense net of its own begins with the one that was trained as it was retrained."""
     chosen, found = estimates.matching(frame, {"metric": metric}), []
     for name, wanted in lines.items():
         rows = estimates.matching(chosen, wanted)
         dense = estimates.matching(chosen, {"part": "dense", "retraining": wanted["retraining"]})
         if len(rows):
-            found.append(pandas.concat([dense, rows]).assign(series=name))
+            own = (rows["level"] == 0).any()
+            found.append(pandas.concat([*([] if own else [dense]), rows]).assign(series=name))
     return pandas.concat(found)
 
 
@@ -273,23 +304,28 @@ def training_curves(experiment: Experiment, histories: dict[str, list[dict]], ma
     for row in experiment.rows(net=net):
         run, history = row["run"], histories.get(row["run"].identity, ())
         main = row["part"] == "dense" or row["level"] in (None, experiment.settings["inheritance"]["kappa"])
-        method = row["method"].replace("dense", "AT")
-        if row["part"] in ("dense", "inheritance") and method in methods and main:
+        if row["part"] in ("dense", "inheritance") and called(row) in methods and main:
             whole = cost(run, macs, wide)
             each = run.objective.cost * macs[run.model.identity] / macs[wide]
             for epoch in (e for e in history if "validation_robust" in e):
-                rows.append({"method": method, "seed": row["seed"], "epoch": epoch["epoch"],
+                rows.append({"method": called(row), "seed": row["seed"], "epoch": epoch["epoch"],
                              "value": epoch["validation_robust"],
                              "cost": whole - each * (run.recipe.trained_epochs - epoch["epoch"])})
     return pandas.DataFrame(rows)
 
 
-def inherited(frame: pandas.DataFrame, kappa: float) -> pandas.DataFrame:
-    """What table T3 compares, under `method` as it is called there: adversarial training (AT), what inherits at this
-    kappa, and its controls."""
-    heirs = (frame["part"] == "inheritance") & (frame["level"].isna() | (frame["level"] == kappa))
+def inherited(frame: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
+    """What table T3 compares, under `method` as it is called there: adversarial training (AT), what inherits at the
+    `kappa` of these settings of inheritance, what it inherits from, and its controls."""
+    heirs = (frame["part"] == "inheritance") & (frame["level"].isna() | (frame["level"] == settings["kappa"]))
     dense = (frame["part"] == "dense") & (frame["retraining"] == "adversarial")
-    return frame[heirs | dense].assign(method=frame["method"].replace("dense", "AT"))
+    ticket = frame.apply(_inherited_ticket, axis=1, own=settings)
+    return frame.assign(method=frame.apply(called, axis=1))[heirs | dense | ticket]
+
+
+def called(row) -> str:
+    """What table T3 calls the method of a grid row, or of a row of the frame."""
+    return {"dense": "AT", "tickets": "ticket"}.get(row["part"], row["method"])
 
 
 def labels(net: str, part: str, method: str, level: float | None = None, pruning: str = "",
@@ -298,59 +334,91 @@ def labels(net: str, part: str, method: str, level: float | None = None, pruning
     return {"net": net, "part": part, "pruning": pruning, "retraining": retraining, "method": method, "level": level}
 
 
+def starts_compared(experiment: Experiment, net: str, level: float) -> Pairs:
+    """Where the weights of tickets come from: against weights drawn anew, and trained ones against the initial ones;
+    all else is adversarial."""
+    cells = _cells(experiment, net, level)
+    pairs = [*((start, "random") for start in STARTS[:-1]), ("trained", "initial")]
+    return {f"{one} - {other} weights": (cells["adversarial", "adversarial", one],
+                                         cells["adversarial", "adversarial", other]) for one, other in pairs
+            if {("adversarial", "adversarial", start) for start in (one, other)} <= set(cells)}
+
+
+def trainings_compared(experiment: Experiment, net: str, level: float) -> Pairs:
+    """Adversarial against natural training, in retraining and in pruning; weights rewound to the initial ones."""
+    cells = _cells(experiment, net, level)
+    both = cells.get(("adversarial", "adversarial", "initial"))
+    others = {"retraining": ("adversarial", "natural", "initial"), "pruning": ("natural", "adversarial", "initial")}
+    return {f"adversarial - natural {what}": (both, cells[other]) for what, other in others.items()
+            if both and other in cells}
+
+
+def _cells(experiment: Experiment, net: str, level: float) -> dict[tuple[str, str, str], dict]:
+    """Labels of the tickets of one level, by pruning, retraining and start."""
+    return {(row["pruning"], row["retraining"], row["method"]):
+            labels(net, "tickets", row["method"], level, row["pruning"], row["retraining"])
+            for row in experiment.rows(net=net, part="tickets", level=level)}
+
+
+def heirs_compared(net: str, kappa: float) -> Pairs:
+    """What inherits, against what would explain it away; and what a histogram does alone."""
+    pairs, at = {}, labels(net, "dense", "dense", 0.0)
+    for source in (NARROW, TICKET):
+        heir, matched = labels(net, "inheritance", IWI[source], kappa), labels(net, "inheritance", MATCHED[source])
+        pairs |= {f"{IWI[source]} - AT": (heir, at),
+                  f"{IWI[source]} - AT at equal cost": (heir, labels(net, "inheritance", EQUAL[source])),
+                  f"{IWI[source]} - AT with its histogram": (heir, matched),
+                  f"AT with the histogram of {IWI[source]} - AT": (matched, at)}
+    natural = labels(net, "inheritance", NATURAL_HEIR, kappa)
+    return pairs | {f"{IWI[NARROW]} - {NATURAL_HEIR}": (labels(net, "inheritance", IWI[NARROW], kappa), natural)}
+
+
 def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:
     """The ledger: every claim for each net, method and level it speaks of; where the paper leaves open against what,
     against each of what it could mean."""
     record, rows = reported.load(PAPER), []
-    for claim, name, metric, treatment, reference in _compared(experiment):
+    for claim, name, metric, (treatment, reference) in _claims(experiment):
         values = estimates.paired_effects(frame, metric, treatment, reference, ratio=claim == "C6")
         said = replace(record.claim(claim), id=f"{claim} {name}")
         if claim == "C6":  # ratios of bounds are skewed: their logarithm is what a mean and an interval suit
-            values, said = [math.log10(v) for v in values], replace(said, unit="log10 of the ratio to dense")
+            values = [math.log10(v) for v in values]
+            said = replace(said, unit="log10 of the ratio to dense", quantity=name.split(", ")[-1],
+                           direction="increase" if "ratio" in metric else "decrease")
+        if claim == "C7" and "AT" in name:
+            said = replace(said, direction="increase", quantity="accuracy under attack: IWI minus AT")
+        elif claim == "C7":
+            said = replace(said, quantity="accuracy under attack: sparse minus dense")
         rows.append(claims.judged(said, values, SCATTER, "02_iwi"))
     return pandas.DataFrame(rows).sort_values("claim", key=lambda c: c.str.split().str[0], kind="stable")
 
 
-def _compared(experiment: Experiment) -> Iterator[tuple[str, str, str, dict, dict]]:
-    """(claim, of what, metric, treatment, reference) of every row of the ledger."""
-    kappa = experiment.settings["inheritance"]["kappa"]
+def _claims(experiment: Experiment) -> Iterator[tuple[str, str, str, tuple[dict, dict]]]:
+    """(claim, of what, metric, (treatment, reference)) of every row of the ledger."""
+    own = experiment.settings["inheritance"]
     for net in experiment.nets:
-        dense = labels(net, "dense", "dense", 0.0)
+        dense, longer = labels(net, "dense", "dense", 0.0), labels(net, "zoo", LONGER, 0.0)
         pruned = {(row["method"], row["level"]) for row in experiment.rows(net=net, part="zoo")
-                  if row["method"] not in (LONGER, RANDOM)}
+                  if row["method"] not in (LONGER, RANDOM) and row["level"]}
         for method, level in sorted(pruned, key=lambda p: (ZOO.index(p[0]), p[1])):
             name, sparse = f"{net}, {method}, {100 * level:g} %", labels(net, "zoo", method, level, "adversarial")
-            yield "C1", name, "pgd20", sparse, dense
-            yield "C1", f"{name}, equal training", "pgd20", sparse, labels(net, "zoo", LONGER, 0.0)
-        yield from _ticket_claims(experiment, net)
-        for source in (NARROW, TICKET):
-            inherited = labels(net, "inheritance", IWI[source], kappa)
-            references = {"AT": dense, "equal cost": labels(net, "inheritance", EQUAL[source]),
-                          "same histogram": labels(net, "inheritance", MATCHED[source])}
-            if source == NARROW:
-                references["inheriting from natural"] = labels(net, "inheritance", NATURAL_SMALL, kappa)
-            for name, reference in references.items():
-                yield "C4", f"{net}, from {source} - {name}", "pgd20", inherited, reference
-            yield "C5", f"{net}, from {source}", "near_zero", inherited, dense
-            yield "C7", f"{net}, from {source}", "pgd20", inherited, dense
-
-
-def _ticket_claims(experiment: Experiment, net: str) -> Iterator[tuple[str, str, str, dict, dict]]:
-    rows = experiment.rows(net=net, part="tickets")
-    cells = {(row["level"], row["pruning"], row["retraining"], row["method"]) for row in rows}
-
-    def cell(level: float, pruning: str, retraining: str, start: str) -> dict:
-        return labels(net, "tickets", start, level, pruning, retraining)
-
-    for level in sorted({row["level"] for row in rows}):
-        name, both = f"{net}, {100 * level:g} %", (level, "adversarial", "adversarial")
-        for start in STARTS[:-1]:
-            if {(*both, start), (*both, "random")} <= cells:
-                yield "C2", f"{name}, {start} - random", "pgd20", cell(*both, start), cell(*both, "random")
-        for what, other in (("retraining", ("adversarial", "natural")), ("pruning", ("natural", "adversarial"))):
-            if {(*both, "initial"), (level, *other, "initial")} <= cells:
-                yield "C3", f"{name}, {what}", "pgd20", cell(*both, "initial"), cell(level, *other, "initial")
-        for metric, what in (("margins bound", "bound"), ("margins slope", "slope")):
-            if (*both, "initial") in cells:
-                dense = labels(net, "dense", "dense", 0.0)
-                yield "C6", f"{name}, {what}, tickets", metric, cell(*both, "initial"), dense
+            yield "C1", name, "pgd20", (sparse, dense)
+            yield "C1", f"{name}, equal training", "pgd20", (sparse, longer)
+        for level in sorted({row["level"] for row in experiment.rows(net=net, part="tickets")}):
+            name = f"{net}, {100 * level:g} %"
+            for claim, compared in (("C2", starts_compared), ("C3", trainings_compared)):
+                for what, pair in compared(experiment, net, level).items():
+                    if claim == "C3" or what.endswith("random weights"):
+                        yield claim, f"{name}, {what}", "pgd20", pair
+            ticket = _cells(experiment, net, level).get(("adversarial", "adversarial", "initial"))
+            if ticket:
+                yield "C1", f"{net}, ticket, {100 * level:g} %", "pgd20", (ticket, dense)
+                for what, metric in TIED.items():
+                    yield "C6", f"{name}, {what}", metric, (ticket, dense)
+            if ticket and level == own["ticket"]:
+                yield "C7", f"{net}, ticket, {100 * level:g} %", "pgd20", (ticket, dense)
+        for what, pair in heirs_compared(net, own["kappa"]).items():
+            if what.startswith("IWI"):
+                yield "C4", f"{net}, {what}", "pgd20", pair
+            if what in (f"{method} - AT" for method in IWI.values()):
+                yield "C5", f"{net}, {what}", "near_zero", pair
+                yield "C7", f"{net}, {what}", "pgd20", pair
