@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparserobust.config import Attack, settings
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy, one_draw_a_pass
+from sparserobust.optimisers import Adam
 
 
 @contextmanager
@@ -237,7 +238,7 @@ class CarliniWagnerL2(Attack, kind="cw_l2"):
         origin = torch.atanh((2 * images - 1) * 0.999999)
         for _ in range(self.search_steps):
             w = origin.clone().requires_grad_(True)
-            optimiser = torch.optim.Adam([w], lr=self.lr)
+            optimiser = Adam(w, self.lr)
             found = torch.zeros_like(wrong)
             for _ in range(self.steps):
                 x = (torch.tanh(w) + 1) / 2
@@ -248,8 +249,7 @@ class CarliniWagnerL2(Attack, kind="cw_l2"):
                 best[better], best_length[better] = x.detach()[better], length.detach()[better]
                 found |= fooled
                 loss = (length**2 + constant * (gap + self.confidence).clamp_min(0)).sum()
-                (w.grad,) = torch.autograd.grad(loss, w)
-                optimiser.step()
+                optimiser.step(*torch.autograd.grad(loss, w))
             high = torch.where(found, constant, high)
             low = torch.where(found, low, constant)
             constant = torch.where(high.isinf(), constant * 10, (low + high) / 2)
@@ -286,14 +286,13 @@ class CarliniWagnerReleased(Attack, kind="cw_released"):
             with torch.no_grad():
                 first, second = mean_logits(model, images, self.eot_draws).topk(2).indices.unbind(1)
             x = images.clone().requires_grad_(True)
-            optimiser = torch.optim.Adam([x], lr=self.lr)
+            optimiser = Adam(x, self.lr)
             best, best_loss = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
             for _ in range(self.steps):
                 logits = mean_logits(model, x, self.eot_draws)
                 gap = (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None])).squeeze(1)
                 loss = (x - images).flatten(1).pow(2).sum(1) + self.constant * gap.clamp_min(0)
-                (x.grad,) = torch.autograd.grad(loss.sum(), x)
-                optimiser.step()
+                optimiser.step(*torch.autograd.grad(loss.sum(), x))
                 lower = loss < best_loss
                 best[lower], best_loss[lower] = x.detach()[lower], loss.detach()[lower]
         return (images + self.scale * (best - images)).clamp(0, 1)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from sparserobust import files
 from sparserobust.attacks import PGD, predicted
@@ -22,6 +21,7 @@ from sparserobust.environment import global_seed, has_bfloat16, stream
 from sparserobust.errors import UserError
 from sparserobust.inheritance import inherit
 from sparserobust.models import noise_scales
+from sparserobust.optimisers import SGD
 from sparserobust.sparsity import channel_sparsity, sparsity
 
 log = logging.getLogger("sparserobust")
@@ -132,10 +132,10 @@ class _Job:
         self.run, self.model = run, model
         self.epoch, self.history, self.steps = 0, [], 0
         self.parameters = dict(model.named_parameters())
-        self.momentum: dict[str, Tensor] = {}
         recipe = run.recipe
         scales = {id(scale) for scale in noise_scales(model).values()}  # not decayed: noise would only fade
-        self.decay = {name: 0.0 if id(p) in scales else recipe.weight_decay for name, p in self.parameters.items()}
+        decay = {name: recipe.weight_decay for name, p in self.parameters.items() if id(p) not in scales}
+        self.optimiser = SGD(self.parameters, recipe.momentum, decay)
         with global_seed(run.seed, "sparsifier"):
             self.state = run.sparsifier.start(model, *others)
         self.average = {n: torch.zeros_like(p) for n, p in self.parameters.items()} if recipe.averaging else {}
@@ -151,7 +151,7 @@ class _Job:
             loss = objective(model, images, labels, attack)
         (loss + run.sparsifier.added_loss(model, self.state)).backward()
         run.sparsifier.before_step(model, self.state, lr)
-        self._descend(lr)
+        self.optimiser.step(lr)
         run.sparsifier.after_step(model, self.state, lr)
         self.steps += 1
         if self.average:
@@ -159,19 +159,6 @@ class _Job:
                 for name, p in self.parameters.items():
                     self.average[name].lerp_(p, 1 - run.recipe.averaging)
         return loss.detach()
-
-    @torch.no_grad()
-    def _descend(self, lr: float) -> None:
-        """One step of SGD for all parameters that have a gradient. (The function behind `torch.optim.SGD`: the class
-        imports a compiler when it is first made, which takes longer than many a training here.)"""
-        recipe = self.run.recipe
-        for decay in set(self.decay.values()):
-            names = [n for n, p in self.parameters.items() if self.decay[n] == decay and p.grad is not None]
-            buffers = [self.momentum.get(name) for name in names]
-            sgd([self.parameters[n] for n in names], [self.parameters[n].grad for n in names], buffers, lr=lr,
-                momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay, dampening=0.0,
-                maximize=False)
-            self.momentum |= {name: b for name, b in zip(names, buffers, strict=True) if b is not None}
 
     def end_epoch(self, epoch: int, loss: float, validation: Split) -> None:
         run, model = self.run, self.model
@@ -227,7 +214,7 @@ class _Job:
     # ------------------------------------------------------------------------------------------ checkpoints
 
     def save(self, path: Path) -> None:
-        groups = {"model": self.model.state_dict(), "momentum": self.momentum, "sparsifier": self.state,
+        groups = {"model": self.model.state_dict(), "momentum": self.optimiser.buffers, "sparsifier": self.state,
                   "average": self.average, "best": self.best}
         tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
         metadata = {"run": self.run.identity, "epoch": str(self.epoch), "steps": str(self.steps),
@@ -256,7 +243,7 @@ class _Job:
             return torch.empty_like(parameter).copy_(t) if parameter is not None and parameter.shape == t.shape else t
 
         self.model.load_state_dict(groups["model"])
-        self.momentum = {n: like(n, t) for n, t in groups.get("momentum", {}).items()}
+        self.optimiser.buffers = {n: like(n, t) for n, t in groups.get("momentum", {}).items()}
         self.state = {n: like(n, t) for n, t in groups.get("sparsifier", {}).items()}
         self.average = {n: like(n, t) for n, t in groups.get("average", {}).items()}
         self.best = groups.get("best", {})

@@ -13,7 +13,7 @@ from sparserobust.paths import PROJECT
 
 LIBRARY = PROJECT / "lib" / "sparserobust"
 FLOORS = [  # ground first; a room imports from its own floor and those below
-    {"errors", "paths", "files", "environment", "config", "data", "sparsity"},
+    {"errors", "paths", "files", "environment", "config", "data", "sparsity", "optimisers"},
     {"attacks", "query_attacks", "objectives", "sparsifiers", "models"},
     {"training", "inheritance", "evaluation", "analysis"},
     {"runs", "progress", "worker", "sweep"},

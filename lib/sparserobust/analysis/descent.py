@@ -16,6 +16,7 @@ from sparserobust import data
 from sparserobust.config import Data
 from sparserobust.environment import global_seed, one_thread, stream
 from sparserobust.errors import UserError
+from sparserobust.optimisers import SGD
 from sparserobust.sparsifiers.splitting import Splitting
 
 
@@ -67,7 +68,7 @@ def follow(splitting: Splitting, lr: float, steps: int, seed: int = 0, images: i
     model = small_net(seed, smooth, batch_norm)
     weights = dict(model.named_parameters())
     u = splitting.start(model)
-    optimiser = torch.optim.SGD(weights.values(), lr, momentum, nesterov=momentum > 0)
+    optimiser = SGD(weights, momentum)
 
     def loss_and_gradient(chosen=slice(None)):
         loss = cross_entropy(model(pixels[chosen]), labels[chosen]) + splitting.added_loss(model, u)
@@ -87,7 +88,7 @@ def follow(splitting: Splitting, lr: float, steps: int, seed: int = 0, images: i
         for name, p in weights.items():
             p.grad = downhill[name].clone()
         splitting.before_step(model, u, lr)
-        optimiser.step()
+        optimiser.step(lr)
         splitting.after_step(model, u, lr)
 
         gradient_before, (loss, gradient) = gradient, loss_and_gradient()
