@@ -265,11 +265,13 @@ def series(frame: pandas.DataFrame, metric: str, lines: dict[str, dict]) -> pand
 
 
 def panels(frame: pandas.DataFrame, rows: dict[str, tuple[str, float]], net: str) -> list[list[dict]]:
-    """For `plots.along_sparsity`: a row for each heading (of metric and factor), tickets left, the zoo right."""
+    """For `plots.along_sparsity`: a row for each heading (of metric and factor), tickets left, the zoo right (where a
+    scale has one)."""
     mine, adversarial = frame[frame["net"] == net], {"pruning": "adversarial", "retraining": "adversarial"}
     columns = {"lottery tickets": {f"weights: {start}": adversarial | {"part": "tickets", "method": start}
-                                   for start in STARTS},
-               "zoo": {method: adversarial | {"part": "zoo", "method": method} for method in ZOO}}
+                                   for start in STARTS}}
+    if "zoo" in set(mine["part"]):
+        columns["zoo"] = {method: adversarial | {"part": "zoo", "method": method} for method in ZOO}
     return [[{"frame": series(mine, metric, lines), "factor": factor, "title": title if number == 0 else "",
               "ylabel": heading if title == "lottery tickets" else ""} for title, lines in columns.items()]
             for number, (heading, (metric, factor)) in enumerate(rows.items())]
