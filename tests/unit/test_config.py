@@ -258,6 +258,10 @@ def test_the_lineage_of_a_run_is_all_that_has_to_be_trained_for_it_each_once():
     assert early.cost == RUN.cost * 2 / 200
 
 
+def test_a_run_may_stop_anywhere_from_its_beginning_to_its_end():
+    assert [Recipe(epochs=3, stop=stop).trained_epochs for stop in (0, 1, 3, None)] == [0, 1, 3, 3]
+
+
 # ----------------------------------------------------------------------------------------- immutability
 
 

@@ -84,6 +84,10 @@ def test_counting_changes_nothing(sparse):
     assert not any(m._forward_hooks for m in sparse.modules())
 
 
+def test_measured_it_counts_zeros_in_full(sparse, splits):
+    assert Measurement.parse({"kind": "macs"})(sparse, splits) == {"value": 2 * by_hand(8, 4, 3, 8, 10)}
+
+
 # --- the measurement
 
 

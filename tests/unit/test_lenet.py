@@ -13,7 +13,8 @@ MNIST, DIGITS = (1, 28, 28), (1, 8, 8)
 
 @pytest.mark.parametrize("model, shape, parameters, weights", [
     (Linear(), MNIST, 7_850, 7_840), (LeNet300100(), MNIST, 266_610, 266_200), (LeNet5(), MNIST, 431_080, 430_500),
-    (LeNet5(), (3, 32, 32), 657_080, 656_500), (LeNet5(kernel=3), DIGITS, 39_760, 39_180)])
+    (LeNet5(), (3, 32, 32), 657_080, 656_500), (LeNet5(kernel=3), DIGITS, 39_760, 39_180),
+    (LeNet5(width=10), MNIST, 109_295, 109_000), (LeNet5(kernel=3, width=2), DIGITS, 925, 858)])
 def test_counts(model, shape, parameters, weights):
     net = model.build(shape, 10)
     assert sparsity.parameters(net) == parameters
@@ -55,6 +56,14 @@ def test_weights_are_drawn_as_glorot_and_bengio_do(model):
             assert 0.95 * limit < float(layer.weight.abs().max()) <= limit
             assert float(layer.weight.std()) == pytest.approx(limit / 3**0.5, rel=0.1)
             assert (layer.bias == 0).all()
+
+
+def test_the_width_of_lenet5_scales_all_layers_and_the_cost(refusal):
+    for width in (2, 10, 30):
+        shapes = [p.shape[0] for p in LeNet5(width=width).build(MNIST, 10).parameters()][::2]
+        assert shapes == [width, 2.5 * width, 25 * width, 10] and LeNet5(width=width).cost == width / 10
+    for width in (0, 7, -2):
+        assert "width" in refusal(LeNet5, width=width)
 
 
 def test_images_too_small_for_the_kernel_are_refused(refusal):

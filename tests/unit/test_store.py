@@ -10,6 +10,7 @@ import torch
 
 from sparserobust import UserError, data, files, paths, runs, training
 from sparserobust.analysis import WeightSparsity
+from sparserobust.config import Run, Sparsifier, settings
 from sparserobust.evaluation import Accuracy
 from sparserobust.runs import Store
 from sparserobust.sparsifiers import RGSM, Magnitude, Ticket
@@ -130,6 +131,34 @@ def test_what_a_sparsifier_needs_is_trained_before_and_handed_to_it(fresh, train
     zero = {run.identity: {n: t == 0 for n, t in fresh().model(run).state_dict().items() if t.dim() in (2, 4)}
             for run in (pruned, ticket)}
     assert all(torch.equal(t, zero[ticket.identity][name]) for name, t in zero[pruned.identity].items())
+
+
+def test_a_sparsifier_gets_the_weights_of_the_runs_it_names_in_their_order(fresh, tiny_run):
+    handed = []
+
+    @settings
+    class Two(Sparsifier):
+        first: Run
+        second: Run
+
+        @property
+        def others(self):
+            return self.first, self.second
+
+        def start(self, model, *others):
+            handed.extend(others)
+            return {}
+
+    named = tiny_run(seed=1, epochs=0), tiny_run(seed=2, epochs=0)
+    fresh().train(tiny_run(start=tiny_run(epochs=0), sparsifier=Two(first=named[0], second=named[1]), epochs=0))
+    for run, weights in zip(named, handed, strict=True):
+        assert all(torch.equal(t, weights[name]) for name, t in fresh().model(run).state_dict().items())
+
+
+def test_progress_counts_the_epochs_that_are_trained(fresh, tiny_run):
+    told = []
+    fresh().measure(tiny_run(epochs=3, stop=1), WeightSparsity(), lambda *what: told.append(what))
+    assert told[-2:] == [("training", 1), (f"measuring {WeightSparsity.kind}", 1)]
 
 
 # ----------------------------------------------------------------------------------------------- damage
@@ -282,6 +311,15 @@ def test_published_records_stand_in_for_computing(fresh, trained, published, tmp
     assert own.measure(run, Accuracy()) == value
     assert trained == [run.identity] * 2
     assert Store(tmp_path / "elsewhere").measure(run, Accuracy())["where"] == "store"
+
+
+def test_a_published_record_has_no_weights_to_begin_with(fresh, trained, tmp_path, tiny_run):
+    dense = tiny_run()
+    pruned = tiny_run(start=dense, epochs=0, sparsifier=Magnitude(sparsity=0.5))
+    fresh().train(dense)
+    fresh().publish([dense], "quick")
+    Store(tmp_path / "elsewhere").train(pruned)
+    assert trained == [dense.identity, dense.identity, pruned.identity]
 
 
 def test_published_records_of_another_format_do_not_count(fresh, trained, published, monkeypatch, tmp_path, tiny_run):

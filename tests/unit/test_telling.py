@@ -117,6 +117,26 @@ def test_summary_and_cells(frame):
     assert tables.cell(single.loc[("A", 0.1, "clean")]) == f"70.0 [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def test_rates_are_cells_in_the_order_of_the_frame(frame):
+    columns = {"first": "clean", "none": "absent", "second": "channel_sparsity"}
+    shown = tables.rates(frame, ["net", "level"], columns)
+    assert list(shown.index) == ["A, nan", "A, 0.1", "B, nan", "B, 0.1"] and list(shown.columns) == list(columns)
+    assert shown.loc["A, 0.1"].tolist() == ["72.0 ± 2.8", "", "30.0 ± 0.0"]
+    one = tables.rates(frame[frame["seed"] == 0], ["net", "level"], columns, exact=("channel_sparsity",))
+    low, high = (100 * p for p in estimates.binomial_interval(66, 100))
+    assert one.loc["B, 0.1"].tolist() == [f"66.0 [{low:.1f}, {high:.1f}]", "", "30.0"]
+
+
+def test_means_have_the_digits_of_what_they_are(frame):
+    frame = frame[frame["metric"] == "clean"].iloc[::-1]
+    columns = {"rate": ("clean", 100), "share": ("clean", 1), "none": ("absent", 1)}
+    shown = tables.means(frame, ["net", "level"], columns)
+    assert list(shown.index) == ["B, 0.1", "A, 0.1"]
+    assert shown.loc["A, 0.1"].tolist() == ["72.0 ± 2.8", "0.720 ± 0.028", ""]
+    three = pandas.Series([1.0, 2.0, 6.0])
+    assert tables.mean(three, 1) == f"3.000 ± {three.std():.3f}" and tables.mean(three[:1], 100) == "1.0"
+
+
 def test_beside_puts_each_number_in_its_row(frame):
     printed = pandas.DataFrame({"net": ["A", "B", "C"], "lambda1": [0.1, None, None], "A1": [1.234, 5.0, None]})
     table = tables.beside(printed, tables.summary(frame, ["net", "level", "ours"]), {"net": "net", "lambda1": "level"},
@@ -199,6 +219,27 @@ def test_reported_points_stand_beside_their_own_net(curve):
         assert drawn[ours].get_color() == drawn[theirs].get_color()
         assert drawn[theirs].get_markerfacecolor() == "none"
     assert drawn["our A"].get_color() != drawn["our B"].get_color()
+
+
+def test_against_cost_draws_means_and_spans_over_what_was_spent_until_then():
+    begun, base = {"heir": 5.0, "AT": 0.0}, {"heir": 0.3, "AT": 0.1}
+    frame = pandas.DataFrame([{"method": method, "seed": seed, "epoch": epoch, "cost": begun[method] + 2 * epoch + seed,
+                               "value": base[method] + 0.1 * epoch + 0.02 * seed * (seed + 1)}
+                              for seed in range(3) for method in base for epoch in (1, 2)])
+    figure = plots.against_cost(frame, "passes", "rate [%]")
+    (axis,), (legend,) = figure.axes, figure.legends
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xlim()[0]) == ("passes", "rate [%]", 0)
+    assert [text.get_text() for text in legend.get_texts()] == ["heir", "AT"]
+    for line, band, method in zip(axis.get_lines(), axis.collections, base, strict=True):
+        assert line.get_label() == method and line.get_color() == tuple(band.get_facecolor()[0, :3])
+        assert line.get_xdata() == pytest.approx([begun[method] + 3, begun[method] + 5])
+        lowest, edges = [100 * base[method] + 10, 100 * base[method] + 20], band.get_paths()[0].vertices
+        assert line.get_ydata() == pytest.approx([low + (0 + 4 + 12) / 3 for low in lowest])
+        for x, low in zip(line.get_xdata(), lowest, strict=True):
+            here = edges[np.isclose(edges[:, 0], x), 1]
+            assert (here.min(), here.max()) == pytest.approx((low, low + 12))
+    one, two = axis.get_lines()
+    assert one.get_linestyle() != two.get_linestyle() and one.get_marker() != two.get_marker()
 
 
 def test_sorted_norms_show_zeros_on_a_line_of_their_own():

@@ -143,12 +143,14 @@ def test_the_loss_told_is_the_mean_over_images(tiny_run, digits):
     assert [row["epoch"] for row in history] == [1, 2]
 
 
-def test_sgd_is_nesterov_with_weight_decay_on_all_parameters(tiny_run, digits):
-    run = tiny_run(batch_size=64, epochs=3, lr=0.1, momentum=0.8, weight_decay=0.01, schedule="constant",
+@pytest.mark.parametrize("schedule", ["constant", "onecycle"])
+def test_sgd_is_nesterov_with_weight_decay_on_all_parameters(schedule, tiny_run, digits):
+    run = tiny_run(batch_size=64, epochs=3, lr=0.1, momentum=0.8, weight_decay=0.01, schedule=schedule,
                    precision="float32")
     model = training.build(run, digits).train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
-    for _ in range(3):
+    for epoch in range(3):
+        optimiser.param_groups[0]["lr"] = training.learning_rate(run.recipe, epoch, 0)
         optimiser.zero_grad()
         cross_entropy(model(digits.train.images), digits.train.labels).backward()
         optimiser.step()
@@ -335,6 +337,24 @@ def test_an_interrupted_fine_tuning_keeps_the_zeros_it_began_with(impatient, tin
         checkpoint = tmp_path / f"checkpoint {stops}"
         assert_same(interrupted(run, digits, checkpoint, stops, start), undisturbed)
     assert training.sparsity(undisturbed.model) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_state_of_a_sparsifier_comes_back_in_any_shape_and_else_in_the_layout_of_its_parameter(tiny_run, digits,
+                                                                                                   tmp_path):
+    name, seen = "members.0.blocks.0.conv1.weight", []
+
+    @settings
+    class Odd(Sparsifier):
+        def start(self, model):
+            w = dict(model.named_parameters())[name]
+            return {name: torch.rand(2, 4, 1, 1), f"like {name}": torch.rand_like(w), "own": torch.arange(3)}
+
+        def before_step(self, model, state, lr):
+            seen.append({key: (t.tolist(), t.stride()) for key, t in state.items()})
+
+    interrupted(tiny_run(epochs=2, sparsifier=Odd()), digits, tmp_path / "checkpoint", [1])
+    assert len(seen) == 6 and all(state == seen[0] for state in seen)
+    assert seen[0][f"like {name}"][1] == (18, 1, 6, 2)  # channels last
 
 
 def test_a_resumed_training_goes_on_from_the_last_whole_epoch(impatient, tiny_run, digits, tmp_path):
