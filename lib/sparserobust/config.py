@@ -267,7 +267,8 @@ class Data(Settings):
 
 @settings
 class Recipe(Settings):
-    """How long and how fast. SGD with Nesterov momentum; weight decay acts on all parameters but scales of noise."""
+    """How long and how fast. SGD with Nesterov momentum; weight decay acts on all parameters but scales of noise and
+    gates."""
 
     epochs: int
     batch_size: int = 128

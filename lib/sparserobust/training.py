@@ -20,7 +20,7 @@ from sparserobust.data import Split, Splits, augmented
 from sparserobust.environment import global_seed, has_bfloat16, stream
 from sparserobust.errors import UserError
 from sparserobust.inheritance import inherit
-from sparserobust.models import noise_scales
+from sparserobust.models import gated, noise_scales
 from sparserobust.optimisers import SGD
 from sparserobust.sparsity import channel_sparsity, sparsity
 
@@ -133,8 +133,9 @@ class _Job:
         self.epoch, self.history, self.steps = 0, [], 0
         self.parameters = dict(model.named_parameters())
         recipe = run.recipe
-        scales = {id(scale) for scale in noise_scales(model).values()}  # not decayed: noise would only fade
-        decay = {name: recipe.weight_decay for name, p in self.parameters.items() if id(p) not in scales}
+        # not decayed: noise would only fade, gates would only be drawn to the middle
+        spared = {id(p) for p in [*noise_scales(model).values(), *(g.log_alpha for g in gated(model).values())]}
+        decay = {name: recipe.weight_decay for name, p in self.parameters.items() if id(p) not in spared}
         self.optimiser = SGD(self.parameters, recipe.momentum, decay)
         with global_seed(run.seed, "sparsifier"):
             self.state = run.sparsifier.start(model, *others)

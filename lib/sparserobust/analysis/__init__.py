@@ -1,6 +1,7 @@
 """Measurements of trained networks other than accuracy."""
 
 from sparserobust.analysis.activations import Activations
+from sparserobust.analysis.conditioning import Conditioning, LocalLipschitz
 from sparserobust.analysis.cost import Deployable, MACs, macs
 from sparserobust.analysis.linear import LinearRadii, Theorem31
 from sparserobust.analysis.radii import LayerNorms, Margins, RadiusOrder
@@ -17,6 +18,7 @@ from sparserobust.analysis.weights import (
     WithoutBlankPixels,
 )
 
-__all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Deployable", "LayerNorms", "LayerSparsity",
-           "LayerWeights", "LinearRadii", "MACs", "Margins", "RadiusOrder", "RandomMasks", "RemainingParameters",
-           "Stability", "Theorem31", "WeightHistogram", "WeightSparsity", "WithoutBlankPixels", "macs"]
+__all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "LayerNorms",
+           "LayerSparsity", "LayerWeights", "LinearRadii", "LocalLipschitz", "MACs", "Margins", "RadiusOrder",
+           "RandomMasks", "RemainingParameters", "Stability", "Theorem31", "WeightHistogram", "WeightSparsity",
+           "WithoutBlankPixels", "macs"]

@@ -18,12 +18,13 @@ from sparserobust.attacks import margin, random_in_ball, runner_up, under_attack
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy
 from sparserobust.models.compact import Pick
+from sparserobust.models.gates import GatedConv2d, acting_weight
 from sparserobust.models.noise import Noise, NoisyConv2d, NoisyLinear
 from sparserobust.models.normalise import Normalise
 from sparserobust.models.resnet import Padded
 
 NORMS = ("l2", "frobenius", "linf")
-OWN = (Noise, NoisyConv2d, NoisyLinear, Normalise, Padded, Pick)  # layers of this library, taken as a whole
+OWN = (GatedConv2d, Noise, NoisyConv2d, NoisyLinear, Normalise, Padded, Pick)  # this library's, each taken as a whole
 HARMLESS = nn.ReLU | nn.Identity | nn.Flatten | nn.Dropout | Noise | Padded | Pick  # none has a constant above one
 HARMLESS_CALLS = ("relu", "flatten", "view", "reshape")
 BATCH_NORM = nn.BatchNorm1d | nn.BatchNorm2d
@@ -50,7 +51,7 @@ def margin_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str 
 def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str = "l2") -> dict[str, float]:
     """Operator norm of every convolution and linear layer as it acts on its input, BatchNorm not folded."""
     shapes = input_shapes(model, image_shape)
-    return {name: operator_norm(layer, layer.weight, shapes[layer], norm)
+    return {name: operator_norm(layer, acting_weight(layer), shapes[layer], norm)
             for name, layer in model.named_modules() if layer in shapes}
 
 
@@ -217,7 +218,7 @@ class _Graph:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             norm = self._norm_after(node)
             scale = 1.0 if norm is None else _scale(norm).view(-1, *[1] * (layer.weight.dim() - 1))
-            return operator_norm(layer, layer.weight * scale, self.values[source].shape[1:], self.norm)
+            return operator_norm(layer, acting_weight(layer) * scale, self.values[source].shape[1:], self.norm)
         if isinstance(layer, BATCH_NORM):
             return 1.0 if self._norm_after(source) is layer else _largest(_scale(layer))
         if call == "max_pool2d" or isinstance(layer, nn.MaxPool2d):

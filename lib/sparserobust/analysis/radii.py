@@ -3,9 +3,9 @@ which no perturbation fools it is about margin over slope (Guo et al. 2018, lemm
 
 import torch
 
-from sparserobust import sparsity
 from sparserobust.analysis import lipschitz
 from sparserobust.analysis.clever import clever
+from sparserobust.analysis.conditioning import condition, effective_weights, rank
 from sparserobust.analysis.linear import smallest_radius
 from sparserobust.attacks import CarliniWagnerL2, DeepFool, margin, predicted, runner_up, under_attack
 from sparserobust.config import Attack, Measurement, settings
@@ -118,14 +118,13 @@ class LayerNorms(Measurement, kind="layer_norms"):
 
     def __call__(self, model, splits):
         norms = {norm: lipschitz.layer_norms(model, splits.image_shape, norm) for norm in lipschitz.NORMS}
-        weights = {name.removesuffix(".weight"): w.detach().double().flatten(1)
-                   for name, w in sparsity.prunable(model).items()}
-        layers, product = {}, 1.0
+        weights, layers, product = effective_weights(model), {}, 1.0
         for name in norms["l2"]:
-            values = torch.linalg.svdvals(weights[name])
-            # what `torch.linalg.matrix_rank` counts, without taking the singular values again
-            rank = int((values > max(weights[name].shape) * torch.finfo(values.dtype).eps * values[0]).sum())
+            weight = weights[name].double().flatten(1)
+            values = torch.linalg.svdvals(weight)
+            threshold = max(weight.shape) * torch.finfo(values.dtype).eps  # that of `torch.linalg.matrix_rank`
+            number = condition(values, threshold)
             layers[name] = {norm: six_digits(norms[norm][name]) for norm in norms} | {
-                "rank": rank / len(values), "condition": six_digits(values[0] / values[rank - 1]) if rank else None}
+                "rank": rank(values, threshold) / len(values), "condition": six_digits(number) if number else None}
             product *= norms["l2"][name]
         return {"value": product, "layers": layers}

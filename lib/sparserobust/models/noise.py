@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust.config import Model, settings
+from sparserobust.models.gates import gated
 
 
 class Noise(nn.Module):
@@ -125,6 +126,7 @@ class NoisyWeights(Model, kind="noisy_weights"):
 
     def build(self, image_shape, classes):
         net = self.model.build(image_shape, classes)
+        self.require(not gated(net), "noise on the weights of a network with gates is not known here")
         for layer in list(net.modules()):
             if type(layer) in (nn.Conv2d, nn.Linear):
                 layer.__class__ = NoisyConv2d if type(layer) is nn.Conv2d else NoisyLinear

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust.config import settings
+from sparserobust.models.gates import add_gates
 from sparserobust.models.normalise import NormalisedModel
 from sparserobust.models.preact_resnet import convolution
 from sparserobust.models.resnet import classifier, cost_of_layers
@@ -18,16 +19,22 @@ DROPOUT = (0.3, 0.4, 0.4, 0.4, 0.4)  # VGGLike: rate between the convolutions of
 
 @settings
 class VGG16(NormalisedModel, kind="vgg16"):
-    """Thirteen convolutions of widths w to 8w in five groups, each group followed by pooling."""
+    """Thirteen convolutions of widths w to 8w in five groups, each group followed by pooling. `gated`: all convolutions
+    but the first have gates, as released by Feng et al. 2025 (Asia-Leee/TSCNC); weights begin as they do without."""
 
     width: int = 64
+    gated: bool = False
 
     @property
     def cost(self) -> float:
         return cost_of_layers(9, self.width)  # 13 layers cost as 9 of a ResNet, as maps shrink sooner
 
     def build(self, image_shape, classes):
-        return VGG(self.first_layer(image_shape[0]), image_shape[0], classes, self.width)
+        net = VGG(self.first_layer(image_shape[0]), image_shape[0], classes, self.width)
+        if self.gated:
+            for layer, _, _ in net.inner_channels()[1:]:
+                add_gates(layer)
+        return net
 
 
 @settings

@@ -2,6 +2,7 @@
 
 from sparserobust.config import Dense
 from sparserobust.sparsifiers.admm import ADMM, ReleasedADMM
+from sparserobust.sparsifiers.constraints import TSCNC
 from sparserobust.sparsifiers.lasso import Lasso, ProximalLasso
 from sparserobust.sparsifiers.magnitude import FixedMask, Magnitude, RandomMask, RelativeThreshold
 from sparserobust.sparsifiers.scores import LearnedScores
@@ -10,6 +11,6 @@ from sparserobust.sparsifiers.structured import Channels, ScaleLasso
 from sparserobust.sparsifiers.surgery import DynamicNetworkSurgery
 from sparserobust.sparsifiers.ticket import MatchedHistogram, Ticket
 
-__all__ = ["ADMM", "RGSM", "RVSM", "Channels", "Dense", "DynamicNetworkSurgery", "FixedMask", "Lasso", "LearnedScores",
-           "Magnitude", "MatchedHistogram", "ProximalLasso", "RandomMask", "RelativeThreshold", "ReleasedADMM",
-           "ScaleLasso", "Ticket"]
+__all__ = ["ADMM", "RGSM", "RVSM", "TSCNC", "Channels", "Dense", "DynamicNetworkSurgery", "FixedMask", "Lasso",
+           "LearnedScores", "Magnitude", "MatchedHistogram", "ProximalLasso", "RandomMask", "RelativeThreshold",
+           "ReleasedADMM", "ScaleLasso", "Ticket"]

@@ -81,5 +81,6 @@ def inner_channels(model: nn.Module, sparsifier: Sparsifier) -> list[tuple[nn.Co
     """(writer, norm, reader) of all layers with inner channels; a `UserError` of the sparsifier if there are none."""
     found = [inner for module in model.modules() if hasattr(module, "inner_channels")
              for inner in module.inner_channels()]
-    sparsifier.require(bool(found), "this network has no inner channels; preact_resnet, resnet, resnet18 and vgg16 do")
+    sparsifier.require(bool(found), "this network has no inner channels; preact_resnet, resnet, resnet18, vgg16 and "
+                       "wide_resnet do")
     return found

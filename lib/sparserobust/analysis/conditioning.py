@@ -1,0 +1,241 @@
+"""How well conditioned the weights of a network are, what pruning alone does to that, and how fast the network changes
+near its images: what "Lipschitz constant meets condition number" (Feng et al. 2025) claims to explain robustness."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparserobust.attacks import random_in_ball, under_attack
+from sparserobust.config import Measurement, settings
+from sparserobust.environment import stream
+from sparserobust.errors import UserError
+from sparserobust.evaluation import BATCH
+from sparserobust.files import six_digits
+from sparserobust.models import is_noisy
+from sparserobust.models.gates import acting_weight
+from sparserobust.sparsity import all_but_smallest
+
+RANK_THRESHOLD = 1e-6  # singular values up to this share of the largest count as zero
+
+
+def effective_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Name of every convolution and linear layer to the weight with which it acts in eval mode: after masks, which are
+    zeros, and after gates."""
+    return {name: acting_weight(layer).detach() for name, layer in model.named_modules()
+            if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
+def spectrum(weight: Tensor) -> Tensor:
+    """Singular values (min(out, in * kernel),), descending, float64, of a weight as the matrix (out, in * kernel)."""
+    matrix = weight.detach().double().flatten(1)
+    return torch.linalg.svdvals(matrix.T if len(matrix) < matrix.shape[1] else matrix)  # many times faster if tall
+
+
+def rank(values: Tensor, threshold: float = RANK_THRESHOLD) -> int:
+    """How many singular values are above this share of the largest."""
+    return int((values > threshold * values[0]).sum())
+
+
+def condition(values: Tensor, threshold: float = RANK_THRESHOLD) -> float | None:
+    """Largest singular value over the smallest that is not zero, within that threshold; None if all are zero."""
+    kept = rank(values, threshold)
+    return float(values[0] / values[kept - 1]) if kept else None
+
+
+def effective_rank(values: Tensor) -> float:
+    """exp of the entropy of the singular values, normalised to sum 1 (Roy & Vetterli 2007): how many there are if all
+    are equal, 1 if one outweighs all others; 0 if all are zero."""
+    total = values.sum()
+    return float(torch.special.entr(values / total).sum().exp()) if total > 0 else 0.0
+
+
+def conditioning(weight: Tensor) -> dict[str, float | int | None]:
+    """Of a weight as a matrix, to six digits: `condition`; how many singular values are `zero`; `effective_rank`; the
+    spectral `norm`; and that over the root mean square of all singular values, `relative_norm`, which is 1 if all are
+    equal and stays what it is when the weight is rescaled, as all but `norm` do. None for what a weight of zeros has
+    not."""
+    values = spectrum(weight)
+    number, root_mean_square = condition(values), values.square().mean().sqrt()
+    return {"condition": six_digits(number) if number else None, "zero": len(values) - rank(values),
+            "effective_rank": six_digits(effective_rank(values)), "norm": six_digits(values[0]),
+            "relative_norm": six_digits(values[0] / root_mean_square) if number else None}
+
+
+# ------------------------------------------------------------------------------------------- what pruning alone does
+
+
+def null_conditions(shape: tuple[int, ...], levels: Sequence[float], how: str, draws: int,
+                    generator: torch.Generator) -> list[dict]:
+    """What becomes of the `conditioning` of a Gaussian weight (out, in) or (out, in, k, k), Kaiming standard deviation
+    sqrt(2 / fan_in), when it loses a share of its entries, by `magnitude` or at `random`: for each of `levels` the mean
+    over `draws`, under `<name>_sd` the standard deviation (0 for one draw), and `condition_median`, since the mean
+    follows single draws where the matrix is about to lose rank. One draw serves all levels: as the level rises, entries
+    go and none returns. `UserError` where nothing would be left."""
+    count = math.prod(shape)
+    if how not in ("magnitude", "random"):
+        raise UserError(f"entries go by magnitude or at random, not by '{how}'")
+    if draws < 1 or not levels or min(levels) < 0 or round(max(levels) * count) >= count:
+        raise UserError("there must be a draw, a level, and at every level an entry that is left")
+    found = [[] for _ in levels]
+    for _ in range(draws):
+        weight = _gaussian(shape, generator) * math.sqrt(2 / math.prod(shape[1:]))
+        chance = torch.rand(shape, generator=generator, device=generator.device) if how == "random" else weight.abs()
+        for level, rows in zip(levels, found, strict=True):
+            rows.append(conditioning(_pruned(weight, chance, round(level * count))))
+    return [{"level": level} | _over_draws(rows) for level, rows in zip(levels, found, strict=True)]
+
+
+def null_of(model: nn.Module, draws: int, generator: torch.Generator) -> dict[str, dict]:
+    """The same for every convolution and linear layer of a network: Gaussian weights of its shape that lose as many
+    entries, the smallest, as its own has zeros. They are then scaled to the same Frobenius norm: what training and
+    regularisers do to the size of a layer is not pruning's doing, and no standard deviation before pruning is on record
+    of a network that was trained on afterwards; only `norm` depends on it. A claim that pruning makes networks
+    ill-conditioned has to beat this."""
+    layers = {}
+    for name, weight in effective_weights(model).items():
+        zeros, size, rows = int((weight == 0).sum()), float(weight.double().norm()), []
+        for _ in range(draws):
+            gaussian = _gaussian(weight.shape, generator)
+            pruned = _pruned(gaussian, gaussian.abs(), zeros)
+            rows.append(conditioning(pruned * (size / pruned.norm()) if size else pruned))
+        layers[name] = _over_draws(rows)
+    return layers
+
+
+def _gaussian(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+def _pruned(weight: Tensor, scores: Tensor, removed: int) -> Tensor:
+    """The weight without the `removed` entries whose scores, shaped as it, are the smallest."""
+    return weight * all_but_smallest(scores.flatten(), removed).view_as(weight)
+
+
+def _over_draws(rows: list[dict]) -> dict[str, float | None]:
+    """Mean and standard deviation of each entry, over those draws that have it."""
+    result = {}
+    for key in rows[0]:
+        values = [row[key] for row in rows if row[key] is not None]
+        result[key] = six_digits(statistics.fmean(values)) if values else None
+        result[f"{key}_sd"] = six_digits(statistics.stdev(values)) if len(values) > 1 else 0.0
+    return result | {"condition_median": _median(row["condition"] for row in rows)}
+
+
+def _median(values) -> float | None:
+    """Of those that are not None; None if none is."""
+    values = [value for value in values if value is not None]
+    return six_digits(statistics.median(values)) if values else None
+
+
+@settings
+class Conditioning(Measurement, kind="conditioning"):
+    """`conditioning` of every convolution and linear layer as it acts in eval mode, under `layers`. The value is the
+    median condition number over convolutions, first layer and shortcuts included, or over linear layers where there is
+    no convolution; layers of zeros are left out, None if nothing else is there. Parts:
+
+        classifier          condition number of the last linear layer
+        log_norms           log10 of the product of the spectral norms of all layers, as matrices (`LayerNorms` has
+                            those of the convolutions themselves); None if a layer is zero
+        log_relative_norms  the same of `relative_norm`: no rescaling of a layer, the classifier say, changes it
+        effective_rank      mean over layers, as a share of the fullest rank
+        zero                share of singular values that are zero, over all layers
+        over_null           with `null_draws`: median, over the layers of the value, of condition number over that of
+                            pruned Gaussian weights (`null_of`, median over draws), which are then under `null`
+    """
+
+    null_draws: int = 0
+
+    def check(self):
+        self.require(self.null_draws >= 0, "null_draws cannot be negative")
+
+    def __call__(self, model, splits):
+        weights = effective_weights(model)
+        layers = {name: conditioning(weight) for name, weight in weights.items()}
+        fullest = {name: min(weight.flatten(1).shape) for name, weight in weights.items()}
+        linear = [name for name, weight in weights.items() if weight.dim() == 2]
+        counted = [name for name in weights if name not in linear] or linear
+        parts = {"classifier": layers[linear[-1]]["condition"] if linear else None,
+                 "log_norms": _log_product(layer["norm"] for layer in layers.values()),
+                 "log_relative_norms": _log_product(layer["relative_norm"] for layer in layers.values()),
+                 "effective_rank": statistics.fmean(layers[n]["effective_rank"] / fullest[n] for n in layers),
+                 "zero": sum(layer["zero"] for layer in layers.values()) / sum(fullest.values())}
+        result = {"value": _median(layers[name]["condition"] for name in counted), "layers": layers, "parts": parts}
+        if self.null_draws:
+            device = next(iter(weights.values())).device
+            null = null_of(model, self.null_draws, stream(0, "null", self.identity, device=device))
+            parts["over_null"] = _median(layers[name]["condition"] / null[name]["condition_median"]
+                                         for name in counted if layers[name]["condition"])
+            result["null"] = null
+        return result
+
+
+def _log_product(values) -> float | None:
+    """log10 of the product; None if a factor is zero or None."""
+    values = list(values)
+    return sum(math.log10(value) for value in values) if all(values) else None
+
+
+# --------------------------------------------------------------------------------------------- local Lipschitz constant
+
+
+@settings
+class LocalLipschitz(Measurement, kind="local_lipschitz"):
+    """Mean over the first `images` test images (all, for None) of the local Lipschitz constant as Yang et al. 2020
+    estimate it, from below, in the linf ball of radius `epsilon` within the box of the pixels:
+
+        max over x' of |f(x) - f(x')|_1 / |x - x'|_inf
+
+    by signed gradient ascent from a random point; the largest ratio on the way counts. The gradient is that of the
+    numerator, since it leads to the corners of the ball, and to larger ratios than that of the ratio does. The released
+    code (yangarbiter/robust-local-lipschitz, `estimate_local_lip_v2`) steps the other way: it negates the ratio for a
+    loss and then adds the gradient's sign, so that its figures are those of a descent. Parts: `largest` of all images,
+    and `relative`, mean constant over mean |f(x)|_1, which stays what it is when the logits are rescaled."""
+
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
+    images: int | None = 100
+
+    def check(self):
+        self.require(0 < self.epsilon <= 1 and 0 < self.step_size <= 1,
+                     "epsilon and step_size are fractions of the pixel range, above 0 and up to 1")
+        self.require(self.steps >= 1, "steps start at 1")
+        self.require(self.images is None or self.images > 0, "images must be positive")
+
+    @property
+    def cost(self):
+        return (self.images or 10_000) / 10_000 * (self.steps + 1)
+
+    def __call__(self, model, splits):
+        if is_noisy(model):
+            raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
+        split = splits.test.first(self.images)
+        chance, found, sizes = stream(0, "local lipschitz", self.identity, device=split.images.device), [], []
+        with under_attack(model):
+            for images in split.images.split(BATCH):
+                with torch.no_grad():
+                    logits = model(images)
+                found.append(self._climbed(model, images, logits, chance))
+                sizes.append(logits.abs().sum(1))
+        found, sizes = torch.cat(found).double(), torch.cat(sizes).double()
+        relative = float(found.mean() / sizes.mean()) if sizes.any() else None
+        return {"value": float(found.mean()), "total": len(split),
+                "parts": {"largest": float(found.max()), "relative": relative}}
+
+    def _climbed(self, model, images: Tensor, logits: Tensor, chance: torch.Generator) -> Tensor:
+        """The largest ratio (n,) found."""
+        x = (images + random_in_ball(images, self.epsilon, "linf", chance)).clamp(0, 1)
+        best = torch.zeros_like(logits[:, 0])
+        for _ in range(self.steps + 1):  # the last step is taken in vain, where it leads is not looked at
+            x = x.detach().requires_grad_(True)
+            change = (model(x) - logits).abs().sum(1)
+            (gradient,) = torch.autograd.grad(change.sum(), x)
+            with torch.no_grad():
+                distance = (x - images).abs().flatten(1).amax(1).clamp_min(torch.finfo(x.dtype).tiny)
+                best = torch.maximum(best, change / distance)
+                moved = x + self.step_size * gradient.sign() - images
+                x = (images + moved.clamp(-self.epsilon, self.epsilon)).clamp(0, 1)
+        return best
