@@ -253,6 +253,13 @@ def test_seeds_can_be_chosen(refusal):
     assert "seeds should be" in refusal(iwi.experiment, "quick", [])
 
 
+def test_a_ticket_that_is_not_trained_cannot_be_inherited(monkeypatch, refusal):
+    settings = scales.load("quick", iwi.PAPER)
+    settings["inheritance"]["ticket"] = 0.7
+    monkeypatch.setattr(scales, "load", lambda scale, paper: settings)
+    assert "0.7" in refusal(iwi.experiment, "quick")
+
+
 def test_the_overview_has_a_line_for_each_kind_of_run(quick):
     shown = iwi.overview(quick.grid)
     keys = ("net", "part", "pruning", "retraining", "method")

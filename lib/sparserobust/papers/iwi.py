@@ -12,6 +12,7 @@ import pandas
 from sparserobust import claims, estimates, reported, scales, sweep, tables
 from sparserobust.analysis import WeightSparsity
 from sparserobust.config import Data, Inheritance, Measurement, Model, Objective, Recipe, Run
+from sparserobust.errors import UserError
 from sparserobust.objectives import Natural
 from sparserobust.sparsifiers import (
     Channels,
@@ -153,7 +154,11 @@ def _inheritance(settings: dict, at: Run, tickets: list[tuple], first: bool) -> 
     """IWI from a narrow net and from a ticket, and its controls."""
     own = settings["inheritance"]
     small = replace(at, model=replace(at.model, width=settings["narrow_width"]))
-    ticket = next(row[-1] for row in tickets if row[1:5] == ("adversarial", "adversarial", "initial", own["ticket"]))
+    both = ("adversarial", "adversarial", "initial", own["ticket"])
+    ticket = next((row[-1] for row in tickets if row[1:5] == both), None)
+    if ticket is None:
+        raise UserError(f"{PAPER}: the ticket that is inherited, {own['ticket']}, is not among those that are trained "
+                        "adversarially from their initial weights")
     natural = replace(small, objective=Natural())
 
     def row(method: str, run: Run, kappa: float | None = None) -> tuple:
