@@ -241,7 +241,9 @@ class _Job:
 
         def like(name: str, t: Tensor) -> Tensor:  # in the memory layout of the parameter that the last word names
             parameter = self.parameters.get(name.rsplit(" ")[-1])
-            return torch.empty_like(parameter).copy_(t) if parameter is not None and parameter.shape == t.shape else t
+            if parameter is None:
+                return t
+            return torch.empty_like(parameter).copy_(t) if parameter.shape == t.shape else t.to(parameter.device)
 
         self.model.load_state_dict(groups["model"])
         self.optimiser.buffers = {n: like(n, t) for n, t in groups.get("momentum", {}).items()}

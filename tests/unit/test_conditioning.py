@@ -462,6 +462,17 @@ def test_a_line_without_noise_leaves_nothing_open():
     assert line["r2_without"] == 0
 
 
+def test_intervals_are_percentiles_over_redrawn_conditions():
+    """By hand, with the same dice and lines that have an intercept."""
+    frame = runs(conditions=6, seeds=2)
+    result = regression(frame, "y", ["a"], draws=40).loc["a"]
+    conditions, dice, slopes = [rows for _, rows in frame.groupby(["method", "level"])], np.random.default_rng(0), []
+    for _ in range(40):
+        redrawn = pandas.concat([conditions[c] for c in dice.integers(6, size=6)])
+        slopes.append(np.polyfit(redrawn["a"], redrawn["y"], 1)[0] * frame["a"].std() / frame["y"].std())
+    assert (result["low"], result["high"]) == pytest.approx(tuple(np.quantile(slopes, (0.025, 0.975))), rel=1e-6)
+
+
 def test_intervals_of_independent_runs_are_those_of_theory():
     """With a cluster for each run they are Student's, as the residuals are Gaussian and alike."""
     frame = runs(conditions=150, seeds=1)

@@ -183,7 +183,7 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
     names = dict(settings["protocol"])
     inherits, own = part == "inheritance", settings["inheritance"]
     main = part == "dense" or (inherits and row["level"] in (None, own["kappa"])) or _inherited_ticket(row, own)
-    if part == "dense" or inherits or main:
+    if inherits or main:
         names |= {"near_zero": {"kind": "weight_histogram"}, "macs": {"kind": "macs"}}
     if main:
         names |= settings["stronger"]
@@ -311,7 +311,8 @@ def training_curves(experiment: Experiment, histories: dict[str, list[dict]], ma
     for row in experiment.rows(net=net):
         run, history = row["run"], histories.get(row["run"].identity, ())
         main = row["part"] == "dense" or row["level"] in (None, experiment.settings["inheritance"]["kappa"])
-        if row["part"] in ("dense", "inheritance") and called(row) in methods and main:
+        attacked = row["part"] in ("dense", "inheritance") and row["retraining"] == "adversarial"
+        if attacked and main and called(row) in methods:
             whole = cost(run, macs, wide)
             each = run.objective.cost * macs[run.model.identity] / macs[wide]
             for epoch in (e for e in history if "validation_robust" in e):
@@ -388,7 +389,7 @@ def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:
         values = estimates.paired_effects(frame, metric, treatment, reference, ratio=claim == "C6")
         said = replace(record.claim(claim), id=f"{claim} {name}")
         if claim == "C6":  # ratios of bounds are skewed: their logarithm is what a mean and an interval suit
-            values = [math.log10(v) for v in values]
+            values = [math.log10(v) for v in values if v > 0]  # a net that has collapsed has no slope
             said = replace(said, unit="log10 of the ratio to dense", quantity=name.split(", ")[-1],
                            direction="increase" if "ratio" in metric else "decrease")
         if claim == "C7" and "AT" in name:
