@@ -37,6 +37,12 @@ def matching(frame: pandas.DataFrame, row: dict) -> pandas.DataFrame:
     return frame
 
 
+def left(frame: pandas.DataFrame, metric: str) -> pandas.Series:
+    """For each row what is left [%] of its run, where `metric` is the share that is zero; nan where it is unknown."""
+    measured = frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")["value"]
+    return 100 * (1 - frame["run"].map(measured))
+
+
 def paired_effects(frame: pandas.DataFrame, metric: str, treatment: dict, reference: dict, ratio: bool = False,
                    factor: float = 100.0) -> list[float]:
     """Per seed, `metric` of the row `treatment` minus (or over) that of the row `reference`; rows are named by the

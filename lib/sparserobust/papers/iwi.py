@@ -240,8 +240,7 @@ def overview(grid: list[dict]) -> pandas.DataFrame:
 
 def located(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The frame with `left` [%], the share of convolution and linear weights that are not zero."""
-    zero = frame[frame["metric"] == "sparsity"].drop_duplicates("run").set_index("run")["value"]
-    return frame.assign(left=100 * (1 - frame["run"].map(zero)), value=frame["value"].astype(float))
+    return frame.assign(left=estimates.left(frame, "sparsity"), value=frame["value"].astype(float))
 
 
 def with_overfitting(frame: pandas.DataFrame, histories: dict[str, list[dict]]) -> pandas.DataFrame:

@@ -156,14 +156,8 @@ def located(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The frame with `left` [%], the share of weights that are not zero, by which figures are drawn: measured, but for
     runs whose weights are dense it is that of the pruned run with which they are compared."""
     twin = frame["method"] == CONTROL
-    left = _left(frame, "sparsity").where(~twin, 100 * (1 - frame["level"]))
+    left = estimates.left(frame, "sparsity").where(~twin, 100 * (1 - frame["level"]))
     return frame.assign(left=left, value=frame["value"].astype(float))
-
-
-def _left(frame: pandas.DataFrame, metric: str) -> pandas.Series:
-    """For each row what is left [%] of its run, where `metric` is the share that is zero; nan where it is unknown."""
-    measured = frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")["value"]
-    return 100 * (1 - frame["run"].map(measured))
 
 
 def series(frame: pandas.DataFrame, metric: str, methods: dict[str, str], **labels) -> pandas.DataFrame:
@@ -268,7 +262,7 @@ def _panels(rows: dict[str, tuple[str, float]], nets: list[str], panel: Callable
 
 def by_activations(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The frame with `left` [%] the share of activations that are not zero, rows without that measurement dropped."""
-    return frame.assign(left=_left(frame, "activations")).dropna(subset="left")
+    return frame.assign(left=estimates.left(frame, "activations")).dropna(subset="left")
 
 
 def followed(frame: pandas.DataFrame, columns: dict[str, str], of: str = "deepfool") -> pandas.DataFrame:
