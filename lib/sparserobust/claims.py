@@ -38,6 +38,11 @@ def always(claim: Claim, count: int, total: int, n_seeds: int, where: str = "") 
     return _row(claim, share, share, share, n_seeds, HOLDS if count == total else FAILS, where)
 
 
+def estimated(claim: Claim, ours: float, low: float, high: float, n_seeds: int, where: str = "") -> dict:
+    """One row of a ledger for an estimate that comes with its interval, a slope over runs say, held against zero."""
+    return _row(claim, ours, low, high, n_seeds, verdict(claim.direction, low, high), where)
+
+
 def _row(claim: Claim, ours: float, low: float, high: float, n_seeds: int, said: str, where: str) -> dict:
     return {"claim": claim.id, "statement": claim.statement, "quantity": claim.quantity, "unit": claim.unit,
             "direction": claim.direction, "reported": claim.reported, "source": claim.source,

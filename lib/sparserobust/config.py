@@ -274,7 +274,8 @@ class Recipe(Settings):
     batch_size: int = 128
     lr: float = 0.1  # the highest learning rate of the schedule
     schedule: str = "onecycle"  # onecycle (linear up for 40 %, linear down) | multistep | constant
-    milestones: tuple[float, ...] = ()  # multistep: epochs at which lr is divided by 10
+    milestones: tuple[float, ...] = ()  # multistep: epochs at which lr drops
+    drop: float = 0.1  # multistep: by this factor
     momentum: float = 0.9
     weight_decay: float = 5e-4
     averaging: float = 0.0  # decay of an exponential moving average of the weights; 0: none
@@ -289,6 +290,7 @@ class Recipe(Settings):
         self.require(self.batch_size > 0, "batch_size must be positive")
         self.require(self.lr > 0, "lr must be positive")
         self.require(0 <= self.averaging < 1, "averaging must lie in [0, 1)")
+        self.require(0 < self.drop <= 1, "drop must lie in (0, 1]")
         self.require(0 <= self.momentum < 1, "momentum must lie in [0, 1)")
         self.require(self.weight_decay >= 0, "weight_decay cannot be negative")
         for key, known in (("schedule", ("onecycle", "multistep", "constant")), ("select", ("last", "best")),

@@ -189,20 +189,34 @@ def layers(results: dict[str, dict]) -> Figure:
     return figure
 
 
-def scales_over_epochs(histories: dict[str, list[dict]], initial: float) -> Figure:
-    """Mean size of the learned noise scales of each layer against epochs, from `history` of records by label: dark
-    lines are layers near the image, light ones near the answer."""
+def layers_over_epochs(histories: dict[str, list[dict]], key: str, initial: float, ylabel: str) -> Figure:
+    """What `history` of records holds for each layer under `key` against epochs, a panel per label, from the value with
+    which all layers begin: dark lines are layers near the image, light ones near the answer."""
     figure, axes = subplots(len(histories), width=4.6, height=4.0, sharey=True)
     for axis, (label, history) in zip(axes, histories.items(), strict=True):
-        layers = list(history[0]["noise_scales"])
+        layers = list(history[0][key])
         for number, layer in enumerate(layers):
-            sizes = [initial, *(epoch["noise_scales"][layer] for epoch in history)]
-            axis.plot(range(len(sizes)), sizes, color=plt.get_cmap("viridis")(0.95 * number / (len(layers) - 1)))
+            values = [initial, *(epoch[key][layer] for epoch in history)]
+            axis.plot(range(len(values)), values, color=plt.get_cmap("viridis")(0.95 * number / (len(layers) - 1)))
         axis.set(title=label, xlabel="epochs", ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_ylabel("noise scale, mean size")
+    axes[0].set_ylabel(ylabel)
     bar = plt.cm.ScalarMappable(plt.Normalize(1, len(layers)), "viridis")
     figure.colorbar(bar, ax=axes, label="layer, from image to answer", ticks=MaxNLocator(6, integer=True))
+    return figure
+
+
+def scatter(frame: pandas.DataFrame, columns: dict[str, str], y: str, ylabel: str, hue: str) -> Figure:
+    """A panel per heading in `columns`, which maps it to a column of `frame`: one mark per row, `y` in percent against
+    that column, colour and shape by `hue`."""
+    figure, axes = subplots(len(columns), width=4.0, height=4.0, sharey=True)
+    for axis, (heading, column) in zip(axes, columns.items(), strict=True):
+        for value, colour, marker in zip(frame[hue].unique(), PALETTE, MARKERS, strict=False):
+            rows = frame[frame[hue] == value]
+            axis.plot(rows[column], 100 * rows[y], marker, color=colour, alpha=0.7, markersize=6, label=value)
+        axis.set(xlabel=heading)
+    axes[0].set_ylabel(ylabel)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
 

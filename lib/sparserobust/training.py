@@ -59,7 +59,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
     elif start is not None:
         model.load_state_dict(start)
     model = model.to(device, memory_format=torch.channels_last)
-    job = _Job(run, model, others)
+    job = Job(run, model, others)
     job.resume(checkpoint)
     recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
     told = time.monotonic()
@@ -95,7 +95,7 @@ def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
     if recipe.schedule == "constant":
         return recipe.lr
     if recipe.schedule == "multistep":
-        return recipe.lr * 0.1 ** sum(epoch >= m for m in recipe.milestones)
+        return recipe.lr * recipe.drop ** sum(epoch >= m for m in recipe.milestones)
     done = (epoch + fraction) / recipe.epochs
     return recipe.lr * (done / 0.4 if done < 0.4 else (1 - done) / 0.6)
 
@@ -125,7 +125,7 @@ def weights_replaced(model: nn.Module, weights: dict[str, Tensor]):
                 p.copy_(kept[name])
 
 
-class _Job:
+class Job:
     """What changes while a run is trained, and how it is kept in a checkpoint."""
 
     def __init__(self, run: Run, model: nn.Module, others: Sequence[dict[str, Tensor]]):
@@ -168,6 +168,8 @@ class _Job:
         row = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}
         if scales := noise_scales(model):
             row["noise_scales"] = {name: float(scale.detach().abs().mean()) for name, scale in scales.items()}
+        if gates := gated(model):
+            row["gates"] = {name: float(gate.open_probability().detach().mean()) for name, gate in gates.items()}
         with weights_replaced(model, weights), self.autocast():
             row |= {"sparsity": sparsity(model), "channel_sparsity": channel_sparsity(model)}
             row |= self._validated(validation.first(VALIDATION_IMAGES), epoch)

@@ -138,6 +138,9 @@ def test_value_and_parts():
     shares = [math.exp(stats.entropy(v.numpy())) / len(v) for v in spectra.values()]
     assert parts["effective_rank"] == pytest.approx(sum(shares) / 4, rel=1e-4)
     assert parts["zero"] == 1 / (4 + 6 + 7 + 4)
+    assert parts["classifier_norm"] == pytest.approx(float(spectra["7"][0]), rel=1e-5)
+    stored = [layer.weight for layer in model if hasattr(layer, "weight")]
+    assert parts["sparsity"] == model[2].weight[3].numel() / sum(w.numel() for w in stored)
     assert json.loads(json.dumps(result)) == result
     assert Measurement.parse(Conditioning(null_draws=2).plain()) == Conditioning(null_draws=2)
 
@@ -149,6 +152,8 @@ def test_a_rescaled_classifier_changes_its_norm_only():
     model[7].weight.data *= 2.3
     after = Conditioning()(model, DATA)
     risen = after["parts"].pop("log_norms") - before["parts"].pop("log_norms")
+    size = before["parts"].pop("classifier_norm")
+    assert after["parts"].pop("classifier_norm") == pytest.approx(2.3 * size, rel=1e-4)
     assert risen == pytest.approx(math.log10(2.3), abs=1e-4)
     assert after["value"] == before["value"] and after["parts"] == pytest.approx(before["parts"], rel=1e-4)
 
@@ -268,6 +273,9 @@ def test_a_gaussian_network_pruned_by_magnitude_is_its_own_null():
     assert result["null"] == null
     ratios = [result["layers"][name]["condition"] / null[name]["condition_median"] for name in ("0", "1")]
     assert result["parts"]["over_null"] == pytest.approx(sum(ratios) / 2, rel=1e-5)
+    assert result["parts"]["null"] == pytest.approx(sum(null[n]["condition_median"] for n in ("0", "1")) / 2, rel=1e-5)
+    norms = math.prod(layer["norm"] for layer in null.values())
+    assert 10 ** result["parts"]["null_log_norms"] == pytest.approx(norms, rel=1e-4)
     for name in ("0", "1"):
         for key in ("condition", "norm", "effective_rank"):
             spread = max(null[name][f"{key}_sd"], 1e-3 * null[name][key])

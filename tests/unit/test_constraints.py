@@ -21,7 +21,7 @@ from sparserobust.sparsifiers.constraints import TSCNC, condition_penalty, filte
 DEAD = math.log(1e-5) ** 2  # the released condition number constraint of a singular matrix
 LIMIT = math.log(100)  # of |log_alpha|
 SIGNS = ["literature", "released"]
-FORMS = ["released", "slogdet", "scale_invariant"]
+FORMS = ["released", "slogdet", "scale_invariant", "size"]
 
 
 def weights(outputs: int, inputs: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
@@ -144,6 +144,8 @@ def expected_condition(singular: list[float], form: str) -> float:
         return math.log(1e-5 + math.prod(q / n for q in squares)) ** 2
     if form == "slogdet":
         return sum(math.log(q / n) for q in squares) ** 2
+    if form == "size":
+        return (n * math.log(sum(squares) / n**2)) ** 2
     return sum(math.log(sum(squares) / n) - math.log(q) for q in squares)
 
 
@@ -240,6 +242,28 @@ def test_the_scale_invariant_form_equalises_without_rescaling():
     after = descended(weights(10, 640), "scale_invariant", 30)
     assert after.max() / after.min() < 1.01 < 1.15 < before.max() / before.min()
     assert float(after.norm()) == pytest.approx(float(before.norm()), rel=0.05)
+
+
+def test_the_size_form_rescales_without_equalising():
+    """To where slogdet would bring it: a Frobenius norm of 10, whatever the singular values are."""
+    before = torch.linalg.svdvals(weights(10, 640))
+    assert before.max() / before.min() > 1.15
+    w = weights(10, 640).requires_grad_()
+    for _ in range(600):
+        (gradient,) = torch.autograd.grad(condition_penalty(w, "size"), w)
+        w.data -= 0.002 * gradient
+    after = torch.linalg.svdvals(w.detach())
+    assert after.div(before).max() == pytest.approx(float(after.div(before).min()), rel=1e-8)
+    assert float(after.norm()) == pytest.approx(10, rel=1e-3)
+
+
+@given(st.lists(st.floats(0.05, 20), min_size=1, max_size=6))
+def test_slogdet_is_size_minus_shape(singular):
+    w, n = torch.diag(torch.tensor(singular, dtype=torch.float64)), len(singular)
+    size = math.log(sum(s**2 for s in singular) / n**2) * n
+    assert size**2 == pytest.approx(float(condition_penalty(w, "size")), abs=1e-7)
+    difference = size - float(condition_penalty(w, "scale_invariant"))
+    assert difference**2 == pytest.approx(float(condition_penalty(w, "slogdet")), rel=1e-6, abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------- what is added

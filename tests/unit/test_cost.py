@@ -8,10 +8,11 @@ from torch import nn
 
 from sparserobust import analysis, files
 from sparserobust.analysis import cost
-from sparserobust.analysis.cost import Deployable, macs
+from sparserobust.analysis.cost import Deployable, Kept, macs
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
 from sparserobust.models import Ensemble, PreActResNet, compact, is_noisy
+from sparserobust.objectives import TRADES
 from sparserobust.sparsity import convolutions, parameters
 
 
@@ -183,3 +184,39 @@ def test_a_wrong_network_is_not_reported(sparse, splits, monkeypatch, change, wr
 def test_wrong_settings(refusal, change):
     assert "positive" in refusal(Measurement.parse, {"kind": "deployable"} | change)
     assert analysis.Deployable is Deployable
+
+
+# --- a step of training
+
+
+def test_what_is_kept_for_a_backward_pass_is_counted_once_and_without_weights():
+    layer = nn.Linear(5, 7, bias=False)
+    watch = Kept(layer)
+    with torch.autograd.graph.saved_tensors_hooks(watch.pack, watch.unpack):
+        x = torch.rand(3, 5)  # no gradient, kept for that of the weight
+        y = layer(x).exp()  # kept by exp, and twice by the square
+        loss = (y * y).sum()
+        assert watch.bytes == watch.peak == 4 * (3 * 5 + 3 * 7)
+        loss.backward()
+    del loss, y
+    assert watch.bytes == 0 and watch.peak == 4 * (3 * 5 + 3 * 7)
+
+
+def test_a_step_with_more_to_do_costs_more(tiny_run):
+    small = tiny_run(objective=TRADES(epsilon=0.1, step_size=0.05, steps=1))
+    large = tiny_run(objective=TRADES(epsilon=0.1, step_size=0.05, steps=1), model=PreActResNet(depth=14, width=8))
+    found = cost.step_costs({"small": small, "large": large}, (1, 8, 8), 10, repeats=3)
+    assert list(found) == ["small", "large"]
+    assert found["large"]["kept_bytes"] > 2 * found["small"]["kept_bytes"] > 0
+    assert found["large"]["seconds"] > found["small"]["seconds"] > 0
+
+
+def test_step_costs_take_turns_and_the_least(tiny_run, monkeypatch):
+    clock, seen = iter(range(1000)), []
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock) ** 2)
+    step = cost.Job.step
+    monkeypatch.setattr(cost.Job, "step", lambda job, *a: seen.append(job.run.seed) or step(job, *a))
+    found = cost.step_costs({"a": tiny_run(seed=0), "b": tiny_run(seed=1)}, (1, 8, 8), 10, repeats=2)
+    assert seen == [0, 1] * (cost.WARM_UP + 2)
+    timed = [(2 * i + 1) for i in range(0, 1000)]  # the clock's steps, as they grow
+    assert found["a"]["seconds"] in timed and found["b"]["seconds"] > found["a"]["seconds"]

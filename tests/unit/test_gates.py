@@ -379,3 +379,12 @@ def test_gates_are_not_decayed_and_know_no_noise_on_weights(tiny_run, digits, re
         decayed = not torch.allclose(p, after[name], rtol=1e-4, atol=1e-6)
         assert decayed == (not name.endswith("log_alpha") and bool(p.any())), name
     assert "gates" in refusal(NoisyWeights(model=run.model).build, (1, 8, 8), 10)
+
+
+def test_history_says_how_open_the_gates_of_each_layer_are(tiny_run, digits):
+    run = tiny_run(model=WideResNet(depth=10, widen=1, width=4, gated=True))
+    trained = training.train(run, digits)
+    assert all(list(epoch["gates"]) == list(gated(trained.model)) for epoch in trained.history)
+    for name, gate in gated(trained.model).items():
+        assert trained.history[-1]["gates"][name] == pytest.approx(float(gate.open_probability().detach().mean()))
+    assert "gates" not in training.train(tiny_run(), digits).history[0]

@@ -86,6 +86,13 @@ def test_a_claim_that_something_is_always_so_falls_with_one_exception():
     assert row.keys() == claims.judged(claim(), [1.0, 2.0]).keys()  # one ledger holds both
 
 
+def test_an_estimate_with_its_own_interval_is_judged_by_it():
+    row = claims.estimated(claim("decrease"), -0.5, -0.9, -0.1, 3, "here")
+    assert (row["ours"], row["low"], row["high"], row["n_seeds"], row["where"]) == (-0.5, -0.9, -0.1, 3, "here")
+    assert row["verdict"] == claims.HOLDS
+    assert claims.estimated(claim("decrease"), -0.5, -0.9, 0.1, 3)["verdict"] == claims.UNDECIDED
+
+
 def test_a_row_of_the_ledger_says_what_was_claimed_and_where_to_look():
     row = claims.judged(claim(direction="decrease", quantity="a minus b"), [-1.0, -2.0, -1.5], where="a table")
     said = {"claim": "X", "statement": "s", "quantity": "a minus b", "unit": "percentage points",
@@ -240,6 +247,26 @@ def test_against_cost_draws_means_and_spans_over_what_was_spent_until_then():
             assert (here.min(), here.max()) == pytest.approx((low, low + 12))
     one, two = axis.get_lines()
     assert one.get_linestyle() != two.get_linestyle() and one.get_marker() != two.get_marker()
+
+
+def test_layers_over_epochs_begin_where_all_layers_begin():
+    histories = {name: [{"gates": {"a": 0.9, "b": 0.8}}, {"gates": {"a": 0.7, "b": last}}] for name, last in
+                 (("one", 0.5), ("two", 0.1))}
+    figure = plots.layers_over_epochs(histories, "gates", 0.92, "open")
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["one", "two"]
+    assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[0.92, 0.9, 0.7], [0.92, 0.8, 0.1]]
+    assert figure.axes[0].get_ylabel() == "open"
+
+
+def test_scatter_has_a_mark_for_every_row():
+    rows = pandas.DataFrame({"x": [1.0, 2.0, 3.0], "z": [5.0, 4.0, 6.0], "rate": [0.1, 0.2, 0.3], "kind": list("aba")})
+    figure = plots.scatter(rows, {"of x": "x", "of z": "z"}, "rate", "accuracy [%]", "kind")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["of x", "of z"]
+    drawn = {line.get_label(): np.array(line.get_xydata()) for line in figure.axes[1].lines}
+    np.testing.assert_allclose(drawn["a"], [[5, 10], [6, 30]])
+    np.testing.assert_allclose(drawn["b"], [[4, 20]])
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 2
+    assert len({line.get_marker() for line in figure.axes[0].lines}) == 2
 
 
 def test_sorted_norms_show_zeros_on_a_line_of_their_own():

@@ -91,6 +91,12 @@ def test_multistep_divides_by_ten_from_the_milestones_on():
             assert training.learning_rate(recipe, epoch, fraction) == pytest.approx(lr)
 
 
+def test_multistep_drops_by_the_factor_it_is_told():
+    recipe = Recipe(epochs=200, lr=0.1, schedule="multistep", milestones=(60, 120, 160), drop=0.2)
+    expected = {59: 0.1, 60: 0.02, 120: 4e-3, 199: 8e-4}
+    assert {e: training.learning_rate(recipe, e, 0) for e in expected} == pytest.approx(expected)
+
+
 def test_constant_is_constant():
     recipe = Recipe(epochs=3, lr=0.7, schedule="constant")
     assert {training.learning_rate(recipe, e, f) for e in range(3) for f in (0, 0.5)} == {0.7}

@@ -137,13 +137,19 @@ class Conditioning(Measurement, kind="conditioning"):
     no convolution; layers of zeros are left out, None if nothing else is there. Parts:
 
         classifier          condition number of the last linear layer
+        classifier_norm     its spectral norm
         log_norms           log10 of the product of the spectral norms of all layers, as matrices (`LayerNorms` has
                             those of the convolutions themselves); None if a layer is zero
         log_relative_norms  the same of `relative_norm`: no rescaling of a layer, the classifier say, changes it
         effective_rank      mean over layers, as a share of the fullest rank
         zero                share of singular values that are zero, over all layers
-        over_null           with `null_draws`: median, over the layers of the value, of condition number over that of
-                            pruned Gaussian weights (`null_of`, median over draws), which are then under `null`
+        sparsity            share of weights that are zero as they act: stored as zero, or behind a gate that is shut
+
+    With `null_draws`, layers of Gaussian weights, pruned alike (`null_of`), are under `null`, and there are more parts:
+
+        over_null           median, over the layers of the value, of condition number over that of the null layer
+        null                what the value would be with null layers
+        null_log_norms      what `log_norms` would be
     """
 
     null_draws: int = 0
@@ -157,17 +163,22 @@ class Conditioning(Measurement, kind="conditioning"):
         fullest = {name: min(weight.flatten(1).shape) for name, weight in weights.items()}
         linear = [name for name, weight in weights.items() if weight.dim() == 2]
         counted = [name for name in weights if name not in linear] or linear
-        parts = {"classifier": layers[linear[-1]]["condition"] if linear else None,
+        last = layers[linear[-1]] if linear else {"condition": None, "norm": None}
+        parts = {"classifier": last["condition"], "classifier_norm": last["norm"],
                  "log_norms": _log_product(layer["norm"] for layer in layers.values()),
                  "log_relative_norms": _log_product(layer["relative_norm"] for layer in layers.values()),
                  "effective_rank": statistics.fmean(layers[n]["effective_rank"] / fullest[n] for n in layers),
-                 "zero": sum(layer["zero"] for layer in layers.values()) / sum(fullest.values())}
+                 "zero": sum(layer["zero"] for layer in layers.values()) / sum(fullest.values()),
+                 "sparsity": (sum(int((w == 0).sum()) for w in weights.values())
+                              / sum(w.numel() for w in weights.values()))}
         result = {"value": _median(layers[name]["condition"] for name in counted), "layers": layers, "parts": parts}
         if self.null_draws:
             device = next(iter(weights.values())).device
             null = null_of(model, self.null_draws, stream(0, "null", self.identity, device=device))
             parts["over_null"] = _median(layers[name]["condition"] / null[name]["condition_median"]
                                          for name in counted if layers[name]["condition"])
+            parts["null"] = _median(null[name]["condition_median"] for name in counted)
+            parts["null_log_norms"] = _log_product(layer["norm"] for layer in null.values())
             result["null"] = null
         return result
 

@@ -1,7 +1,8 @@
-"""What a network costs where it is deployed: multiply-accumulates, bytes, time."""
+"""What a network costs: where it is deployed, multiply-accumulates, bytes, time; where it is trained, a step."""
 
 import statistics
 import time
+from collections import Counter
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from sparserobust import files, sparsity
 from sparserobust.analysis.shapes import shapes_of
 from sparserobust.attacks import under_attack
-from sparserobust.config import Measurement, settings
-from sparserobust.environment import global_seed
+from sparserobust.config import Measurement, Run, settings
+from sparserobust.environment import device, global_seed, stream
 from sparserobust.models import compact, noise_off
+from sparserobust.training import Job
 
 WARM_UP = 3  # untimed passes before the timed ones
 COMPARED = 100  # test images on which the compact network must agree with the dense one
@@ -94,3 +96,62 @@ def _bytes(model: nn.Module) -> int:
         path = Path(folder) / "model.safetensors"
         files.save_tensors(path, model.state_dict())
         return path.stat().st_size
+
+
+def step_costs(runs: dict[str, Run], image_shape: tuple[int, int, int], classes: int, repeats: int = 10) -> dict:
+    """Name to what one step of training costs, on a batch of random images (batch_size, *image_shape): `seconds`, the
+    least of `repeats`, which other work on the machine disturbs least, the runs taking turns; and `kept_bytes`, the
+    most that is kept at a time for a backward pass, the weights themselves aside. Networks begin untrained; of runs
+    that start from another only the network is built."""
+    chance = stream(0, "step costs", device=device())
+    jobs, seconds, kept = {}, {name: [] for name in runs}, {}
+    for name, run in runs.items():
+        with global_seed(0, "step costs"):
+            model = run.model.build(image_shape, classes).to(device(), memory_format=torch.channels_last).train()
+            images = torch.rand(run.recipe.batch_size, *image_shape).to(device(), memory_format=torch.channels_last)
+        labels = (torch.arange(len(images)) % classes).to(device())
+        jobs[name] = Job(run, model, ()), images, labels
+    for number in range(WARM_UP + repeats):
+        for name, (job, images, labels) in jobs.items():
+            begun, watch = time.perf_counter(), Kept(job.model)
+            if number:
+                job.step(job.run.objective, images, labels, chance, 1e-3).cpu()  # which waits for a GPU to finish
+                seconds[name].append(time.perf_counter() - begun)
+            else:
+                with torch.autograd.graph.saved_tensors_hooks(watch.pack, watch.unpack):
+                    job.step(job.run.objective, images, labels, chance, 1e-3)
+                kept[name] = watch.peak
+    return {name: {"seconds": min(taken[WARM_UP - 1:]), "kept_bytes": kept[name]}
+            for name, taken in seconds.items()}
+
+
+class Kept:
+    """Watches, as hooks of autograd, how many bytes are kept for backward passes: `peak` is the most at a time. What is
+    kept several times over counts once, the parameters of `model` not at all."""
+
+    def __init__(self, model: nn.Module):
+        self.spared = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.holders, self.bytes, self.peak = Counter(), 0, 0
+
+    def pack(self, tensor: Tensor) -> "_Held":
+        return _Held(self, tensor)
+
+    def unpack(self, held: "_Held") -> Tensor:
+        return held.tensor
+
+
+class _Held:
+    def __init__(self, watch: Kept, tensor: Tensor):
+        storage = tensor.untyped_storage()
+        self.watch, self.tensor, self.key, self.size = watch, tensor, storage.data_ptr(), storage.nbytes()
+        if self.key in watch.spared:
+            self.size = 0
+        if not watch.holders[self.key]:
+            watch.bytes += self.size
+            watch.peak = max(watch.peak, watch.bytes)
+        watch.holders[self.key] += 1
+
+    def __del__(self):
+        self.watch.holders[self.key] -= 1
+        if not self.watch.holders[self.key]:
+            self.watch.bytes -= self.size

@@ -11,6 +11,8 @@ from sparserobust.models.gates import gated
 from sparserobust.models.noise import noise_scales
 from sparserobust.sparsity import prunable
 
+FORMS = ("released", "slogdet", "scale_invariant", "size")  # of the condition number constraint
+
 
 @settings
 class TSCNC(Sparsifier, kind="tscnc"):
@@ -30,7 +32,7 @@ class TSCNC(Sparsifier, kind="tscnc"):
     condition: float = 1.0  # weight of the condition number constraint (eta); 0: none
     a: float = 100.0  # of the transform
     sign: str = "literature"  # of the transform: literature | released
-    form: str = "scale_invariant"  # of the condition number constraint: released | slogdet | scale_invariant
+    form: str = "scale_invariant"  # of the condition number constraint: `condition_penalty` lists them
     layers: str = "linear"  # that it constrains: linear (as released) | all, convolutions too (our extension)
     l0: float = 1e-3  # cost of a weight that its gate lets through (lambda_0)
     images: int = 50_000  # of the training set (N)
@@ -43,7 +45,7 @@ class TSCNC(Sparsifier, kind="tscnc"):
         self.require(self.a > 0 and self.images > 0, "a and images must be positive")
         self.require(0 <= self.drop_rate < 1, "drop_rate must lie in [0, 1)")
         for key, known in (("sign", ("literature", "released")), ("layers", ("linear", "all")),
-                           ("form", ("released", "slogdet", "scale_invariant"))):
+                           ("form", FORMS)):
             self.require(getattr(self, key) in known, f"{key} is {' or '.join(known)}, not '{getattr(self, key)}'")
 
     def start(self, model):
@@ -94,14 +96,20 @@ def condition_penalty(weight: Tensor, form: str) -> Tensor:
       0.1 and momentum 0.9, a weight of 1 in the loss diverges for 10 and for 100 classes, one of 0.001 does not.
     - `scale_invariant`: n log(|W|_F^2 / n) - log det(W W^T) in float64, our reading of the paper's name for it: zero if
       and only if all singular values are equal, and the same for all multiples of W.
+    - `size`: (n log(|W|_F^2 / n) - n log n)^2, a control that knows nothing of conditioning. The logarithm in `slogdet`
+      is this one's minus `scale_invariant`: where the singular values are equal, `size` and `slogdet` agree, so that
+      both pull |W|_F to n.
 
-    The last two take the smaller Gram matrix, n x n, W^T W where out > in, and are infinite where a singular value is
-    zero."""
+    All but the first take the smaller Gram matrix, n x n, W^T W where out > in; `slogdet` and `scale_invariant` are
+    infinite where a singular value is zero."""
     if form == "released":
         weight = weight.float()
         return (1e-5 + torch.linalg.det(weight @ weight.T / len(weight))).log().square()
     weight = (weight if weight.shape[0] <= weight.shape[1] else weight.T).double()
-    n, logdet = len(weight), torch.linalg.slogdet(weight @ weight.T).logabsdet
+    n = len(weight)
+    if form == "size":
+        return (n * (weight.square().sum() / n).log() - n * math.log(n)).square()
+    logdet = torch.linalg.slogdet(weight @ weight.T).logabsdet
     if form == "slogdet":
         return (logdet - n * math.log(n)).square()
     return n * (weight.square().sum() / n).log() - logdet
