@@ -7,6 +7,8 @@ import pandas
 from sparserobust.config import Measurement
 from sparserobust.estimates import binomial_interval, interval, matching, paired_effects
 
+Pairs = dict[str, tuple[dict, dict]]  # labels of treatment and reference, by name
+
 
 def summary(frame: pandas.DataFrame, by: list[str], exact: tuple[str, ...] = ()) -> pandas.DataFrame:
     """One row per group and metric, rates in percent: `mean`, `sd` over seeds (nan for one), `n_seeds`, pooled `count`
@@ -98,7 +100,7 @@ def _cell_of(chosen: pandas.DataFrame, metric: str) -> str:
     return cell(found.iloc[0]) if len(found) else ""
 
 
-def effects(frame: pandas.DataFrame, pairs: dict[str, tuple[dict, dict]], columns: dict[str, str]) -> pandas.DataFrame:
+def effects(frame: pandas.DataFrame, pairs: Pairs, columns: dict[str, str]) -> pandas.DataFrame:
     """One line per pair (treatment, reference), each named by the values of some columns of `frame`: what the treatment
     adds, in points, mean over paired seeds with Student's 95 % interval; for one seed the bare effect. `columns` maps
     headings to metrics; what was not measured on both stays empty."""

@@ -51,9 +51,6 @@ EXPLAINED = (("dense", "dense"), ("tickets", "initial"), ("zoo", GLOBAL), ("inhe
              *(("inheritance", method) for group in (IWI, EQUAL, MATCHED) for method in group.values()))
 
 
-Pairs = dict[str, tuple[dict, dict]]  # for `tables.effects`: labels of treatment and reference, by name
-
-
 class Experiment(sweep.Experiment):
     """Grid rows: `net` and `ours` (what it is here), `part` (dense, tickets, zoo, inheritance, or on the way: trained
     for others), `pruning` and `retraining` (natural or adversarial, or empty), `method` (for tickets: where their
@@ -341,7 +338,7 @@ def labels(net: str, part: str, method: str, level: float | None = None, pruning
     return {"net": net, "part": part, "pruning": pruning, "retraining": retraining, "method": method, "level": level}
 
 
-def starts_compared(experiment: Experiment, net: str, level: float) -> Pairs:
+def starts_compared(experiment: Experiment, net: str, level: float) -> tables.Pairs:
     """Where the weights of tickets come from: against weights drawn anew, and trained ones against the initial ones;
     all else is adversarial."""
     cells = _cells(experiment, net, level)
@@ -351,7 +348,7 @@ def starts_compared(experiment: Experiment, net: str, level: float) -> Pairs:
             if {("adversarial", "adversarial", start) for start in (one, other)} <= set(cells)}
 
 
-def trainings_compared(experiment: Experiment, net: str, level: float) -> Pairs:
+def trainings_compared(experiment: Experiment, net: str, level: float) -> tables.Pairs:
     """Adversarial against natural training, in retraining and in pruning; weights rewound to the initial ones."""
     cells = _cells(experiment, net, level)
     both = cells.get(("adversarial", "adversarial", "initial"))
@@ -367,7 +364,7 @@ def _cells(experiment: Experiment, net: str, level: float) -> dict[tuple[str, st
             for row in experiment.rows(net=net, part="tickets", level=level)}
 
 
-def heirs_compared(net: str, kappa: float) -> Pairs:
+def heirs_compared(net: str, kappa: float) -> tables.Pairs:
     """What inherits, against what would explain it away; and what a histogram does alone."""
     pairs, at = {}, labels(net, "dense", "dense", 0.0)
     for source in (NARROW, TICKET):

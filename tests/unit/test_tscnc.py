@@ -1,0 +1,359 @@
+"""Lipschitz Constant Meets Condition Number: its grid of runs, its tables, its slopes, its verdicts."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import yaml
+
+from sparserobust import analysis, claims, paths, plots, reported, scales, tables
+from sparserobust.config import Dense
+from sparserobust.objectives import TRADES
+from sparserobust.papers import tscnc
+from sparserobust.sparsifiers import TSCNC, FixedMask, LearnedScores, Magnitude
+
+SCALES = [name for name in scales.names()
+          if tscnc.PAPER in yaml.safe_load((paths.scales_folder() / f"{name}.yaml").read_text())]
+CONSTRAINED = {"+TSC": (True, False), "+CNC": (False, True), "TSCNC": (True, True)}
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return tscnc.experiment("quick")
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def any_scale(request):
+    return tscnc.experiment(request.param)
+
+
+# --------------------------------------------------------------------------------------------------- the grid
+
+
+def test_every_row_is_another_run_and_has_its_own_label(any_scale):
+    keys = ("net", "part", "method", "level", "seed")
+    assert len({tuple(row[k] for k in keys) for row in any_scale.grid}) == len(any_scale.grid)
+    assert len({row["run"].identity for row in any_scale.grid}) == len(any_scale.grid)
+    assert all(run.seed == row["seed"] for row in any_scale.grid for run in row["run"].lineage)
+    assert {row["net"] for row in any_scale.grid} == set(any_scale.nets)
+
+
+def test_what_is_needed_is_in_the_grid_too(any_scale):
+    grid = {row["run"].identity for row in any_scale.grid}
+    assert {run.identity for row in any_scale.grid for run in row["run"].lineage} <= grid
+
+
+def test_dense_networks_differ_in_constraints_and_gates_alone(any_scale):
+    for net in any_scale.nets:
+        own = any_scale.of(net)
+        rows = {row["method"]: row["run"] for row in any_scale.rows(net=net, part="dense", seed=any_scale.seeds[0])}
+        plain = rows["TRADES"]
+        assert plain.objective.kind == "trades" and plain.objective.beta == 6 and plain.recipe.averaging > 0
+        assert plain.sparsifier == Dense() and not plain.model.gated and plain.start is None
+        for method, (sparse, condition) in CONSTRAINED.items():
+            run = rows[method]
+            assert run.model == replace(plain.model, gated=sparse)
+            # decay has moved from the optimiser into the loss, and is what it was
+            assert run.recipe == replace(plain.recipe, weight_decay=0)
+            assert run.sparsifier.weight_decay == plain.recipe.weight_decay > 0
+            assert (run.sparsifier.sparse > 0, run.sparsifier.condition > 0) == (sparse, condition)
+            assert (run.sparsifier.sign, run.sparsifier.form, run.sparsifier.layers) == (
+                "literature", "scale_invariant", "linear")
+            assert run == replace(plain, model=run.model, recipe=run.recipe, sparsifier=run.sparsifier)
+        if "gates alone" in rows:
+            assert rows["gates alone"] == replace(plain, model=replace(plain.model, gated=True))
+        assert ("gates alone" in rows) == bool(own["gates_alone"])
+
+
+def test_all_ways_to_prune_get_the_epochs_of_the_control(any_scale):
+    for net in any_scale.nets:
+        own, seed = any_scale.of(net), any_scale.seeds[0]
+        rows = any_scale.rows(net=net, seed=seed)
+        by = {(row["part"], row["method"], row["level"]): row["run"] for row in rows}
+        control = by["control", "TRADES, trained on", 0.0]
+        assert control.start == by["dense", "TRADES", 0.0] and control.sparsifier == Dense()
+        after = control.recipe.epochs
+        assert after == own["fine_tuning"]["epochs"] > own["score_epochs"] > 0
+        assert control.recipe.averaging == 0
+        for (part, method, level), run in by.items():
+            if part == "pruned":
+                dense = by["dense", {"LWM": "TRADES", "HYDRA": "TRADES"}.get(method, method), 0.0]
+                assert run.sparsifier == FixedMask() and run.start == by["not fine-tuned", method, level]
+                assert run.start.start == dense and run.model == dense.model
+                assert run.recipe.epochs + run.start.recipe.epochs == after
+                assert run.objective == run.start.objective == dense.objective
+                wanted = (Magnitude(sparsity=level, scope="layerwise") if method == "LWM"
+                          else LearnedScores(sparsity=level))
+                assert run.start.sparsifier == wanted
+                assert run.start.recipe.epochs == (0 if method == "LWM" else own["score_epochs"])
+        levels = {level for part, method, level in by if part == "pruned" and method in tscnc.METHODS}
+        assert levels == set(own["levels"])
+
+
+def test_what_is_varied_differs_from_its_method_in_what_is_named(quick):
+    main = {row["method"]: row["run"] for row in quick.rows(part="dense", seed=0)}
+    asked = quick.settings["varied"]["settings"]
+    rows = quick.rows(part="varied")
+    assert {row["method"] for row in rows} == set(asked) and {row["seed"] for row in rows} == {0}
+    for row in rows:
+        own = {key: v for key, v in asked[row["method"]].items() if key not in ("of", "levels")}
+        run, dense = row["run"], main[asked[row["method"]].get("of", "TSCNC")]
+        assert run.lineage[0] == replace(dense, sparsifier=replace(dense.sparsifier, **own))
+        if row["level"]:
+            assert run.start.sparsifier == LearnedScores(sparsity=row["level"])
+
+
+def test_the_paper_scale_is_the_released_code():
+    """Dossier, sections 3 and 6."""
+    experiment = tscnc.experiment("paper")
+    assert list(experiment.nets)[:2] == ["WRN-28-10", "VGG-16"]
+    for net in experiment.nets:
+        rows = {row["method"]: row["run"] for row in experiment.rows(net=net, part="dense", seed=0)}
+        run = rows["TSCNC"]
+        assert run.objective == TRADES(epsilon=8 / 255, step_size=0.0069, steps=10, beta=6)
+        recipe = run.recipe
+        assert (recipe.epochs, recipe.lr, recipe.batch_size, recipe.momentum) == (200, 0.1, 128, 0.9)
+        assert (recipe.milestones, recipe.drop, recipe.averaging) == ((60, 120, 160), 0.2, 0.99)
+        drop_rate = 0 if "VGG" in net else 0.3
+        assert run.sparsifier == TSCNC(drop_rate=drop_rate)  # whose defaults are the released numbers
+        assert (run.sparsifier.a, run.sparsifier.l0, run.sparsifier.images) == (100, 1e-3, 50_000)
+
+
+def test_attacks_and_analyses_of_rows(quick):
+    every = {"clean", "pgd20", "lipschitz", "kappa"}
+    for row in quick.grid:
+        part, names = row["part"], set(row["also"])
+        if part == "not fine-tuned":
+            wanted = {"clean", "pgd20"} if row["level"] == 0.9 and row["method"] in tscnc.METHODS else set()
+            assert names == wanted
+            continue
+        assert every <= names
+        strong = part in ("dense", "pruned") and row["level"] in (0, 0.9)
+        assert ({"pgd50", "cw"} <= names) == strong
+        assert ("near_zero" in names) == (part == "dense")
+        autoattack = part == "pruned" and (row["method"], row["level"], row["seed"]) in {
+            ("HYDRA", 0.9, 0), ("TSCNC", 0.9, 0)}
+        assert ("autoattack" in names) == autoattack
+        with_null = row["method"] in ("TRADES", *tscnc.METHODS)
+        assert row["also"]["kappa"].null_draws == (quick.settings["null_draws"] if with_null else 0)
+
+
+def test_overview_has_a_line_for_each_net_part_and_method(any_scale):
+    lines = tscnc.overview(any_scale.grid)
+    assert len(lines) == len({(r["net"], r["part"], r["method"]) for r in any_scale.grid})
+    assert lines["epochs"].min() == min(row["run"].recipe.trained_epochs for row in any_scale.rows(part="dense"))
+
+
+# -------------------------------------------------------------------------------------------------- the frame
+
+
+def made(experiment, value) -> pandas.DataFrame:
+    """A frame as `sweep` makes it, of what `value(row, metric)` says."""
+    rows = []
+    for row in experiment.grid:
+        metrics = ["sparsity"] if row["part"] == "not fine-tuned" else [
+            "sparsity", "clean", "pgd20", "lipschitz", "kappa", "kappa classifier", "kappa over_null", "kappa null",
+            "kappa log_norms", "kappa log_relative_norms", "kappa null_log_norms", "kappa effective_rank"]
+        for metric in metrics:
+            labels = {k: row[k] for k in ("net", "ours", "part", "method", "level", "seed")}
+            number = row["level"] if metric == "sparsity" else value(row, metric)
+            rate = metric in ("clean", "pgd20", "sparsity") and number is not None
+            rows.append(labels | {"run": row["run"].identity, "metric": metric, "value": number,
+                                  "count": 1000 * number if rate else None, "total": 1000 if rate else None,
+                                  "where": "store", "processor": "P"})
+    return pandas.DataFrame(rows)
+
+
+ADDS = {"LWM": -0.02, "HYDRA": 0.0, "+TSC": 0.01, "+CNC": 0.03, "TSCNC": 0.05, "gates alone": 0.02, "TRADES": 0.0,
+        "TRADES, trained on": 0.1}
+
+
+def plausible(row, metric):
+    """Effects that are known exactly, but for what seeds scatter."""
+    level, add = row["level"], ADDS.get(row["method"], 0.0)
+    scatter = 0.001 * (row["seed"] % 3) * (1 + level)
+    index = int(row["run"].identity[:4], 16) / 65536  # any number, different for each run
+    return {"clean": 0.85 - 0.4 * level + add + scatter, "pgd20": 0.6 - 0.4 * level + add + scatter,
+            "lipschitz": 10 * (1 + index), "kappa": 2 * 10 ** (0.5 * level + 0.01 * scatter + 0.1 * index),
+            "kappa classifier": 1.5 * 10 ** (level - add), "kappa over_null": 1.2 + 0.01 * index,
+            "kappa null": 2.0, "kappa log_norms": 4 - 2 * level + 0.1 * index,
+            "kappa log_relative_norms": 1 + level + 0.1 * index, "kappa null_log_norms": 3.0,
+            "kappa effective_rank": 0.9 - 0.3 * level + 0.01 * index}[metric]
+
+
+@pytest.fixture(scope="module")
+def frame(quick):
+    return tscnc.located(made(quick, plausible))
+
+
+def test_located_adds_what_is_left_and_logarithms_and_drops_what_is_missing(quick):
+    def value(row, metric):
+        return None if metric == "kappa" and row["level"] == 0.98 else 100.0
+
+    frame = tscnc.located(made(quick, value))
+    assert (frame["left"] == 100 * (1 - frame["level"])).all()
+    assert frame["value"].notna().all() and frame["value"].dtype == float
+    assert not ((frame["metric"].isin(["kappa", "log kappa"])) & (frame["level"] == 0.98)).any()
+    logs = frame[frame["metric"].str.startswith("log ")]
+    assert set(logs["metric"]) == {"log kappa", "log kappa classifier", "log kappa over null", "log kappa null",
+                                   "log lipschitz"}
+    assert (logs["value"] == 2).all()
+
+
+def test_series_begin_with_the_network_that_was_pruned(frame):
+    lines = tscnc.series(frame, "pgd20", "WRN-28-10")
+    assert list(lines["series"].unique()) == list(tscnc.METHODS)
+    for method, rows in lines.groupby("series"):
+        dense = set(rows.loc[rows["level"] == 0, "method"])
+        assert dense == {{"LWM": "TRADES", "HYDRA": "TRADES"}.get(method, method)}
+        assert set(rows["level"]) == {0, 0.5, 0.9, 0.95, 0.98} and set(rows["part"]) == {"dense", "pruned"}
+        assert len(rows) == 15  # three seeds
+
+
+def test_panels_can_be_drawn(frame):
+    rows = [{"clean [%]": ("clean", 100), "PGD-20 [%]": ("pgd20", 100)}]
+    panels = tscnc.panels(frame, rows, "WRN-28-10")
+    assert [panel["title"] for panel in panels[0]] == list(rows[0])
+    assert len(plots.along_sparsity(panels).axes) == 2
+    (null,) = tscnc.null_panels(frame, "WRN-28-10")
+    assert [set(p["frame"]["series"]) for p in null] == [
+        {"HYDRA", "TSCNC", "null of HYDRA", "null of TSCNC"}, {"HYDRA", "TSCNC"},
+        {"HYDRA", "TSCNC", "null of HYDRA", "null of TSCNC"}]
+    of_hydra = null[0]["frame"][null[0]["frame"]["series"] == "null of HYDRA"]
+    assert set(of_hydra["metric"]) == {"kappa null"} and set(of_hydra["method"]) == {"HYDRA", "TRADES"}
+
+
+def test_the_table_of_methods_has_a_line_for_each_method_and_level(frame):
+    table = tscnc.methods_table(frame)
+    assert len(table) == 5 + 1 + 5 * 4 + 1  # dense, control, pruned, gates pruned at one level
+    line = table.loc["WRN-10-1, 8 to 32 channels, HYDRA, 90 % removed"]
+    assert line["PGD-20"] == "24.2 ± 0.2" and line["clean"] == "49.2 ± 0.2"
+    assert "PGD-50" not in table.columns and line["log10 of norms"].startswith("2.")
+
+
+def test_pairs_compare_with_the_same_pipeline(quick, frame):
+    pairs = tscnc.compared(quick, "WRN-28-10", 0.9)
+    effects = tables.effects(frame, pairs, {"PGD-20": "pgd20"})["PGD-20"]
+    assert effects.str.split().str[0].to_dict() == {
+        "HYDRA - TRADES": "-35.9", "HYDRA - TRADES, trained on": "-45.9", "HYDRA - LWM": "+2.0", "+TSC - HYDRA": "+1.0",
+        "+CNC - HYDRA": "+3.0", "TSCNC - HYDRA": "+5.0", "TSCNC - gates alone": "+3.0"}
+    assert "TSCNC - gates alone" not in tscnc.compared(quick, "WRN-28-10", 0.5)
+
+
+def test_the_better_constraint_is_chosen_on_the_other_seeds(frame):
+    assert tscnc.best_single(frame, "WRN-28-10", 0.9) == pytest.approx([2, 2, 2])
+    rates = {"+TSC": [0.9, 0.1, 0.1], "+CNC": [0.2, 0.3, 0.3], "TSCNC": [0.5, 0.5, 0.5]}
+    rows = [{"metric": "pgd20", "net": "n", "part": "pruned", "level": 0.9, "method": m, "seed": s, "value": v}
+            for m, values in rates.items() for s, v in enumerate(values)]
+    # without seed 0, +CNC is better; without 1 or 2, +TSC is
+    assert tscnc.best_single(pandas.DataFrame(rows), "n", 0.9) == pytest.approx([30, 40, 40])
+    one = pandas.DataFrame([row for row in rows if row["seed"] == 0])
+    assert tscnc.best_single(one, "n", 0.9) == pytest.approx([-40])
+
+
+def test_take_off_is_where_the_condition_number_has_doubled(quick, frame):
+    assert tscnc.takes_off(frame, "WRN-28-10") == (0.9, 0.5)  # 10^(0.5 level) is two at 0.6
+    flat = tscnc.located(made(quick, lambda row, m: 3.0 if m == "kappa" else plausible(row, m)))
+    assert tscnc.takes_off(flat, "WRN-28-10") is None
+
+
+def test_the_thesis_finds_slopes_that_were_put_in(quick):
+    def value(row, metric):
+        index = int(row["run"].identity[:6], 16)
+        a, b, c = (math.sin(index * k) for k in (1, 2, 3))
+        return {"kappa": 10 ** (0.3 + 0.1 * a), "kappa log_norms": 2 + b, "kappa log_relative_norms": 1 + c,
+                "kappa effective_rank": 0.5 + 0.3 * c, "pgd20": 0.5 - 0.1 * a + 0.05 * b,
+                "clean": 0.9 if row["level"] < 0.95 else 0.2, "lipschitz": 10 ** (1 + a - b)}.get(metric, 1.0)
+
+    frame = tscnc.located(made(quick, value))
+    found = tscnc.thesis(frame, "WRN-28-10")
+    points = tscnc.observations(frame)
+    assert len(points) == len([row for row in quick.grid if row["part"] != "not fine-tuned"])
+    assert np.allclose(points["log left"], np.log10(100 * (1 - points["level"])))
+    spread = {name: points[name].std() for name in ("log kappa", "kappa log_norms", "pgd20")}
+    slopes = found["kappa, norms"]["slope"]
+    assert slopes["log kappa"] == pytest.approx(-spread["log kappa"] / spread["pgd20"], rel=1e-6)  # 0.1 a is log kappa
+    assert slopes["kappa log_norms"] == pytest.approx(0.05 * spread["kappa log_norms"] / spread["pgd20"], rel=1e-6)
+    assert found["kappa, norms; standing"]["runs"].iloc[0] == (points["clean"] >= 0.5).sum() < len(points)
+    assert found["lipschitz"].loc["log kappa", "slope"] > 0 > found["lipschitz"].loc["kappa log_norms", "slope"]
+    assert list(found["kappa, norms, weights left"].index) == ["log kappa", "kappa log_norms", "log left"]
+    assert list(found["effective rank, norms"].index) == ["kappa effective_rank", "kappa log_norms"]
+    table = tscnc.slopes_table(found)
+    assert len(table) == sum(map(len, found.values()))
+    assert table.loc["kappa, norms: log kappa", "slope [sd per sd]"].startswith(f"{slopes['log kappa']:+.2f} [")
+
+
+def test_the_ledger_judges_every_claim_at_every_level(quick, frame):
+    ledger = tscnc.judged(frame, quick).set_index("claim")
+    record = reported.load("tscnc")
+    assert {name.split()[0] for name in ledger.index} == set(record.claims)
+    assert ledger["reported"].isna().all()
+    net = "WRN-28-10"
+    for level in (50, 90, 95, 98):
+        assert ledger.loc[f"C1.clean {net}, {level} %", "verdict"] == claims.HOLDS
+        assert ledger.loc[f"C1.robust {net}, {level} %, equal training", "verdict"] == claims.HOLDS
+        assert ledger.loc[f"C5 {net}, {level} %, classifier", "ours"] == pytest.approx(-0.05)
+        assert ledger.loc[f"C6 {net}, {level} %, against HYDRA", "ours"] == pytest.approx(5)
+        assert ledger.loc[f"C7 {net}, {level} %", "verdict"] == claims.HOLDS
+        assert ledger.loc[f"C7 {net}, {level} %", "ours"] == pytest.approx(2)
+        assert ledger.loc[f"C3 {net}, {level} %", "verdict"] == claims.HOLDS
+        assert ledger.loc[f"C3 {net}, {level} %, scale-free", "verdict"] == claims.FAILS
+    assert ledger.loc[f"C2 {net}, 98 %, convolutions", "ours"] == pytest.approx(0.49, abs=0.1)
+    assert ledger.loc[f"C2 {net}, 98 %, convolutions", "verdict"] == claims.HOLDS
+    assert abs(ledger.loc[f"C2 {net}, 98 %, convolutions, over null", "ours"]) < 0.01
+    assert [name for name in ledger.index if "against gates alone" in name] == [f"C6 {net}, 90 %, against gates alone"]
+    assert ledger.loc[f"C4 {net}, where kappa doubles", "ours"] == pytest.approx(100 * (-0.4 * 0.4 + 0.0004), abs=0.1)
+    slope = ledger.loc[f"C4 {net}, slope: kappa, norms"]
+    said = tscnc.thesis(frame, net)["kappa, norms"].loc["log kappa"]
+    assert (slope["ours"], slope["low"], slope["high"]) == (said["slope"], said["low"], said["high"])
+    assert ledger.loc["C8", "verdict"] == claims.NOT_RUN
+
+
+def test_sensitivity_holds_what_differs_in_one_setting(quick, frame):
+    for setting, values in (("a", {10, 100, 1000}), ("sparse", {5, 20, 40})):
+        rows = tscnc.sensitivity(frame, quick, "WRN-28-10", setting)
+        assert set(rows["level"]) == values and set(rows["removed"]) == {"0 % removed", "90 % removed"}
+        assert set(rows["seed"]) == {0} and "+CNC" not in set(rows["method"])
+        assert len(rows[rows["metric"] == "pgd20"]) == 2 * len(values)
+
+
+# ---------------------------------------------------------------------------------------------- small examples
+
+
+def test_descent_follows_the_gradient_of_the_constraint():
+    torch.manual_seed(0)
+    weight = torch.randn(4, 9, dtype=torch.float64)
+    path = tscnc.descent(weight, "scale_invariant", 0.5, lr=0.05, steps=1)
+    w = weight.clone().requires_grad_()
+    n, squares = 4, torch.linalg.svdvals(w).square()
+    (gradient,) = torch.autograd.grad(n * (squares.sum() / n).log() - squares.log().sum(), w)
+    after = torch.linalg.svdvals((w - 0.05 * (0.5 * gradient + 5e-4 * w)).detach())
+    before = torch.linalg.svdvals(weight)
+    assert path["step"].tolist() == [0, 1]
+    assert path["condition"].tolist() == pytest.approx([float(before[0] / before[-1]), float(after[0] / after[-1])])
+    assert path["norm"].tolist() == pytest.approx([float(before[0]), float(after[0])])
+
+
+def test_the_null_table_stands_beside_what_was_noted():
+    """Notes and draws agree where the mean does not follow single draws: up to 95 % removed."""
+    table = tscnc.null_table(3)
+    _, noted = reported.load("tscnc").other_table("T4")
+    assert len(table) == len(noted)
+    kept = table[table.index.str.contains(" 0 %| 90 %| 95 %")]
+    for ours, theirs in (("drawn here", "largest singular value"), ("kappa, drawn here", "kappa")):
+        assert (kept[ours].astype(float) / kept[theirs].astype(float) - 1).abs().max() < 0.2
+
+
+def test_costs_are_told_over_those_of_trades(quick):
+    runs = tscnc.step_runs(quick, "WRN-28-10")
+    assert list(runs) == ["TRADES", "+TSC", "+CNC", "TSCNC", "gates alone", "TSCNC, all layers"]
+    grid = {row["method"]: row["run"] for row in quick.rows(part="dense", seed=0)}
+    assert all(run == grid[name] for name, run in runs.items() if name in grid)
+    costs = analysis.step_costs(dict(list(runs.items())[:2]), (1, 8, 8), 10, repeats=1)
+    table = tscnc.costs_table(costs)
+    assert table.loc["TRADES", "over TRADES"] == "1.00" and table.loc["TRADES", "over TRADES, memory"] == "1.00"
+    expected = costs["+TSC"]["kept_bytes"] / costs["TRADES"]["kept_bytes"]
+    assert table.loc["+TSC", "over TRADES, memory"] == f"{expected:.2f}"
