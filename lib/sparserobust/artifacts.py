@@ -8,6 +8,7 @@ import pandas
 
 from sparserobust import files, paths, tables
 from sparserobust.environment import provenance
+from sparserobust.errors import UserError
 
 
 class Artifacts:
@@ -90,3 +91,17 @@ class Captioned:
 
     def __repr__(self) -> str:
         return f"{self.caption}\n\n{self.table.to_string()}"
+
+
+def ledger(scale: str) -> pandas.DataFrame:
+    """The claims of all notebooks at a scale, as they were last judged, in one table: those of each notebook's
+    `claims.csv`, and which notebook it was. It is also written to `figures/<scale>/claims.csv`. `UserError` if nothing
+    is judged yet."""
+    folder = paths.figures_folder(scale, ".")
+    found = {path.parent.name: pandas.read_csv(path) for path in sorted(folder.glob("*/claims.csv"))}
+    if not found:
+        raise UserError(f"no claims judged at scale '{scale}' yet: run sparserobust reproduce --scale {scale}")
+    whole = pandas.concat([frame.assign(notebook=name) for name, frame in found.items()], ignore_index=True)
+    whole = whole[["notebook", *whole.columns.drop("notebook")]]
+    files.write(paths.writable(folder) / "claims.csv", whole.to_csv(index=False, lineterminator="\n").encode())
+    return whole

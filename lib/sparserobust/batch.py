@@ -4,12 +4,15 @@ type the notebook declares, failures end in one line, and a long cell shows how 
 import difflib
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sparserobust.environment import cores
 from sparserobust.errors import UserError
 from sparserobust.paths import PROJECT, writable
 from sparserobust.progress import duration
@@ -126,14 +129,34 @@ def refresh(name: str) -> Path:
     return find(name)
 
 
+def compute(names: list[str], scale: str) -> None:
+    """Train and measure whatever these papers need at a scale and is not known yet, side by side, in one pool: no core
+    waits while a notebook draws, or for the last run of one paper."""
+    from sparserobust import papers, sweep
+
+    experiments = {name: module.experiment(scale) for name, module in papers.modules().items() if name in names}
+    sweep.sweep([{"paper": name, **row, "also": experiment.measurements | row.get("also", {})}
+                 for name, experiment in experiments.items() for row in experiment.grid], {})
+
+
 def reproduce(chosen: list[str], scale: str) -> list[str]:
-    """Run notebooks one after the other, telling of each how long it took; returns lines that say where to look."""
-    lines = []
-    for name in chosen:
-        begun = time.monotonic()
-        print(f"{name}: scale {scale} ...", flush=True)
-        output = run(name, {"scale": scale})
-        print(f"{name}: done in {duration(time.monotonic() - begun)}", flush=True)
-        lines.append(f"{name}: executed notebook {output.relative_to(PROJECT)}, figures and tables in "
-                     f"figures/{scale}/{name}/")
-    return lines
+    """Compute what notebooks need, then run as many of them at a time as there are cores, telling how long it took;
+    returns lines that say where to look. A notebook that fails leaves the others alone; `UserError` names it then."""
+    begun = time.monotonic()
+    print(f"computing what {len(chosen)} notebooks need at scale {scale} ...", flush=True)
+    compute([name.split("_", 1)[1] for name in chosen], scale)
+    print(f"computed, in {duration(time.monotonic() - begun)}", flush=True)
+
+    def execute(name: str) -> str | None:
+        done = subprocess.run([sys.executable, "-m", "sparserobust.cli", "run", name, "-p", "scale", scale],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        told = duration(time.monotonic() - begun)
+        print(f"{name}: {'failed' if done.returncode else 'done'}, {told} after the start", flush=True)
+        return done.stderr.strip().splitlines()[-1].removeprefix("error: ") if done.returncode else None
+
+    with ThreadPoolExecutor(cores()) as pool:
+        failures = [why for why in pool.map(execute, chosen) if why]
+    if failures:
+        raise UserError("\n".join(failures))
+    return [f"{name}: executed notebook build/{scale}/{name}.ipynb, figures and tables in figures/{scale}/{name}/"
+            for name in chosen]

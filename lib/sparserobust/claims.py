@@ -2,6 +2,8 @@
 
 import math
 
+import pandas
+
 from sparserobust.estimates import interval
 from sparserobust.reported import Claim
 
@@ -39,11 +41,26 @@ def always(claim: Claim, count: int, total: int, n_seeds: int, where: str = "") 
 
 
 def estimated(claim: Claim, ours: float, low: float, high: float, n_seeds: int, where: str = "") -> dict:
-    """One row of a ledger for an estimate that comes with its interval, a slope over runs say, held against zero."""
-    return _row(claim, ours, low, high, n_seeds, verdict(claim.direction, low, high), where)
+    """One row of a ledger for an estimate that comes with its interval, a slope over runs say, held against zero; one
+    seed decides nothing, as elsewhere."""
+    said = verdict(claim.direction, low, high) if n_seeds > 1 else UNDECIDED
+    return _row(claim, ours, low, high, n_seeds, said, where)
 
 
 def _row(claim: Claim, ours: float, low: float, high: float, n_seeds: int, said: str, where: str) -> dict:
     return {"claim": claim.id, "statement": claim.statement, "quantity": claim.quantity, "unit": claim.unit,
             "direction": claim.direction, "reported": claim.reported, "source": claim.source,
             "ours": ours, "low": low, "high": high, "n_seeds": n_seeds, "verdict": said, "where": where}
+
+
+def table(ledger: pandas.DataFrame, digits: int = 2) -> pandas.DataFrame:
+    """A ledger, the rows of the functions above, as a table: one line per claim; cells without a number are empty."""
+    columns = ["claim", "quantity", "unit", "reported", "ours", "low", "high", "n_seeds", "verdict", "where"]
+    return ledger[columns].round(digits).astype(object).fillna("").set_index("claim")
+
+
+def verdicts(ledger: pandas.DataFrame) -> pandas.DataFrame:
+    """How many rows of each claim, whose name is the first word of theirs, hold, do not, and cannot be told."""
+    names = ledger["claim"].str.split().str[0]
+    found = ledger.assign(claim=names).groupby(["claim", "verdict"], sort=False).size().unstack(fill_value=0)
+    return found.reindex(columns=[said for said in (HOLDS, FAILS, UNDECIDED, NOT_RUN) if said in found])

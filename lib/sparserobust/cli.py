@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("reproduce", help="execute all notebooks, then print the claims ledger")
     command.add_argument("--scale", default="quick")
 
+    command = commands.add_parser("compute", help="train and measure what all notebooks need, and execute none")
+    command.add_argument("--scale", default="quick")
+
     command = commands.add_parser("ledger", help="print the claims ledger of a scale")
     command.add_argument("--scale", default="quick")
 
@@ -62,28 +65,33 @@ def _reproduce(chosen) -> None:
 
 
 def _ledger(chosen) -> None:
-    import pandas
+    from sparserobust import artifacts
 
-    from sparserobust.paths import figures_folder
+    ledger = artifacts.ledger(chosen.scale)
+    for notebook, rows in ledger.groupby("notebook"):
+        effect = [f"{row.ours:+.3g}" + (f" [{row.low:+.3g}, {row.high:+.3g}]" if row.n_seeds > 1 else "")
+                  + f" {row.unit}" if row.n_seeds else "" for row in rows.itertuples()]
+        told = rows[["claim", "reported"]].assign(ours=effect, n=rows["n_seeds"], verdict=rows["verdict"],
+                                                  where=rows["where"].str.removeprefix(f"{notebook}, "))
+        print(f"\nclaims of {notebook}, scale {chosen.scale}:")
+        print(told.astype(object).fillna("").to_string(index=False))
+    counts = ledger["verdict"].value_counts()
+    print(f"\n{len(ledger)} comparisons in figures/{chosen.scale}/claims.csv: "
+          + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
-    found = sorted(figures_folder(chosen.scale, ".").glob("*/claims.csv"))
-    if not found:
-        raise UserError(f"no claims judged at scale '{chosen.scale}' yet: run sparserobust reproduce --scale "
-                        f"{chosen.scale}")
-    for path in found:
-        print(f"\nclaims of {path.parent.name}, scale {chosen.scale}:")
-        print(pandas.read_csv(path).fillna("").to_string(index=False))
+
+def _compute(chosen) -> None:
+    from sparserobust import batch, papers
+
+    batch.compute(list(papers.modules()), chosen.scale)
 
 
 def _publish(chosen) -> None:
-    import importlib
-    import pkgutil
-
     from sparserobust import papers
     from sparserobust.runs import Store
 
-    modules = [importlib.import_module(f"{papers.__name__}.{m.name}") for m in pkgutil.iter_modules(papers.__path__)]
-    wanted = {row["run"].identity: row["run"] for paper in modules for row in paper.experiment(chosen.scale).grid}
+    wanted = {row["run"].identity: row["run"] for paper in papers.modules().values()
+              for row in paper.experiment(chosen.scale).grid}
     written = Store().publish(list(wanted.values()), chosen.scale)
     print(f"{len(written)} records in {written[0].parent}: commit them, and every figure redraws from them")
 

@@ -220,14 +220,16 @@ def scatter(frame: pandas.DataFrame, columns: dict[str, str], y: str, ylabel: st
     return figure
 
 
-def layerwise(panels: dict[str, dict[str, dict[str, float]]]) -> Figure:
-    """One panel per quantity, one line per network: values by layer, in the order of the layers."""
-    figure, axes = subplots(len(panels), width=4.6, height=4.4)
+def layerwise(panels: dict[str, dict[str, dict[str, float]]], log: bool = False) -> Figure:
+    """One panel per quantity, one line per network: values by layer, in the order of the layers; `log`: on logarithmic
+    axes that panels share."""
+    figure, axes = subplots(len(panels), width=4.6, height=4.4, sharey=log)
     for axis, (title, networks) in zip(axes, panels.items(), strict=True):
         for (label, values), colour, style, marker in zip(networks.items(), PALETTE, LINES, MARKERS, strict=False):
             axis.plot(range(1, len(values) + 1), list(values.values()), linestyle=style, color=colour, marker=marker,
                       markersize=5, label=label)
-        axis.set(title=title, xlabel="layer, from image to answer", ylim=(0, None))
+        axis.set(title=title, xlabel="layer, from image to answer")
+        axis.set(yscale="log") if log else axis.set(ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend()
     return figure

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from sparserobust.environment import in_notebook
 
+LOGGED = 15.0  # seconds between lines where they cannot be replaced
+
 
 class Progress:
-    """A line that is replaced in place; `close` leaves a last one. `SPARSEROBUST_PROGRESS` names a file to which the
-    line is written as well, for a caller that cannot see this process's output."""
+    """A line that is replaced in place, or in a log one every `LOGGED` seconds; `close` leaves a last one.
+    `SPARSEROBUST_PROGRESS` names a file to which the line is written as well, for a caller that cannot see this
+    process's output."""
 
     def __init__(self):
         self._file = os.environ.get("SPARSEROBUST_PROGRESS")
@@ -22,7 +25,8 @@ class Progress:
             self._display = display({"text/plain": ""}, raw=True, display_id=True)
 
     def show(self, line: str, last: bool = False) -> None:
-        if not last and time.monotonic() - self._written < 0.5:
+        terminal = self._file or self._display or sys.stderr.isatty()
+        if not last and time.monotonic() - self._written < (0.5 if terminal else LOGGED):
             return
         self._written = time.monotonic()
         if self._file:
@@ -30,10 +34,8 @@ class Progress:
         if self._display is not None:
             self._display.update({"text/plain": line}, raw=True)
         elif not self._file:
-            end = "\n" if last else ""
-            clear = "\r\x1b[K" if sys.stderr.isatty() else ("" if last else None)
-            if clear is not None:  # no terminal: only the last line is worth a line
-                print(clear + line, end=end, file=sys.stderr, flush=True)
+            clear, end = ("\r\x1b[K", "\n" if last else "") if terminal else ("", "\n")
+            print(clear + line, end=end, file=sys.stderr, flush=True)
 
     def close(self, line: str) -> None:
         self.show(line, last=True)

@@ -27,7 +27,6 @@ from sparserobust.analysis.conditioning import (
 )
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
-from sparserobust.environment import stream
 from sparserobust.estimates import regression
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.models.gates import add_gates
@@ -269,13 +268,19 @@ def test_a_gaussian_network_pruned_by_magnitude_is_its_own_null():
         nn.init.normal_(layer.weight, 0, 0.3)
         layer.weight.data[layer.weight.abs() < layer.weight.abs().quantile(0.9)] = 0
     result = Conditioning(null_draws=8)(model, DATA)
-    null = null_of(model, 8, stream(0, "null", Conditioning(null_draws=8).identity))
-    assert result["null"] == null
+    null = result["null"]
+    assert Conditioning(null_draws=8)(model, DATA)["null"] == null  # the same draws for the same weights
     ratios = [result["layers"][name]["condition"] / null[name]["condition_median"] for name in ("0", "1")]
     assert result["parts"]["over_null"] == pytest.approx(sum(ratios) / 2, rel=1e-5)
     assert result["parts"]["null"] == pytest.approx(sum(null[n]["condition_median"] for n in ("0", "1")) / 2, rel=1e-5)
-    norms = math.prod(layer["norm"] for layer in null.values())
-    assert 10 ** result["parts"]["null_log_norms"] == pytest.approx(norms, rel=1e-4)
+    parts = result["parts"]
+    for key in ("norm", "relative_norm"):
+        product = math.prod(layer[key] for layer in null.values())
+        assert 10 ** parts[f"null_log_{key}s"] == pytest.approx(product, rel=1e-4)
+    assert parts["log_relative_norms_over"] == parts["log_relative_norms"] - parts["null_log_relative_norms"]
+    assert parts["null_classifier"] == null["3"]["condition_median"]
+    assert parts["classifier_over_null"] == pytest.approx(parts["classifier"] / parts["null_classifier"], rel=1e-5)
+    assert parts["null_zero"] == sum(layer["zero"] for layer in null.values()) / (24 + 24 + 4)
     for name in ("0", "1"):
         for key in ("condition", "norm", "effective_rank"):
             spread = max(null[name][f"{key}_sd"], 1e-3 * null[name][key])

@@ -212,11 +212,17 @@ def test_a_step_with_more_to_do_costs_more(tiny_run):
 
 
 def test_step_costs_take_turns_and_the_least(tiny_run, monkeypatch):
-    clock, seen = iter(range(1000)), []
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock) ** 2)
-    step = cost.Job.step
-    monkeypatch.setattr(cost.Job, "step", lambda job, *a: seen.append(job.run.seed) or step(job, *a))
-    found = cost.step_costs({"a": tiny_run(seed=0), "b": tiny_run(seed=1)}, (1, 8, 8), 10, repeats=2)
-    assert seen == [0, 1] * (cost.WARM_UP + 2)
-    timed = [(2 * i + 1) for i in range(0, 1000)]  # the clock's steps, as they grow
-    assert found["a"]["seconds"] in timed and found["b"]["seconds"] > found["a"]["seconds"]
+    seconds = {0: [9.0, 9.0, 5.0, 3.0, 4.0], 1: [9.0, 9.0, 8.0, 7.0, 6.0]}  # of each step, the first ones to warm up
+    now, seen = [0.0], []
+
+    def step(job, *_):
+        seen.append(job.run.seed)
+        now[0] += seconds[job.run.seed][seen.count(job.run.seed) - 1]
+        return torch.zeros(())
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(cost.Job, "step", step)
+    monkeypatch.setattr(cost, "WARM_UP", 2)
+    found = cost.step_costs({"a": tiny_run(seed=0), "b": tiny_run(seed=1)}, (1, 8, 8), 10, repeats=3)
+    assert seen == [0, 1] * 5
+    assert {name: known["seconds"] for name, known in found.items()} == {"a": 3.0, "b": 6.0}

@@ -144,7 +144,8 @@ def test_what_is_measured_on_some_rows_only(scale):
         ("RVSM", 0.01, first), ("RGSM", 0.1, first), *((m, None, first) for names in FAIR.items() for m in names
                                                        if m.endswith("channels"))}
     strongest = {"ResNet20": 0.1, "En2ResNet20": 0.1, "En5ResNet20": 0.02, "ResNet38": 0.1}
-    expected = {(net, method, level, first) for net, highest in strongest.items() if net in settings["nets"]
+    expected = {(net, method, level, first) for net, highest in strongest.items()
+                if net in settings.get("stronger_nets", settings["nets"])
                 for method, level in (("dense", None), ("RGSM", highest))}
     assert set(rows_with["pgd20_eot20"]) == expected
     assert set(rows_with["autoattack"]) == {row for row in expected

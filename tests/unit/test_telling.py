@@ -91,6 +91,7 @@ def test_an_estimate_with_its_own_interval_is_judged_by_it():
     assert (row["ours"], row["low"], row["high"], row["n_seeds"], row["where"]) == (-0.5, -0.9, -0.1, 3, "here")
     assert row["verdict"] == claims.HOLDS
     assert claims.estimated(claim("decrease"), -0.5, -0.9, 0.1, 3)["verdict"] == claims.UNDECIDED
+    assert claims.estimated(claim("decrease"), -0.5, -0.9, -0.1, 1)["verdict"] == claims.UNDECIDED
 
 
 def test_a_row_of_the_ledger_says_what_was_claimed_and_where_to_look():

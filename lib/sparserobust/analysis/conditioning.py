@@ -1,6 +1,7 @@
 """How well conditioned the weights of a network are, what pruning alone does to that, and how fast the network changes
 near its images: what "Lipschitz constant meets condition number" (Feng et al. 2025) claims to explain robustness."""
 
+import hashlib
 import math
 import statistics
 from collections.abc import Sequence
@@ -145,11 +146,13 @@ class Conditioning(Measurement, kind="conditioning"):
         zero                share of singular values that are zero, over all layers
         sparsity            share of weights that are zero as they act: stored as zero, or behind a gate that is shut
 
-    With `null_draws`, layers of Gaussian weights, pruned alike (`null_of`), are under `null`, and there are more parts:
+    With `null_draws`, layers of Gaussian weights, pruned alike (`null_of`, drawn anew for every network), are under
+    `null`, and there are more parts: what the value (`null`) and the other parts (`null_classifier`, `null_zero`,
+    `null_log_norms`, `null_log_relative_norms`) would be with null layers, and
 
-        over_null           median, over the layers of the value, of condition number over that of the null layer
-        null                what the value would be with null layers
-        null_log_norms      what `log_norms` would be
+        over_null                median, over the layers of the value, of condition number over that of the null layer
+        classifier_over_null     the same ratio for the classifier
+        log_relative_norms_over  `log_relative_norms` minus that of the null layers
     """
 
     null_draws: int = 0
@@ -173,14 +176,26 @@ class Conditioning(Measurement, kind="conditioning"):
                               / sum(w.numel() for w in weights.values()))}
         result = {"value": _median(layers[name]["condition"] for name in counted), "layers": layers, "parts": parts}
         if self.null_draws:
-            device = next(iter(weights.values())).device
-            null = null_of(model, self.null_draws, stream(0, "null", self.identity, device=device))
-            parts["over_null"] = _median(layers[name]["condition"] / null[name]["condition_median"]
-                                         for name in counted if layers[name]["condition"])
-            parts["null"] = _median(null[name]["condition_median"] for name in counted)
-            parts["null_log_norms"] = _log_product(layer["norm"] for layer in null.values())
+            null = null_of(model, self.null_draws, self._chance(weights))
+            medians = {name: layer["condition_median"] for name, layer in null.items()}
+            over = {name: layers[name]["condition"] / medians[name] for name in layers if layers[name]["condition"]}
+            relative = _log_product(layer["relative_norm"] for layer in null.values())
+            parts |= {"null": _median(medians[name] for name in counted),
+                      "over_null": _median(over[name] for name in counted if name in over),
+                      "null_classifier": medians[linear[-1]] if linear else None,
+                      "classifier_over_null": over.get(linear[-1]) if linear else None,
+                      "null_zero": sum(layer["zero"] for layer in null.values()) / sum(fullest.values()),
+                      "null_log_norms": _log_product(layer["norm"] for layer in null.values()),
+                      "null_log_relative_norms": relative,
+                      "log_relative_norms_over": (None if None in (relative, parts["log_relative_norms"])
+                                                  else parts["log_relative_norms"] - relative)}
             result["null"] = null
         return result
+
+    def _chance(self, weights: dict[str, Tensor]) -> torch.Generator:
+        """A stream of its own for every network: its weights name it."""
+        name = hashlib.sha256(b"".join(weight.cpu().numpy().tobytes() for weight in weights.values())).hexdigest()
+        return stream(0, "null", self.identity, name, device=next(iter(weights.values())).device)
 
 
 def _log_product(values) -> float | None:

@@ -139,7 +139,8 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
         also["stability"] = Stability.parse(settings["stability"])
     if first and method in ("dense", "RGSM", "ADMM channels"):
         also |= {"deployable": Deployable(), "deployable_batch": Deployable(images=BATCH, repeats=10)}
-    if first and (method == "dense" or (method == "RGSM" and level == max(_levels(net)))):
+    strongest = method == "dense" or (method == "RGSM" and level == max(_levels(net)))
+    if first and strongest and net in settings.get("stronger_nets", settings["nets"]):
         also |= {name: Measurement.parse(m) for name, m in settings["stronger"].items()
                  if name != "autoattack" or method in settings["autoattack_rows"].get(net, [])}
     return also

@@ -42,6 +42,8 @@ ATTACKS = {"FGSM": "fgsm", "PGD-20": "pgd20", "C&W": "cw", "AutoAttack": "autoat
 PROTOCOL = {"clean": "clean"} | ATTACKS
 TIED = {"bound of the slope": "margins bound", "slope in l2": "margins slope", "margin / slope in l2": "margins ratio",
         "margin / slope in l1": "margins_linf ratio"}  # what theory ties to sparsity
+WHERE = {"C1": "table 1", "C2": "table 2", "C3": "table 2", "C4": "table 3", "C5": "figure 2", "C6": "figure 4",
+         "C7": "table 3"}
 SCATTER = 1.0  # points: what "no worse" allows
 
 
@@ -392,7 +394,7 @@ def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:
             said = replace(said, direction="increase", quantity="accuracy under attack: IWI minus AT")
         elif claim == "C7":
             said = replace(said, quantity="accuracy under attack: sparse minus dense")
-        rows.append(claims.judged(said, values, SCATTER, "02_iwi"))
+        rows.append(claims.judged(said, values, SCATTER, f"02_iwi, {WHERE[claim]}"))
     return pandas.DataFrame(rows).sort_values("claim", key=lambda c: c.str.split().str[0], kind="stable")
 
 

@@ -30,6 +30,8 @@ RELATIVE = {"DeepFool, relative": ("deepfool relative", 1), "C&W, relative": ("c
 LADDER = ("guaranteed (frobenius)", "guaranteed (l2)", "CLEVER", "C&W", "DeepFool")  # from below upwards
 SCATTER = 1.0  # points: what "no worse" allows clean accuracy
 LOST = 0.02  # of clean accuracy: nets below the dense one's by more have collapsed
+WHERE = {"C1": "figure 1", "C2": "figure 1", "C3": "figure 2", "C4": "table 2", "C5": "theorem 3.2", "C6": "figure 3",
+         "C7": "figure 2"}
 SLACK = 0.01  # what "no worse" allows a linear classifier's r_2, in l2 distance
 
 
@@ -324,6 +326,10 @@ def _percent(level: float) -> str:
     return f"{100 * level:g} %"
 
 
+def _where(claim: str) -> str:
+    return f"04_sparsity_theory, {WHERE[claim.split('.')[0]]}"
+
+
 def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, dict]) -> pandas.DataFrame:
     """The ledger: the paper's claims, for each net and attack; where the paper leaves open what is compared, rows of
     this project's own: against a dense net trained as long, and for adversarially trained nets. `masks` are
@@ -334,7 +340,7 @@ def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, dic
         said = replace(record.claim(claim), id=f"{claim} {name}", unit=unit, value=None, lower_bound=False)
         if claim == "C7":
             said = replace(said, quantity="clean accuracy with 90 % of the weights removed, minus dense")
-        rows.append(claims.judged(said, [factor * v for v in values], margin, "04_sparsity_theory"))
+        rows.append(claims.judged(said, [factor * v for v in values], margin, _where(claim)))
     for net, result in masks.items():
         for claim, norm in (("C5.l2", "l2"), ("C5.linf", "linf")):
             paths = [result["joint"][norm], *(layer[norm] for layer in result["single"].values())]
@@ -342,7 +348,7 @@ def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, dic
             said = replace(record.claim(claim), id=f"{claim} {net}", unit="percent of steps",
                            quantity="steps to a higher sparsity, of one layer or all, at which the mean bound falls"
                            + (" (by construction: no weight returns)" if norm == "linf" else ""))
-            rows.append(claims.always(said, sum(falls), len(falls), 1, "04_sparsity_theory"))
+            rows.append(claims.always(said, sum(falls), len(falls), 1, _where(claim)))
     return pandas.DataFrame(sorted(rows, key=lambda row: row["claim"].split()[0]))
 
 

@@ -1,6 +1,7 @@
 """Lipschitz Constant Meets Condition Number (Feng, Lin, Gao & Wei 2025): two constraints in adversarial training, then
 pruning by learned scores. The method is known as released code, none of the paper's numbers is on record."""
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,34 +16,45 @@ from sparserobust.analysis.conditioning import condition, null_conditions, spect
 from sparserobust.config import Data, Measurement, Model, Objective, Recipe, Run
 from sparserobust.environment import stream
 from sparserobust.reported import Claim
+from sparserobust.runs import Store
 from sparserobust.sparsifiers import TSCNC, Dense, FixedMask, LearnedScores, Magnitude
 from sparserobust.sparsifiers.constraints import condition_penalty
 
 PAPER = "tscnc"
 TRADES, LONGER = "TRADES", "TRADES, trained on"
 LWM, HYDRA, TSC, CNC, BOTH, GATES = "LWM", "HYDRA", "+TSC", "+CNC", "TSCNC", "gates alone"
-PRETRAINED = {LWM: TRADES, HYDRA: TRADES}  # the dense network that a method prunes, where it has not its own name
+ALL_LAYERS = "CNC, all layers"
 METHODS = (LWM, HYDRA, TSC, CNC, BOTH)
-CONSTRAINTS = {TRADES: (False, False), TSC: (True, False), CNC: (False, True), BOTH: (True, True)}  # sparse, condition
+PRETRAINED = {LWM: TRADES, HYDRA: TRADES}  # the dense network that a method prunes, where it has not its own name
 DENSE, CONTROL, SCORES, PRUNED, VARIED = "dense", "control", "not fine-tuned", "pruned", "varied"
 ATTACKS = {"PGD-20": "pgd20", "PGD-50": "pgd50", "CW-inf": "cw", "AutoAttack": "autoattack"}
 PROTOCOL = {"clean": "clean"} | ATTACKS
 KAPPA, CLASSIFIER = "kappa", "kappa classifier"
 LOGARITHMS = {"log kappa": KAPPA, "log kappa classifier": CLASSIFIER, "log kappa over null": "kappa over_null",
-              "log kappa null": "kappa null", "log lipschitz": "lipschitz"}
-NORMS, RELATIVE_NORMS = "kappa log_norms", "kappa log_relative_norms"
+              "log kappa classifier over null": "kappa classifier_over_null", "log lipschitz": "lipschitz"}
+NORMS, RELATIVE_NORMS, OVER_NULL = "kappa log_norms", "kappa log_relative_norms", "kappa log_relative_norms_over"
 MATRICES = {"kappa, classifier": (CLASSIFIER, 1), "kappa, convolutions": (KAPPA, 1),
             "over null": ("kappa over_null", 1), "zero singular values [%]": ("kappa zero", 100),
             "log10 of norms": (NORMS, 1), "the same, scale-free": (RELATIVE_NORMS, 1),
             "local Lipschitz": ("lipschitz", 1), "over size of logits": ("lipschitz relative", 1)}
-STANDING = 0.5  # of clean images: a network that classifies fewer has collapsed
-TAKEN_OFF = 0.3  # log10: the condition number has doubled
+# what is drawn along sparsity: metric, factor, metric of the null curve
+CURVES = {"kappa, convolutions (median)": (KAPPA, 1, "kappa null"),
+          "kappa, classifier": (CLASSIFIER, 1, "kappa null_classifier"),
+          "zero singular values [%]": ("kappa zero", 100, "kappa null_zero"),
+          "log10 of the product of norms": (NORMS, 1, "kappa null_log_norms"),
+          "the same, scale-free": (RELATIVE_NORMS, 1, "kappa null_log_relative_norms"),
+          "local Lipschitz": ("lipschitz", 1, None)}
+WHERE = {"C1": "table 1", "C2": "figure 1", "C3": "figure 1", "C4": "figure 6", "C5": "table 1", "C6": "effects",
+         "C7": "effects", "C8": "what is not on record"}
+HEAVY = 0.9  # share of weights removed from which on pruning is heavy
+STANDING = 0.5  # of what the best network classifies of the clean images: one below has collapsed
+DOUBLED = 0.3  # log10
 
 
 class Experiment(sweep.Experiment):
-    """Grid rows: `net` and `ours` (what stands for it), `part` (dense; control: dense, trained on; not fine-tuned;
-    pruned, which is fine-tuned; varied: a setting is changed), `method`, `level` (share of weights removed), `seed`,
-    `run`, `also`."""
+    """Grid rows: `net` (the paper's) and `ours` (what stands for it), `part` (dense; control: dense, trained on; not
+    fine-tuned; pruned, which is fine-tuned; varied: a setting of a method is changed, dense or fine-tuned), `method`,
+    `level` (share of weights removed), `seed`, `run`, `also`."""
 
     @property
     def nets(self) -> list[str]:
@@ -67,11 +79,8 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
 
 def _net_rows(settings: dict, net: str, seed: int, first: bool) -> list[dict]:
     """Grid rows of one net and seed."""
-    found = list(_main_rows(settings, seed))
-    if first:
-        found += _varied_rows(settings, seed)
     rows = []
-    for part, method, level, run in found:
+    for part, method, level, run in (*_main_rows(settings, seed), *_varied_rows(settings, seed, first)):
         labels = {"net": net, "ours": settings["label"], "part": part, "method": method, "level": level, "seed": seed}
         rows.append(labels | {"run": run, "also": _also(settings, labels, first)})
     return rows
@@ -79,31 +88,39 @@ def _net_rows(settings: dict, net: str, seed: int, first: bool) -> list[dict]:
 
 def _main_rows(settings: dict, seed: int) -> Iterator[tuple[str, str, float, Run]]:
     """(part, method, level, run): dense networks, the control that is trained on, and all that is pruned from them."""
-    whole = {method: pretraining(settings, seed, constrained) for method, constrained in CONSTRAINTS.items()}
+    whole = {method: pretraining(settings, seed, method) for method in (TRADES, TSC, CNC, BOTH)}
     for method, run in whole.items():
         yield DENSE, method, 0.0, run
-    yield CONTROL, LONGER, 0.0, replace(_after(settings, whole[TRADES]), sparsifier=Dense())
-    controls = {GATES: settings["gates_alone"]} if settings.get("gates_alone") else {}
-    if controls:  # the network with gates, and no constraint
-        whole[GATES] = pretraining(settings, seed, gated=True)
-        yield DENSE, GATES, 0.0, whole[GATES]
-    for method in (*METHODS, *controls):
-        dense = whole[PRETRAINED.get(method, method)]
-        for level in controls.get(method, settings["levels"]):
-            scored, tuned = pruned(settings, dense, level, by_scores=method != LWM)
+    yield CONTROL, LONGER, 0.0, _after(whole[TRADES], Recipe.parse(settings["fine_tuning"]))
+    for method in METHODS:
+        for level in settings["levels"]:
+            scored, tuned = pruned(settings, whole[PRETRAINED.get(method, method)], level, by_scores=method != LWM)
             yield SCORES, method, level, scored
             yield PRUNED, method, level, tuned
 
 
-def pretraining(settings: dict, seed: int, constrained: tuple[bool, bool] = (False, False), gated: bool = False,
-                **changes) -> Run:
-    """Stage 1: TRADES, `constrained` in sparsity and in condition numbers or not; what is constrained in sparsity has
-    gates. `changes` are settings of the sparsifier."""
-    sparse, condition = constrained
-    model = Model.parse(settings["model"])
-    run = Run(data=Data.parse(settings["data"]), model=replace(model, gated=True) if sparse or gated else model,
+def _varied_rows(settings: dict, seed: int, first: bool) -> Iterator[tuple[str, str, float, Run]]:
+    """The same for what is varied: a setting of a method is changed, and method is the name of the change."""
+    for name, own in settings["varied"].items():
+        if first or own.get("every_seed"):
+            changes = {key: value for key, value in own.items() if key not in ("of", "levels", "every_seed")}
+            dense = pretraining(settings, seed, own["of"], **changes)
+            yield VARIED, name, 0.0, dense
+            for level in own["levels"]:
+                scored, tuned = pruned(settings, dense, level)
+                yield SCORES, name, level, scored
+                yield VARIED, name, level, tuned
+
+
+def pretraining(settings: dict, seed: int, method: str, **changes) -> Run:
+    """Stage 1: TRADES, with the constraints of a method, of which some settings may be changed; what is constrained in
+    sparsity has gates, and so has `GATES`, which has no constraint."""
+    sparse, condition, gated = method in (TSC, BOTH), method in (CNC, BOTH), method in (TSC, BOTH, GATES)
+    run = Run(data=Data.parse(settings["data"]), model=Model.parse(settings["model"]),
               objective=Objective.parse(settings["objective"]), recipe=Recipe.parse(settings["recipe"]), seed=seed)
-    if not any(constrained):
+    if gated:
+        run = replace(run, model=replace(run.model, gated=True))
+    if not sparse and not condition:
         return run
     asked = settings["constraints"]
     weights = {"sparse": asked["sparse"] if sparse else 0, "condition": asked["condition"] if condition else 0}
@@ -113,37 +130,20 @@ def pretraining(settings: dict, seed: int, constrained: tuple[bool, bool] = (Fal
 
 
 def pruned(settings: dict, dense: Run, level: float, by_scores: bool = True) -> tuple[Run, Run]:
-    """Stage 2 and 3: without fine-tuning, and with it. Scores get some of the epochs; by least magnitude, layer by
+    """Stages 2 and 3: without fine-tuning, and with it. Scores get some of the epochs; by least magnitude, layer by
     layer, there is nothing to train before."""
-    after = _after(settings, dense)
-    epochs = settings["score_epochs"] if by_scores else 0
+    scores, whole = (Recipe.parse(settings[stage]) for stage in ("scores", "fine_tuning"))
     if by_scores:
-        cut = replace(after, recipe=replace(after.recipe, epochs=epochs, lr=settings["score_lr"]),
-                      sparsifier=LearnedScores(sparsity=level))
+        cut = replace(_after(dense, scores), sparsifier=LearnedScores(sparsity=level))
     else:
-        cut = replace(after, recipe=replace(after.recipe, epochs=0),
-                      sparsifier=Magnitude(sparsity=level, scope="layerwise"))
-    tuned = replace(after, start=cut, recipe=replace(after.recipe, epochs=after.recipe.epochs - epochs),
-                    sparsifier=FixedMask())
-    return cut, tuned
+        cut = replace(_after(dense, replace(whole, epochs=0)), sparsifier=Magnitude(sparsity=level, scope="layerwise"))
+    rest = replace(whole, epochs=whole.epochs - cut.recipe.epochs)
+    return cut, replace(_after(cut, rest), sparsifier=FixedMask())
 
 
-def _after(settings: dict, dense: Run) -> Run:
-    """What follows a dense network: no constraint and no averaging any more, as many epochs as pruning gets in all."""
-    return replace(dense, start=dense, recipe=Recipe.parse(settings["fine_tuning"]), sparsifier=Dense())
-
-
-def _varied_rows(settings: dict, seed: int) -> Iterator[tuple[str, str, float, Run]]:
-    """One setting of the constraints changed at a time, dense and pruned; method is what was changed."""
-    varied = settings.get("varied", {})
-    for name, own in varied.get("settings", {}).items():
-        changes = {key: value for key, value in own.items() if key not in ("of", "levels")}
-        run = pretraining(settings, seed, CONSTRAINTS[own.get("of", BOTH)], **changes)
-        yield VARIED, name, 0.0, run
-        for level in own.get("levels", varied["levels"]):
-            scored, tuned = pruned(settings, run, level)
-            yield SCORES, name, level, scored
-            yield VARIED, name, level, tuned
+def _after(start: Run, recipe: Recipe) -> Run:
+    """What follows a network: no constraint any more."""
+    return replace(start, start=start, recipe=recipe, sparsifier=Dense())
 
 
 def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
@@ -153,8 +153,7 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
     if part != SCORES or (method in METHODS and level in settings["stronger_levels"]):
         names |= settings["protocol"]
     if part != SCORES:
-        null = {"null_draws": settings["null_draws"]} if method in (TRADES, *METHODS) else {}
-        names |= settings["why"] | {KAPPA: {"kind": "conditioning"} | null}
+        names |= settings["why"] | {KAPPA: {"kind": "conditioning", "null_draws": settings["null_draws"]}}
     if part in (DENSE, PRUNED) and level in (0, *settings["stronger_levels"]):
         names |= settings["stronger"]
     if part in (DENSE, PRUNED) and first and level in settings["autoattack_methods"].get(method, ()):
@@ -179,10 +178,11 @@ def overview(grid: list[dict]) -> pandas.DataFrame:
 
 
 def located(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The frame with `left` [%], the share of convolution and linear weights that are stored and not zero, with the
-    logarithms to base 10 that effects and slopes are taken of (`LOGARITHMS`), and without what a collapsed network has
-    not (a condition number, say)."""
-    frame = frame.assign(left=estimates.left(frame, "sparsity"), value=frame["value"].astype(float))
+    """The frame with `left` [%], the share of convolution and linear weights that are stored and not zero, and
+    `removed`, what the level is called; with the logarithms to base 10 that effects and slopes are taken of
+    (`LOGARITHMS`); and without what a collapsed network has not (a condition number, say)."""
+    frame = frame.assign(left=estimates.left(frame, "sparsity"), value=frame["value"].astype(float),
+                         removed=(100 * frame["level"]).map("{:g} % removed".format))
     frame = frame.dropna(subset="value")
     positive = frame[frame["value"] > 0]
     logarithms = [positive[positive["metric"] == metric].assign(metric=name, value=lambda rows: np.log10(rows["value"]))
@@ -190,9 +190,11 @@ def located(frame: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.concat([frame, *logarithms], ignore_index=True)
 
 
-def labels(net: str, method: str, level: float = 0.0, part: str | None = None) -> dict:
-    """The labels that name a kind of row: dense, or pruned and fine-tuned, unless another part is asked for."""
-    return {"net": net, "part": part or (PRUNED if level else DENSE), "method": method, "level": level}
+def labels(net: str, method: str, level: float = 0.0, part: str = PRUNED) -> dict:
+    """The labels that name a kind of row; of a method that is not varied, level 0 is the dense network it prunes."""
+    if part == PRUNED and not level:
+        part, method = DENSE, PRETRAINED.get(method, method)
+    return {"net": net, "part": part, "method": method, "level": level}
 
 
 def series(frame: pandas.DataFrame, metric: str, net: str, methods: tuple[str, ...] = METHODS) -> pandas.DataFrame:
@@ -203,36 +205,54 @@ def series(frame: pandas.DataFrame, metric: str, net: str, methods: tuple[str, .
         estimates.matching(chosen, {"part": PRUNED, "method": method})]).assign(series=method) for method in methods])
 
 
-def panels(frame: pandas.DataFrame, rows: list[dict[str, tuple[str, float]]], net: str,
-           methods: tuple[str, ...] = METHODS) -> list[list[dict]]:
+def panels(frame: pandas.DataFrame, rows: list[dict[str, tuple[str, float]]], net: str) -> list[list[dict]]:
     """For `plots.along_sparsity`: a panel for each heading, of metric and factor."""
-    return [[{"frame": series(frame, metric, net, methods), "factor": factor, "title": heading}
+    return [[{"frame": series(frame, metric, net), "factor": factor, "title": heading}
              for heading, (metric, factor) in row.items()] for row in rows]
 
 
 def null_panels(frame: pandas.DataFrame, net: str) -> list[list[dict]]:
-    """For `plots.along_sparsity`: condition number and product of norms of what HYDRA and TSCNC prune, each with its
-    null curve, Gaussian layers of the same shapes and sizes pruned alike."""
-    shown = {"kappa, convolutions (median)": (KAPPA, "kappa null"), "kappa, classifier": (CLASSIFIER, None),
-             "log10 of the product of norms": (NORMS, "kappa null_log_norms")}
+    """For `plots.along_sparsity`: two rows of `CURVES`, each with what Gaussian layers of the same shapes and sizes
+    would have that lose as many weights as those of HYDRA (the other methods remove as many)."""
     found = []
-    for heading, (metric, null) in shown.items():
-        lines = [series(frame, metric, net, (HYDRA, BOTH))]
+    for heading, (metric, factor, null) in CURVES.items():
+        lines = [series(frame, metric, net)]
         if null:
-            lines += [series(frame, null, net, (method,)).assign(series=f"null of {method}")
-                      for method in (HYDRA, BOTH)]
-        found.append({"frame": pandas.concat(lines), "title": heading})
-    return [found]
+            lines.append(series(frame, null, net, (HYDRA,)).assign(series="null"))
+        found.append({"frame": pandas.concat(lines), "factor": factor, "title": heading})
+    return [found[:3], found[3:]]
 
 
-def methods_table(frame: pandas.DataFrame, parts: tuple[str, ...] = (DENSE, CONTROL, PRUNED)) -> pandas.DataFrame:
-    """Table T1: one line per net, method and share removed: accuracies in percent, then what is said of matrices."""
-    chosen = frame[frame["part"].isin(parts)].sort_values(["level"], kind="stable")
-    chosen = chosen.assign(removed=(100 * chosen["level"]).map("{:g} % removed".format))
-    by = ["ours", "method", "removed"]
+def layer_conditions(experiment: Experiment, store: Store, net: str) -> dict[str, dict[str, dict[str, float]]]:
+    """For `plots.layerwise`: a panel for the dense network and for the lowest and the highest heavy level, the
+    condition number of every layer, the median over seeds, of what HYDRA and TSCNC prune and of Gaussian layers that
+    lose as much as HYDRA's."""
+    heavy = [level for level in experiment.of(net)["levels"] if level >= HEAVY]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for level in dict.fromkeys((0.0, heavy[0], heavy[-1])):
+        panel = found.setdefault(f"{100 * level:g} % removed", {})
+        for method in (HYDRA, BOTH):
+            rows = experiment.rows(**labels(net, method, level))
+            results = [store.measure(row["run"], row["also"][KAPPA]) for row in rows]
+            panel[method] = _over_seeds(results, "layers", "condition")
+            if method == HYDRA:
+                panel["null"] = _over_seeds(results, "null", "condition_median")
+    return found
+
+
+def _over_seeds(results: list[dict], of: str, key: str) -> dict[str, float]:
+    """The median of a number of every layer, from image to answer; nan where no network has it."""
+    layers = sorted(results[0][of], key=lambda name: (name != "stem", name == "linear"))
+    values = {name: [r[of][name][key] for r in results if r[of][name][key]] for name in layers}
+    return {name: statistics.median(found) if found else np.nan for name, found in values.items()}
+
+
+def methods_table(frame: pandas.DataFrame, columns: dict[str, tuple[str, float]] = MATRICES) -> pandas.DataFrame:
+    """One line per net, method and share removed: accuracies in percent, then what `columns` say, headings to metrics
+    and factors."""
+    chosen, by = frame.sort_values("level", kind="stable"), ["ours", "method", "removed"]
     here = {heading: metric for heading, metric in PROTOCOL.items() if metric in set(chosen["metric"])}
-    known = {heading: m for heading, m in MATRICES.items() if m[0] in set(chosen["metric"])}
-    return pandas.concat([tables.rates(chosen, by, here), tables.means(chosen, by, known)], axis=1)
+    return pandas.concat([tables.rates(chosen, by, here), tables.means(chosen, by, columns)], axis=1)
 
 
 def compared(experiment: Experiment, net: str, level: float) -> tables.Pairs:
@@ -242,34 +262,51 @@ def compared(experiment: Experiment, net: str, level: float) -> tables.Pairs:
              f"{HYDRA} - {LONGER}": (at[HYDRA], labels(net, LONGER, part=CONTROL)),
              f"{HYDRA} - {LWM}": (at[HYDRA], at[LWM])}
     pairs |= {f"{method} - {HYDRA}": (at[method], at[HYDRA]) for method in (TSC, CNC, BOTH)}
-    if experiment.rows(net=net, method=GATES, level=level):
-        pairs[f"{BOTH} - {GATES}"] = at[BOTH], labels(net, GATES, level)
+    varied = {name: labels(net, name, level, VARIED) for name in (GATES, ALL_LAYERS)
+              if experiment.rows(net=net, part=VARIED, method=name, level=level)}
+    if GATES in varied:
+        pairs[f"{BOTH} - {GATES}"] = at[BOTH], varied[GATES]
+    if ALL_LAYERS in varied:
+        pairs[f"{ALL_LAYERS} - {HYDRA}"] = varied[ALL_LAYERS], at[HYDRA]
     return pairs
 
 
-def observations(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """One row per dense or fine-tuned network, a column per metric, for `estimates.regression`; `log left` is the
-    logarithm of the share of weights that are left."""
-    chosen = frame[frame["part"].isin([DENSE, CONTROL, PRUNED, VARIED])]
-    by = ["net", "method", "level", "seed", "run", "left"]
+def observations(frame: pandas.DataFrame, net: str) -> pandas.DataFrame:
+    """One row per dense or fine-tuned network of a net, a column per metric, for `estimates.regression`; `log left` is
+    the logarithm of the share of weights that are left."""
+    chosen = frame[(frame["net"] == net) & (frame["part"] != SCORES)]
+    by = ["method", "level", "removed", "seed", "run", "left"]
     wide = chosen.drop_duplicates(["run", "metric"]).pivot(index=by, columns="metric", values="value").reset_index()
     return wide.assign(**{"log left": np.log10(wide["left"])})
 
 
 def thesis(frame: pandas.DataFrame, net: str) -> dict[str, pandas.DataFrame]:
-    """Regressions of accuracy under PGD-20 over all networks of a kind, by name: on condition number and norms, which
-    is the paper's thesis; with how much is left beside them; with norms that no rescaling changes; with the effective
-    rank in place of the condition number, which looks at singular values that are not zero alone; and of those networks
-    that still classify `STANDING` of the clean images. The last one, named `lipschitz`, has the logarithm of the local
-    Lipschitz constant for a target."""
-    rows = observations(frame[frame["net"] == net])
-    asked = {"kappa, norms": ["log kappa", NORMS], "kappa, norms, weights left": ["log kappa", NORMS, "log left"],
-             "kappa, scale-free norms": ["log kappa", RELATIVE_NORMS],
-             "effective rank, norms": ["kappa effective_rank", NORMS]}
-    found = {name: estimates.regression(rows, "pgd20", columns) for name, columns in asked.items()}
-    both, standing = asked["kappa, norms"], rows[rows["clean"] >= STANDING]
-    return found | {"kappa, norms; standing": estimates.regression(standing, "pgd20", both),
-                    "lipschitz": estimates.regression(rows, "log lipschitz", both)}
+    """Regressions over all networks of a net, by name; where there are fewer than four conditions (a method at a level)
+    for each column, a regression is left out. Of accuracy under PGD-20 on condition number and norms, which is the
+    paper's thesis, with all the networks; without those whose every layer was constrained, which lie far out; with
+    those alone that still stand (`STANDING`); and with each column and the target centred within the levels, so that
+    nothing but what differs at the same sparsity counts. On the condition number with norms that no rescaling changes,
+    and with how much is left; on the effective rank with how much is left. `lipschitz`: of the logarithm of the local
+    Lipschitz constant."""
+    rows = observations(frame, net)
+    both = ["log kappa", NORMS]
+    centred = rows.assign(**{column: rows[column] - rows.groupby("level")[column].transform("mean")
+                             for column in ("pgd20", *both)})
+    asked = {"kappa, norms": (rows, both),
+             "kappa, norms; without all layers": (rows[~rows["method"].str.contains("all layers")], both),
+             "kappa, norms; standing": (rows[rows["clean"] >= STANDING * rows["clean"].max()], both),
+             "kappa, norms; within levels": (centred, both),
+             "kappa, scale-free norms": (rows, ["log kappa", RELATIVE_NORMS]),
+             "kappa, norms, weights left": (rows, [*both, "log left"]),
+             "effective rank, weights left": (rows, ["kappa effective_rank", "log left"]),
+             "lipschitz": (rows, both)}
+    found = {}
+    for name, (data, columns) in asked.items():
+        target = "log lipschitz" if name == "lipschitz" else "pgd20"
+        known = data.dropna(subset=[target, *columns])
+        if len(known[["method", "level"]].drop_duplicates()) >= 4 * len(columns):
+            found[name] = estimates.regression(known, target, columns)
+    return found
 
 
 def slopes_table(found: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
@@ -292,15 +329,23 @@ def constraints_of(row: dict) -> TSCNC | None:
 
 def sensitivity(frame: pandas.DataFrame, experiment: Experiment, net: str, setting: str) -> pandas.DataFrame:
     """For `plots.bands`, from the first seed: rows of TSCNC, dense and pruned, and of what differs from it in one
-    setting; `level` is the value of that setting, and `removed` says how much is gone."""
+    setting, at the levels that both have; `level` is the value of that setting."""
     reference = experiment.rows(net=net, method=BOTH)[0]
     main, model = constraints_of(reference), reference["run"].model
     value = {row["run"].identity: getattr(own, setting) for row in experiment.rows(net=net, seed=experiment.seeds[0])
              if row["part"] in (DENSE, PRUNED, VARIED) and (own := constraints_of(row)) and row["run"].model == model
              and replace(own, **{setting: getattr(main, setting)}) == main}
-    levels = {0, *experiment.of(net)["varied"]["levels"]}
-    chosen = frame[frame["run"].isin(list(value)) & frame["level"].isin(levels)]
-    return chosen.assign(removed=(100 * chosen["level"]).map("{:g} % removed".format), level=chosen["run"].map(value))
+    chosen = frame[frame["run"].isin(list(value))]
+    chosen = chosen[chosen["level"].isin(chosen.loc[chosen["part"] == VARIED, "level"])]
+    return chosen.assign(level=chosen["run"].map(value))
+
+
+def takes_off(frame: pandas.DataFrame, net: str, metric: str = "log kappa") -> float | None:
+    """The first level at which the condition number of what HYDRA prunes, in the geometric mean over seeds, is twice
+    that of its dense network; None if that never happens."""
+    means = series(frame, metric, net, (HYDRA,)).groupby("level")["value"].mean().sort_index()
+    above = means.index[means > means.iloc[0] + DOUBLED]
+    return None if above.empty else float(above[0])
 
 
 def descent(weight: Tensor, form: str, weight_of_form: float, lr: float = 0.1, steps: int = 30) -> pandas.DataFrame:
@@ -335,9 +380,8 @@ def null_table(draws: int) -> pandas.DataFrame:
 def step_runs(experiment: Experiment, net: str) -> dict[str, Run]:
     """The dense networks of a net by method, and TSCNC on all layers, for `analysis.step_costs`."""
     own, seed = experiment.of(net), experiment.seeds[0]
-    runs = {method: pretraining(own, seed, constrained) for method, constrained in CONSTRAINTS.items()}
-    return runs | {GATES: pretraining(own, seed, gated=True),
-                   f"{BOTH}, all layers": pretraining(own, seed, CONSTRAINTS[BOTH], layers="all")}
+    runs = {method: pretraining(own, seed, method) for method in (TRADES, GATES, TSC, CNC, BOTH)}
+    return runs | {f"{BOTH}, all layers": pretraining(own, seed, BOTH, layers="all")}
 
 
 def costs_table(costs: dict[str, dict]) -> pandas.DataFrame:
@@ -348,16 +392,6 @@ def costs_table(costs: dict[str, dict]) -> pandas.DataFrame:
         "kept for backward [MB]": f"{cost['kept_bytes'] / 1e6:.2f}",
         "over TRADES, memory": f"{cost['kept_bytes'] / base['kept_bytes']:.2f}"} for method, cost in costs.items()},
         orient="index")
-
-
-def takes_off(frame: pandas.DataFrame, net: str, method: str = HYDRA) -> tuple[float, float] | None:
-    """The first level at which the condition number of what a method prunes, in the geometric mean over seeds, is twice
-    that of its dense network, and the level before; None if that never happens."""
-    means = series(frame, "log kappa", net, (method,)).groupby("level")["value"].mean().sort_index()
-    above = means.index[means > means.iloc[0] + TAKEN_OFF]
-    if above.empty:
-        return None
-    return float(above[0]), float(means.index[means.index.get_loc(above[0]) - 1])
 
 
 def best_single(frame: pandas.DataFrame, net: str, level: float) -> list[float]:
@@ -372,47 +406,53 @@ def best_single(frame: pandas.DataFrame, net: str, level: float) -> list[float]:
     return found
 
 
-def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:
+def judged(frame: pandas.DataFrame, experiment: Experiment,
+           slopes: dict[str, dict[str, pandas.DataFrame]]) -> pandas.DataFrame:
     """The ledger: every claim for each net and level it speaks of; where the paper leaves open against what, against
-    each of what it could mean. Condition numbers are compared by the logarithm of their ratio."""
+    each of what it could mean. Condition numbers and norms are compared by the logarithm of their ratio; `slopes` are
+    those of `thesis`, by net."""
     record, rows = reported.load(PAPER), []
 
     def said(claim: str, name: str, **changes) -> Claim:
         return replace(record.claim(claim), id=f"{claim} {name}", **changes)
 
-    def paired(claim: Claim, metric: str, pair: tuple[dict, dict], factor: float = 1) -> None:
-        rows.append(claims.judged(claim, estimates.paired_effects(frame, metric, *pair, factor=factor), 0, "05_tscnc"))
+    def where(claim: Claim) -> str:
+        return f"05_tscnc, {WHERE[claim.id[:2]]}"
 
+    def judge(claim: Claim, effects: list[float]) -> None:
+        rows.append(claims.judged(claim, effects, where=where(claim)))
+
+    def paired(claim: Claim, metric: str, pair: tuple[dict, dict], factor: float = 1) -> None:
+        judge(claim, estimates.paired_effects(frame, metric, *pair, factor=factor))
+
+    ratio = {"unit": "log10 of the ratio"}
+    slope = {"unit": "standard deviations",
+             "quantity": "standard deviations of accuracy under attack per standard deviation of log kappa"}
     for net in experiment.nets:
-        for level in experiment.of(net)["levels"]:
-            name, pairs = f"{net}, {100 * level:g} %", compared(experiment, net, level)
+        own = experiment.of(net)
+        for level in own["levels"]:
+            name, pairs = f"{own['label']}, {100 * level:g} %", compared(experiment, net, level)
             dense = pairs[f"{HYDRA} - {TRADES}"]
+            for what, metric in (("convolutions", "log kappa"), ("classifier", "log kappa classifier")):
+                paired(said("C2", f"{name}, {what}", **ratio), metric, dense)
+                paired(said("C2", f"{name}, {what}, over null", **ratio), f"{metric} over null", dense)
+            for what, metric in (("", NORMS), (", scale-free", RELATIVE_NORMS), (", scale-free, over null", OVER_NULL)):
+                paired(said("C3", f"{name}{what}", **ratio), metric, dense)
+            if level < HEAVY:
+                continue
             for claim, metric in (("C1.clean", "clean"), ("C1.robust", "pgd20")):
                 paired(said(claim, name), metric, dense, 100)
                 paired(said(claim, f"{name}, equal training"), metric, pairs[f"{HYDRA} - {LONGER}"], 100)
-            for what, metric in (("convolutions", "log kappa"), ("classifier", "log kappa classifier"),
-                                 ("convolutions, over null", "log kappa over null")):
-                paired(said("C2", f"{name}, {what}", unit="log10 of the ratio"), metric, dense)
-                if "null" not in what:
-                    paired(said("C5", f"{name}, {what}", unit="log10 of the ratio"), metric,
-                           pairs[f"{BOTH} - {HYDRA}"])
-            for what, metric in (("", NORMS), (", scale-free", RELATIVE_NORMS)):
-                paired(said("C3", f"{name}{what}", unit="log10 of the ratio"), metric, dense)
-            for reference in (HYDRA, GATES):
-                if f"{BOTH} - {reference}" in pairs:
-                    paired(said("C6", f"{name}, against {reference}"), "pgd20", pairs[f"{BOTH} - {reference}"], 100)
-            rows.append(claims.judged(said("C7", name), best_single(frame, net, level), 0, "05_tscnc"))
-        found = takes_off(frame, net)
-        fall = ([] if found is None else
-                estimates.paired_effects(frame, "pgd20", *(labels(net, HYDRA, level) for level in found)))
-        rows.append(claims.judged(said("C4", f"{net}, where kappa doubles"), fall, 0, "05_tscnc"))
-        for name, slopes in thesis(frame, net).items():
-            if "kappa" not in name:
-                continue
-            kappa = slopes.loc["log kappa"]
-            rows.append(claims.estimated(
-                said("C4", f"{net}, slope: {name}", unit="standard deviations",
-                     quantity="standard deviations of accuracy under attack per standard deviation of log kappa"),
-                kappa["slope"], kappa["low"], kappa["high"], len(experiment.seeds), "05_tscnc"))
-    rows.append(claims.judged(record.claim("C8"), [], 0, "05_tscnc"))  # what the theorem says is not on record
+            for what, metric in (("convolutions", "log kappa"), ("classifier", "log kappa classifier")):
+                paired(said("C5", f"{name}, {what}", **ratio), metric, pairs[f"{BOTH} - {HYDRA}"])
+            for treatment, reference in ((BOTH, HYDRA), (BOTH, GATES), (ALL_LAYERS, HYDRA)):
+                if pair := pairs.get(f"{treatment} - {reference}"):
+                    paired(said("C6", f"{name}, {treatment} against {reference}"), "pgd20", pair, 100)
+            judge(said("C7", name), best_single(frame, net, level))
+        for name, found in slopes[net].items():
+            if "log kappa" in found.index and name != "lipschitz":
+                claim = said("C4", f"{own['label']}, slope: {name}", **slope)
+                estimate = found.loc["log kappa", ["slope", "low", "high"]]
+                rows.append(claims.estimated(claim, *estimate, len(experiment.seeds), where(claim)))
+    judge(record.claim("C8"), [])  # what the theorem says is not on record
     return pandas.DataFrame(rows).sort_values("claim", key=lambda c: c.str.split().str[0], kind="stable")

@@ -1,0 +1,142 @@
+"""Many notebooks at once: what is computed for them, and how they are run."""
+
+import subprocess
+from types import SimpleNamespace
+
+import pandas
+import pytest
+
+from sparserobust import Accuracy, Store, artifacts, batch, claims, cli, papers, paths, scales
+from sparserobust.analysis import WeightSparsity
+from sparserobust.errors import UserError
+from sparserobust.progress import Progress
+
+
+def test_every_notebook_of_a_paper_has_its_module():
+    of_papers = [name.split("_", 1)[1] for name in batch.names()]
+    assert sorted(papers.modules()) == sorted(of_papers) == sorted(m.PAPER for m in papers.modules().values())
+
+
+@pytest.mark.slow
+def test_all_that_papers_measure_is_computed_in_one_sweep(tmp_path, monkeypatch, tiny_run):
+    runs = [tiny_run(seed=seed) for seed in (0, 1)]
+
+    def paper(run, **also):
+        grid = [{"net": "n", "run": run, "also": also}]
+        return SimpleNamespace(experiment=lambda scale: SimpleNamespace(
+            grid=grid, measurements={"sparsity": WeightSparsity()}))
+
+    found = {"one": paper(runs[0], clean=Accuracy()), "two": paper(runs[1]), "three": paper(tiny_run(seed=2))}
+    monkeypatch.setattr(papers, "modules", lambda: found)
+    monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path))
+    batch.compute(["one", "two"], "quick")
+    store = Store()
+    assert store.find(runs[0], Accuracy()) and store.find(runs[0], WeightSparsity())
+    assert store.find(runs[1], WeightSparsity()) and not store.find(runs[1], Accuracy())
+    assert not (tmp_path / tiny_run(seed=2).identity).exists()
+
+
+@pytest.fixture
+def executed(monkeypatch) -> list[list[str]]:
+    """Commands that would have been run; those that name 02_b fail."""
+    commands = []
+
+    def run(words, **_):
+        commands.append(words[1:])
+        bad = "02_b" in words
+        told = "warning\nerror: 02_b.ipynb, cell 3: why\n" if bad else ""
+        return subprocess.CompletedProcess(words, int(bad), stderr=told)
+
+    monkeypatch.setattr(batch.subprocess, "run", run)
+    monkeypatch.setattr(batch, "compute", lambda names, scale: commands.append(["compute", names, scale]))
+    return commands
+
+
+def test_notebooks_are_run_once_all_is_computed(executed, capsys):
+    lines = batch.reproduce(["01_a", "03_c_d"], "laptop")
+    assert executed[0] == ["compute", ["a", "c_d"], "laptop"]
+    assert sorted(executed[1:]) == [["-m", "sparserobust.cli", "run", name, "-p", "scale", "laptop"]
+                                    for name in ("01_a", "03_c_d")]
+    assert [line.split(":")[0] for line in lines] == ["01_a", "03_c_d"] and "figures/laptop/03_c_d/" in lines[1]
+    assert "03_c_d: done" in capsys.readouterr().out
+
+
+def test_a_notebook_that_fails_leaves_the_others_alone_and_is_named(executed, capsys):
+    with pytest.raises(UserError, match=r"^02_b\.ipynb, cell 3: why$"):
+        batch.reproduce(["01_a", "02_b", "03_c"], "quick")
+    assert len(executed) == 4
+    assert "02_b: failed" in capsys.readouterr().out
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch, capfd):
+    now = [100.0]
+    monkeypatch.setattr("sparserobust.progress.time.monotonic", lambda: now[0])
+    monkeypatch.delenv("SPARSEROBUST_PROGRESS", raising=False)
+    progress = Progress()
+    for now[0], line in ((100.0, "one"), (101.0, "two"), (114.9, "three"), (115.1, "four"), (115.2, "five")):
+        progress.show(line)
+    progress.close("last")
+    assert capfd.readouterr().err.splitlines() == ["one", "four", "last"]
+
+
+# ----------------------------------------------------------------------------------------------------- the ledger
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """Two notebooks with claims."""
+    monkeypatch.setattr(paths, "figures_folder", lambda scale, notebook: tmp_path / scale / notebook)
+    row = {"claim": "C1 a", "quantity": "q", "unit": "percentage points", "reported": None, "ours": 1.0, "low": 0.5,
+           "high": 1.5, "n_seeds": 3, "verdict": claims.HOLDS, "where": "01_a, table 1"}
+    first = pandas.DataFrame([row, row | {"claim": "C1 b", "n_seeds": 1, "low": None, "high": None,
+                                          "verdict": claims.UNDECIDED}])
+    second = pandas.DataFrame([row | {"claim": "C8", "ours": None, "n_seeds": 0, "reported": 2.5,
+                                      "verdict": claims.NOT_RUN, "where": "02_b, figure 1"}])
+    for name, ledger in (("01_a", first), ("02_b", second)):
+        artifacts.Artifacts("quick", name).table(claims.table(ledger), "claims", "Claims.")
+    return tmp_path / "quick"
+
+
+def test_the_ledger_joins_the_claims_of_all_notebooks(judged):
+    whole = artifacts.ledger("quick")
+    assert list(whole["notebook"]) == ["01_a", "01_a", "02_b"] and list(whole["claim"]) == ["C1 a", "C1 b", "C8"]
+    pandas.testing.assert_frame_equal(whole, pandas.read_csv(judged / "claims.csv"))
+    assert whole.columns[0] == "notebook" and whole.loc[0, "where"] == "01_a, table 1"
+
+
+def test_the_ledger_is_printed_with_intervals_verdicts_and_where_to_look(judged, capsys):
+    assert cli.main(["ledger"]) == 0
+    told = capsys.readouterr().out
+    assert "claims of 01_a, scale quick:" in told and "claims of 02_b, scale quick:" in told
+    assert any("C1 a" in line and "+1 [+0.5, +1.5] percentage points" in line and line.endswith("table 1")
+               for line in told.splitlines())
+    assert any("C8" in line and "2.5" in line and line.endswith("figure 1") for line in told.splitlines())
+    assert told.strip().endswith("3 comparisons in figures/quick/claims.csv: 1 holds, 1 undecided at this scale, "
+                                 "1 not run at this scale")
+
+
+def test_without_claims_the_ledger_says_what_to_do(tmp_path, monkeypatch, refusal):
+    monkeypatch.setattr(paths, "figures_folder", lambda scale, notebook: tmp_path / scale / notebook)
+    assert "sparserobust reproduce --scale laptop" in refusal(artifacts.ledger, "laptop")
+
+
+def test_verdicts_are_counted_by_claim():
+    said = {"claim": ["C2 x", "C1 x", "C2 y"], "verdict": [claims.FAILS, claims.HOLDS, claims.HOLDS]}
+    table = claims.verdicts(pandas.DataFrame(said))
+    assert list(table.index) == ["C2", "C1"]
+    assert table.loc["C2"].to_dict() == {claims.HOLDS: 1, claims.FAILS: 1}
+    assert list(table.columns) == [claims.HOLDS, claims.FAILS]
+
+
+@pytest.mark.parametrize("scale", scales.names())
+def test_the_committed_ledger_is_that_of_the_notebooks(scale):
+    folder = paths.figures_folder(scale, ".")
+    parts = {path.parent.name: pandas.read_csv(path) for path in sorted(folder.glob("*/claims.csv"))}
+    if not parts:
+        assert not (folder / "claims.csv").exists()
+        return
+    whole = pandas.read_csv(folder / "claims.csv")
+    assert list(whole["notebook"].unique()) == list(parts)
+    for name, part in parts.items():
+        mine = whole[whole["notebook"] == name].drop(columns="notebook").reset_index(drop=True)
+        pandas.testing.assert_frame_equal(mine[part.columns], part, check_dtype=False)
