@@ -201,6 +201,8 @@ def frame(quick):
 
 def test_located_adds_what_is_left_and_logarithms_and_drops_what_is_missing(quick):
     def value(row, metric):
+        if metric == "lipschitz" and row["level"] == 0.95:
+            return 0.0
         return None if metric == "kappa" and row["level"] == 0.98 else 100.0
 
     frame = tscnc.located(made(quick, value))
@@ -211,6 +213,7 @@ def test_located_adds_what_is_left_and_logarithms_and_drops_what_is_missing(quic
     assert set(logs["metric"]) == {"log kappa", "log kappa classifier", "log kappa over null",
                                    "log kappa classifier over null", "log lipschitz"}
     assert (logs["value"] == 2).all()
+    assert not ((logs["metric"] == "log lipschitz") & (logs["level"] == 0.95)).any()  # of zero there is none
 
 
 def test_series_begin_with_the_network_that_was_pruned(frame):
@@ -239,11 +242,13 @@ def test_panels_can_be_drawn(frame):
 
 
 def test_the_table_of_methods_has_a_line_for_each_method_and_level(frame):
-    table = tscnc.methods_table(frame[frame["part"].isin(["dense", "control", "pruned"])])
-    assert len(table) == 4 + 1 + 5 * 4  # dense, control, pruned
-    line = table.loc["narrow WRN-10-1, HYDRA, 90 % removed"]
-    assert line["PGD-20"] == "24.2 ± 0.2" and line["clean"] == "49.2 ± 0.2"
-    assert "PGD-50" not in table.columns and line["log10 of norms"].startswith("2.")
+    main = frame[frame["part"].isin(["dense", "control", "pruned"])]
+    rates, matrices = tscnc.accuracies(main), tscnc.matrices(main)
+    assert list(rates.index) == list(matrices.index) and len(rates) == 4 + 1 + 5 * 4  # dense, control, pruned
+    assert rates.index[0].endswith("0 % removed") and rates.index[-1].endswith("98 % removed")
+    line = "narrow WRN-10-1, HYDRA, 90 % removed"
+    assert rates.loc[line].to_dict() == {"clean": "49.2 ± 0.2", "PGD-20": "24.2 ± 0.2"}
+    assert matrices.loc[line, "log10 of norms"].startswith("2.") and list(matrices.columns) == list(tscnc.MATRICES)
 
 
 def test_pairs_compare_with_the_same_pipeline(quick, frame):

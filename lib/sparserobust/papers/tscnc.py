@@ -13,7 +13,7 @@ from torch import Tensor
 from sparserobust import claims, estimates, reported, scales, sweep, tables
 from sparserobust.analysis import WeightSparsity
 from sparserobust.analysis.conditioning import condition, null_conditions, spectrum
-from sparserobust.config import Data, Measurement, Model, Objective, Recipe, Run
+from sparserobust.config import Data, Measurement, Model, Objective, Recipe, Run, Sparsifier
 from sparserobust.environment import stream
 from sparserobust.reported import Claim
 from sparserobust.runs import Store
@@ -35,8 +35,8 @@ LOGARITHMS = {"log kappa": KAPPA, "log kappa classifier": CLASSIFIER, "log kappa
 NORMS, RELATIVE_NORMS, OVER_NULL = "kappa log_norms", "kappa log_relative_norms", "kappa log_relative_norms_over"
 MATRICES = {"kappa, classifier": (CLASSIFIER, 1), "kappa, convolutions": (KAPPA, 1),
             "over null": ("kappa over_null", 1), "zero singular values [%]": ("kappa zero", 100),
-            "log10 of norms": (NORMS, 1), "the same, scale-free": (RELATIVE_NORMS, 1),
-            "local Lipschitz": ("lipschitz", 1), "over size of logits": ("lipschitz relative", 1)}
+            "zero as they act [%]": ("kappa sparsity", 100), "log10 of norms": (NORMS, 1),
+            "the same, scale-free": (RELATIVE_NORMS, 1), "local Lipschitz": ("lipschitz", 1)}
 # what is drawn along sparsity: metric, factor, metric of the null curve
 CURVES = {"kappa, convolutions (median)": (KAPPA, 1, "kappa null"),
           "kappa, classifier": (CLASSIFIER, 1, "kappa null_classifier"),
@@ -44,6 +44,7 @@ CURVES = {"kappa, convolutions (median)": (KAPPA, 1, "kappa null"),
           "log10 of the product of norms": (NORMS, 1, "kappa null_log_norms"),
           "the same, scale-free": (RELATIVE_NORMS, 1, "kappa null_log_relative_norms"),
           "local Lipschitz": ("lipschitz", 1, None)}
+LINE = ["ours", "method", "removed"]  # what names a line of a table
 WHERE = {"C1": "table 1", "C2": "figure 1", "C3": "figure 1", "C4": "figure 6", "C5": "table 1", "C6": "effects",
          "C7": "effects", "C8": "what is not on record"}
 HEAVY = 0.9  # share of weights removed from which on pruning is heavy
@@ -91,7 +92,7 @@ def _main_rows(settings: dict, seed: int) -> Iterator[tuple[str, str, float, Run
     whole = {method: pretraining(settings, seed, method) for method in (TRADES, TSC, CNC, BOTH)}
     for method, run in whole.items():
         yield DENSE, method, 0.0, run
-    yield CONTROL, LONGER, 0.0, _after(whole[TRADES], Recipe.parse(settings["fine_tuning"]))
+    yield CONTROL, LONGER, 0.0, _after(whole[TRADES], Recipe.parse(settings["fine_tuning"]), Dense())
     for method in METHODS:
         for level in settings["levels"]:
             scored, tuned = pruned(settings, whole[PRETRAINED.get(method, method)], level, by_scores=method != LWM)
@@ -134,16 +135,14 @@ def pruned(settings: dict, dense: Run, level: float, by_scores: bool = True) -> 
     layer, there is nothing to train before."""
     scores, whole = (Recipe.parse(settings[stage]) for stage in ("scores", "fine_tuning"))
     if by_scores:
-        cut = replace(_after(dense, scores), sparsifier=LearnedScores(sparsity=level))
+        cut = _after(dense, scores, LearnedScores(sparsity=level))
     else:
-        cut = replace(_after(dense, replace(whole, epochs=0)), sparsifier=Magnitude(sparsity=level, scope="layerwise"))
-    rest = replace(whole, epochs=whole.epochs - cut.recipe.epochs)
-    return cut, replace(_after(cut, rest), sparsifier=FixedMask())
+        cut = _after(dense, replace(whole, epochs=0), Magnitude(sparsity=level, scope="layerwise"))
+    return cut, _after(cut, replace(whole, epochs=whole.epochs - cut.recipe.epochs), FixedMask())
 
 
-def _after(start: Run, recipe: Recipe) -> Run:
-    """What follows a network: no constraint any more."""
-    return replace(start, start=start, recipe=recipe, sparsifier=Dense())
+def _after(start: Run, recipe: Recipe, sparsifier: Sparsifier) -> Run:
+    return replace(start, start=start, recipe=recipe, sparsifier=sparsifier)
 
 
 def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
@@ -247,12 +246,15 @@ def _over_seeds(results: list[dict], of: str, key: str) -> dict[str, float]:
     return {name: statistics.median(found) if found else np.nan for name, found in values.items()}
 
 
-def methods_table(frame: pandas.DataFrame, columns: dict[str, tuple[str, float]] = MATRICES) -> pandas.DataFrame:
-    """One line per net, method and share removed: accuracies in percent, then what `columns` say, headings to metrics
-    and factors."""
-    chosen, by = frame.sort_values("level", kind="stable"), ["ours", "method", "removed"]
-    here = {heading: metric for heading, metric in PROTOCOL.items() if metric in set(chosen["metric"])}
-    return pandas.concat([tables.rates(chosen, by, here), tables.means(chosen, by, columns)], axis=1)
+def accuracies(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """One line per net, method and share removed, in percent: clean, and under the attacks that were measured."""
+    here = {heading: metric for heading, metric in PROTOCOL.items() if metric in set(frame["metric"])}
+    return tables.rates(frame.sort_values("level", kind="stable"), LINE, here)
+
+
+def matrices(frame: pandas.DataFrame, columns: dict[str, tuple[str, float]] = MATRICES) -> pandas.DataFrame:
+    """The same lines, of what is said of matrices: `columns` maps headings to metrics and factors."""
+    return tables.means(frame.sort_values("level", kind="stable"), LINE, columns)
 
 
 def compared(experiment: Experiment, net: str, level: float) -> tables.Pairs:
