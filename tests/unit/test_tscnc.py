@@ -449,5 +449,7 @@ def test_costs_are_told_over_those_of_trades(quick):
     costs = analysis.step_costs({name: runs[name] for name in ("TRADES", "+TSC")}, (1, 8, 8), 10, repeats=1)
     table = tscnc.costs_table(costs)
     assert table.loc["TRADES", "over TRADES"] == "1.00" and table.loc["TRADES", "over TRADES, memory"] == "1.00"
-    expected = costs["+TSC"]["kept_bytes"] / costs["TRADES"]["kept_bytes"]
-    assert table.loc["+TSC", "over TRADES, memory"] == f"{expected:.2f}"
+    for column, key in (("over TRADES", "seconds"), ("over TRADES, memory", "kept_bytes")):
+        assert table.loc["+TSC", column] == f"{costs['+TSC'][key] / costs['TRADES'][key]:.2f}"
+    made_up = {"TRADES": {"seconds": 0.01, "kept_bytes": 2e6}, "+TSC": {"seconds": 0.015, "kept_bytes": 3e6}}
+    assert tscnc.costs_table(made_up).loc["+TSC"].tolist() == ["15.0", "1.50", "3.00", "1.50"]
