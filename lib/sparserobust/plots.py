@@ -345,6 +345,7 @@ def along_sparsity(panels: Sequence[Sequence[dict]], xlabel: str = "weights remo
         axis.set(title=panel.get("title", ""), ylabel=panel.get("ylabel", ""),
                  yscale="log" if panel.get("log") else "linear")
         axis.title.set_fontsize(11)
+        axis.tick_params(labelsize=9)
     lowest = min(panel["frame"]["left"].min() for row in panels for panel in row)
     _removed_axis(axes[0, 0], lowest)
     for axis in axes[-1]:
