@@ -154,8 +154,9 @@ def reproduce(chosen: list[str], scale: str) -> list[str]:
         print(f"{name}: {'failed' if done.returncode else 'done'}, {told} after the start", flush=True)
         return done.stderr.strip().splitlines()[-1].removeprefix("error: ") if done.returncode else None
 
+    heaviest_first = sorted(chosen, key=lambda name: find(name).stat().st_size, reverse=True)  # they draw most
     with ThreadPoolExecutor(cores()) as pool:
-        failures = [why for why in pool.map(execute, chosen) if why]
+        failures = [why for why in pool.map(execute, heaviest_first) if why]
     if failures:
         raise UserError("\n".join(failures))
     return [f"{name}: executed notebook build/{scale}/{name}.ipynb, figures and tables in figures/{scale}/{name}/"
