@@ -36,6 +36,15 @@ class Experiment:
     measurements: dict[str, Measurement]
     settings: dict
 
+    @property
+    def nets(self) -> list[str]:
+        """The networks that the settings list."""
+        return list(self.settings["nets"])
+
+    def of(self, net: str) -> dict:
+        """The settings of a network: its own come before those of all."""
+        return self.settings | self.settings["nets"][net]
+
     def rows(self, **labels) -> Grid:
         """Grid rows with these labels."""
         return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]

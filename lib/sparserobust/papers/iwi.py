@@ -58,10 +58,6 @@ class Experiment(sweep.Experiment):
     for others), `pruning` and `retraining` (natural or adversarial, or empty), `method` (for tickets: where their
     weights start), `level` (sparsity; for what inherits kappa, for its controls None), `seed`, `run`, `also`."""
 
-    @property
-    def nets(self) -> list[str]:
-        return list(self.settings["nets"])
-
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad

@@ -39,11 +39,6 @@ class Experiment(sweep.Experiment):
     """Grid rows: `net` (the paper's), `ours` (what stands for it), `training`, `method` (how it became sparse), `level`
     (how much, in the method's own unit), `seed`, `run`, `also`."""
 
-    @property
-    def nets(self) -> list[str]:
-        """The nonlinear ones."""
-        return list(self.settings["nets"])
-
     def dense(self, **labels) -> dict:
         """The dense row, of the first seed, with these labels."""
         return self.rows(method="dense", **labels)[0]

@@ -57,14 +57,6 @@ class Experiment(sweep.Experiment):
     fine-tuned; pruned, which is fine-tuned; varied: a setting of a method is changed, dense or fine-tuned), `method`,
     `level` (share of weights removed), `seed`, `run`, `also`."""
 
-    @property
-    def nets(self) -> list[str]:
-        return list(self.settings["nets"])
-
-    def of(self, net: str) -> dict:
-        """The settings of a net."""
-        return self.settings | self.settings["nets"][net]
-
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
