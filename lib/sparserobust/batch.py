@@ -129,12 +129,12 @@ def refresh(name: str) -> Path:
     return find(name)
 
 
-def compute(names: list[str], scale: str) -> None:
+def compute(chosen: list[str], scale: str) -> None:
     """Train and measure whatever these papers need at a scale and is not known yet, side by side, in one pool: no core
     waits while a notebook draws, or for the last run of one paper."""
     from sparserobust import papers, sweep
 
-    experiments = {name: module.experiment(scale) for name, module in papers.modules().items() if name in names}
+    experiments = {name: module.experiment(scale) for name, module in papers.modules().items() if name in chosen}
     sweep.sweep([{"paper": name, **row, "also": experiment.measurements | row.get("also", {})}
                  for name, experiment in experiments.items() for row in experiment.grid], {})
 
@@ -152,7 +152,10 @@ def reproduce(chosen: list[str], scale: str) -> list[str]:
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         told = duration(time.monotonic() - begun)
         print(f"{name}: {'failed' if done.returncode else 'done'}, {told} after the start", flush=True)
-        return done.stderr.strip().splitlines()[-1].removeprefix("error: ") if done.returncode else None
+        if not done.returncode:
+            return None
+        said = done.stderr.strip().splitlines() or [f"{name}: its process died (exit code {done.returncode})"]
+        return said[-1].removeprefix("error: ")
 
     heaviest_first = sorted(chosen, key=lambda name: find(name).stat().st_size, reverse=True)  # they draw most
     with ThreadPoolExecutor(cores()) as pool:

@@ -75,6 +75,12 @@ def test_a_notebook_that_fails_leaves_the_others_alone_and_is_named(executed, ca
     assert "02_b: failed" in capsys.readouterr().out
 
 
+def test_a_notebook_that_dies_without_a_word_is_named(executed, monkeypatch):
+    monkeypatch.setattr(batch.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, -9, stderr=""))
+    with pytest.raises(UserError, match=r"^01_a: its process died \(exit code -9\)$"):
+        batch.reproduce(["01_a"], "quick")
+
+
 def test_a_log_gets_a_line_now_and_then(monkeypatch, capfd):
     now = [100.0]
     monkeypatch.setattr("sparserobust.progress.time.monotonic", lambda: now[0])
