@@ -1,0 +1,197 @@
+"""Would the tests notice? Twenty small mistakes in the library, of the kind that crashes nothing and falsifies a
+published number - a sign, a threshold, a norm, a mask too early, the wrong mode, split or axis - each put alone into a
+copy of the package, on which the tests that should catch it are run.
+
+    python tests/mutants.py                  all, in some minutes; exit code 0 if nineteen are caught
+    python tests/mutants.py NAME [NAME ...]  only these
+    python tests/mutants.py --list           what there is
+
+pytest does not collect this file; `unit/test_mutants.py` checks that the mistakes can still be made.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+PROJECT = Path(__file__).resolve().parents[1]
+COPIED = ("pyproject.toml", "lib/sparserobust", "tests", "notebooks/scales", "data/reported", "data/published")
+ENOUGH = 19
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file`, below lib/sparserobust, `old`, which stands there exactly once, becomes `new`; one of `tests`, files
+    or pytest node ids below tests/unit, should fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def change(self) -> str:
+        """In one line."""
+        return " -> ".join(" ".join(text.split()) for text in (self.old, self.new))
+
+    def path(self, home: Path) -> Path:
+        return home / "lib" / "sparserobust" / self.file
+
+    def made(self, home: Path = PROJECT) -> str:
+        """The source of the file with the mistake in it."""
+        source = self.path(home).read_text()
+        if (times := source.count(self.old)) != 1:
+            raise SystemExit(f"{self.name}: {self.file} has moved on, what is to be changed stands there {times} times")
+        return source.replace(self.old, self.new)
+
+
+MUTANTS = (
+    Mutant("step_before_the_best", "attacks.py",  # as released, what is kept is where Adam goes from the best iterate
+           """\
+                optimiser.step(*torch.autograd.grad(loss.sum(), x))
+                lower = loss < best_loss
+                best[lower], best_loss[lower] = x.detach()[lower], loss.detach()[lower]
+""",
+           """\
+                lower = loss < best_loss
+                best[lower], best_loss[lower] = x.detach()[lower], loss.detach()[lower]
+                optimiser.step(*torch.autograd.grad(loss.sum(), x))
+""",
+           ("test_attacks.py",)),
+    Mutant("sign_of_the_confidence", "query_attacks.py",
+           "mean_logits(model, queries, 1) + self.confidence", "mean_logits(model, queries, 1) - self.confidence",
+           ("test_query_attacks.py",)),
+    Mutant("trades_attacks_in_training_mode", "objectives.py",
+           "with under_attack(model):\n", "with torch.enable_grad():\n", ("test_objectives.py",)),
+    Mutant("pull_scaled_by_lr_twice", "sparsifiers/splitting.py",
+           "w.grad.add_(w - u, alpha=self.beta)", "w.grad.add_(w - u, alpha=lr * self.beta)", ("test_sparsifiers.py",)),
+    Mutant("threshold_counts_zeros", "sparsifiers/surgery.py",
+           "sizes = w[w != 0].abs()", "sizes = w.abs()", ("test_surgery.py",)),
+    Mutant("scores_see_masked_weights", "sparsifiers/scores.py",  # whose scores would never move again
+           "w.grad * state[name] * score.sign()", "w.grad * w * score.sign()", ("test_scores.py",)),
+    Mutant("no_temperature", "models/gates.py",
+           "TEMPERATURE * math.log(-GAMMA / ZETA)", "math.log(-GAMMA / ZETA)", ("test_gates.py",)),
+    Mutant("noise_before_the_addition", "models/preact_resnet.py",
+           "self.noise(out + residual)", "self.noise(out) + residual", ("test_models.py",)),
+    Mutant("mean_without_the_misclassified", "analysis/radii.py",
+           "(wrong + int(sloping.sum()))", "int(sloping.sum())", ("test_radii.py",)),
+    Mutant("rescaled_before_pruning", "analysis/conditioning.py",
+           "pruned * (size / pruned.norm())", "pruned * (size / gaussian.norm())", ("test_conditioning.py",)),
+    Mutant("selects_on_the_test_split", "training.py",
+           "job.end_epoch(epoch, loss, splits.validation)", "job.end_epoch(epoch, loss, splits.test)",
+           ("test_training.py",)),
+    Mutant("transfer_attack_sees_the_target", "evaluation.py",
+           "adversarial = attack(attacked, images", "adversarial = attack(model, images", ("test_evaluation.py",)),
+    Mutant("last_crop_never_drawn", "data.py",
+           """\
+        rows = rows + torch.randint(2 * pad + 1, (n, 1), generator=generator, device=device)
+        columns = columns + torch.randint(2 * pad + 1, (n, 1), generator=generator, device=device)
+""",
+           """\
+        rows = rows + torch.randint(2 * pad, (n, 1), generator=generator, device=device)
+        columns = columns + torch.randint(2 * pad, (n, 1), generator=generator, device=device)
+""",
+           ("test_data.py",)),
+    Mutant("norm_without_the_root", "sparsity.py",
+           ".pow(2).sum((0, 2, 3)).sqrt()", ".pow(2).sum((0, 2, 3))", ("test_sparsity.py",)),
+    Mutant("bootstrap_of_single_runs", "estimates.py",
+           "for g in dice.integers(len(groups), size=len(groups))])",
+           "for g in range(len(groups))])[dice.integers(len(rows), size=len(rows))]", ("test_conditioning.py",)),
+    Mutant("threshold_of_a_decrease", "claims.py",
+           "low, high = -high, -low\n        threshold = -threshold", "low, high = -high, -low", ("test_telling.py",)),
+    Mutant("kappa_on_the_wrong_axis", "inheritance.py",
+           "large[:, small.shape[1]:] *= settings.kappa", "large[small.shape[0]:] *= settings.kappa",
+           ("test_inheritance.py",)),
+    Mutant("stop_at_0_is_no_stop", "config.py",
+           "return self.epochs if self.stop is None else self.stop", "return self.stop or self.epochs",
+           ("test_config.py",)),
+    Mutant("published_numbers_of_other_weights", "runs.py",
+           'if entry and (complete is None or complete["weights_sha256"] == published["record"]["weights_sha256"]):',
+           "if entry:", ("test_store.py",)),
+    Mutant("own_settings_of_a_network_lose", "sweep.py",
+           'self.settings | self.settings["nets"][net]', 'self.settings["nets"][net] | self.settings',
+           ("test_sweep.py::test_a_networks_own_settings_come_before_those_of_all",)),
+)
+
+
+def copied(home: Path) -> None:
+    """What the tests need, in an empty folder."""
+    for name in COPIED:
+        source, target = PROJECT / name, home / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+
+
+def python(home: Path, *words: str) -> subprocess.CompletedProcess:
+    """This interpreter in the copy, and with the package of the copy."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SPARSEROBUST_")}
+    # no bytecode: it counts as fresh if size and second are those of the source, as they may be for two mutants
+    own = {"PYTHONPATH": str(home / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, *words], cwd=home, env=kept | own, capture_output=True, text=True)
+
+
+def failed(home: Path, tests: tuple[str, ...]) -> str | None:
+    """The first of these tests that fails; None if all pass."""
+    done = python(home, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/unit/{test}" for test in tests))
+    if done.returncode == 0:
+        return None
+    first = re.search(r"^(?:FAILED|ERROR) tests/unit/(\S+::.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or first is None:
+        raise SystemExit(f"pytest could not run {', '.join(tests)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return first[1]
+
+
+def tried(mutant: Mutant, home: Path) -> str | None:
+    """The test that catches a mutant; None if it survives."""
+    path = mutant.path(home)
+    source = path.read_text()
+    path.write_text(mutant.made(home))
+    try:
+        return failed(home, mutant.tests)
+    finally:
+        path.write_text(source)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these mutants")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    options = parser.parse_args()
+    if unknown := set(options.names) - {mutant.name for mutant in MUTANTS}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; --list shows what there is")
+    chosen = [mutant for mutant in MUTANTS if mutant.name in options.names or not options.names]
+    if options.list:
+        for mutant in chosen:
+            print(f"{mutant.name:34} {mutant.file:26} {mutant.change}")
+        return 0
+
+    for mutant in chosen:
+        mutant.made()  # before minutes are spent
+    caught = 0
+    with TemporaryDirectory() as folder:
+        home = Path(folder).resolve()
+        copied(home)
+        found = python(home, "-c", "import sparserobust; print(sparserobust.__file__)").stdout
+        if not found.startswith(str(home)):
+            raise SystemExit(f"the copy is not what is imported: {found.strip()}")
+        if test := failed(home, tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))):
+            raise SystemExit(f"{test} fails without any mutant")
+        for mutant in chosen:
+            test = tried(mutant, home)
+            caught += test is not None
+            print(f"{mutant.name:34} {mutant.file:26} {f'caught by {test}' if test else 'SURVIVED'}\n"
+                  f"    {mutant.change}", flush=True)
+    print(f"{caught} of {len(chosen)} caught")
+    return 0 if caught >= min(ENOUGH, len(chosen)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
