@@ -27,7 +27,7 @@ reproduce: $(READY) ## run every notebook, redraw every table and figure, judge 
 	@$(BIN)/sparserobust reproduce --scale $(SCALE)
 
 test: $(READY) ## style, unit tests, notebooks against their stored outputs
-	@$(BIN)/ruff check lib tests benchmarks
+	@$(BIN)/ruff check lib tests benchmarks notebooks
 	@$(BIN)/python -m pytest tests
 
 lab: $(READY) ## JupyterLab in the notebooks folder

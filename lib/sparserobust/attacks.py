@@ -2,8 +2,11 @@
 
 Images are (n, c, h, w) in [0, 1]; radii are fractions of that range (`8/255`, or "8/255" in YAML). Every attack runs
 the model in eval mode without weight gradients, and leaves modes, buffers and gradients as it found them; what it
-returns lies in the ball and in the box. `eot_draws > 1` averages over that many draws of a noisy network (expectation
-over transformation, Athalye et al. 2018).
+returns lies in the ball and in the box.
+
+`eot_draws > 1` averages the logits over that many draws of a noisy network (after expectation over transformation,
+Athalye et al. 2018): gradients are those of the loss at the mean logits. For cross entropy, which is not linear in
+them, that is not the mean of the draws' gradients, which the original, and AutoAttack's version `rand`, takes.
 """
 
 import logging
@@ -151,8 +154,8 @@ class PGD(Attack, kind="pgd"):
     def check(self):
         check_radius(self)
         check_radius(self, "step_size")
-        self.require(self.norm in ("linf", "l2"), f"norm is linf or l2, not '{self.norm}'")
-        self.require(self.loss in ("cross_entropy", "margin"), f"loss is cross_entropy or margin, not '{self.loss}'")
+        self.choice("norm", "linf", "l2")
+        self.choice("loss", "cross_entropy", "margin")
         self.require(min(self.steps, self.restarts, self.eot_draws) >= 1, "steps, restarts and eot_draws start at 1")
         self.require(self.restarts == 1 or self.random_start, "restarts without random_start would all be the same")
 
@@ -365,9 +368,8 @@ class AutoAttack(Attack, kind="autoattack"):
 
     def check(self):
         check_radius(self)
-        self.require(self.norm in ("linf", "l2"), f"norm is linf or l2, not '{self.norm}'")
-        self.require(self.version in ("matched", "standard", "rand"),
-                     f"version is matched, standard or rand, not '{self.version}'")
+        self.choice("norm", "linf", "l2")
+        self.choice("version", "matched", "standard", "rand")
 
     @property
     def cost(self) -> float:

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sparserobust import scales
 from sparserobust.environment import cores
 from sparserobust.errors import UserError
 from sparserobust.paths import PROJECT, writable
@@ -35,7 +36,7 @@ def find(name: str) -> Path:
     return NOTEBOOKS / f"{name}.ipynb"
 
 
-def run(name: str, parameters: dict[str, str], output: Path | None = None, quiet: bool = False) -> Path:
+def run(name: str, parameters: dict[str, str], output: Path | None = None) -> Path:
     """Execute a notebook with parameters (as text, typed by the notebook's parameters cell) and return the executed
     copy, by default `build/<scale>/<name>.ipynb`. A failure is a `UserError` in one line; the copy shows where."""
     import papermill
@@ -49,7 +50,7 @@ def run(name: str, parameters: dict[str, str], output: Path | None = None, quiet
         watch = Path(folder) / "progress"
         os.environ["SPARSEROBUST_PROGRESS"] = str(watch)
         try:
-            with _Watcher(watch, notebook.stem, silent=quiet):
+            with _Watcher(watch, notebook.stem):
                 papermill.execute_notebook(notebook, output, values, kernel_name="python3", progress_bar=False,
                                            cwd=NOTEBOOKS)
         except PapermillExecutionError as error:
@@ -84,8 +85,8 @@ def typed(notebook: Path, parameters: dict[str, str]) -> dict:
 class _Watcher:
     """Shows in the terminal what a notebook's kernel says of its progress in a file."""
 
-    def __init__(self, path: Path, title: str, silent: bool = False):
-        self.path, self.title, self.silent = path, title, silent
+    def __init__(self, path: Path, title: str):
+        self.path, self.title = path, title
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -101,13 +102,13 @@ class _Watcher:
         while not self.stopped.wait(0.5):
             seconds += 0.5
             line = self.path.read_text() if self.path.exists() else "starting"
-            if self.silent or (not live and (line == shown or seconds < 15)):
+            if not live and (line == shown or seconds < 15):
                 continue  # in a log, a line every 15 seconds is enough
             end = "\x1b[K" if live else "\n"
             print(("\r" if live else "") + f"{self.title}: {line}"[: 158 if live else None], end=end, file=sys.stderr,
                   flush=True)
             shown, seconds = line, 0.0 if not live else seconds
-        if live and not self.silent:
+        if live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
@@ -134,17 +135,22 @@ def compute(chosen: list[str], scale: str) -> None:
     waits while a notebook draws, or for the last run of one paper."""
     from sparserobust import papers, sweep
 
-    experiments = {name: module.experiment(scale) for name, module in papers.modules().items() if name in chosen}
-    sweep.sweep([{"paper": name, **row, "also": experiment.measurements | row.get("also", {})}
-                 for name, experiment in experiments.items() for row in experiment.grid], {})
+    sweep.compute([{"paper": name, **row, "also": experiment.measurements | row.get("also", {})}
+                   for name, experiment in papers.experiments(scale).items() if name in chosen
+                   for row in experiment.grid], {})
 
 
 def reproduce(chosen: list[str], scale: str) -> list[str]:
     """Compute what notebooks need, then run as many of them at a time as there are cores, telling how long it took;
-    returns lines that say where to look. A notebook that fails leaves the others alone; `UserError` names it then."""
+    returns lines that say where to look. Those for whose paper the scale has no settings are named and left out. A
+    notebook that fails leaves the others alone; `UserError` names it then."""
     begun = time.monotonic()
+    paper = {name: name.split("_", 1)[1] for name in chosen}
+    if missing := [name for name in chosen if not scales.has(scale, paper[name])]:
+        print(f"scale {scale} has no settings for {', '.join(missing)}: left out", flush=True)
+        chosen = [name for name in chosen if name not in missing]
     print(f"computing what {len(chosen)} notebooks need at scale {scale} ...", flush=True)
-    compute([name.split("_", 1)[1] for name in chosen], scale)
+    compute([paper[name] for name in chosen], scale)
     print(f"computed, in {duration(time.monotonic() - begun)}", flush=True)
 
     def execute(name: str) -> str | None:

@@ -7,12 +7,13 @@ import pandas
 from sparserobust.estimates import interval
 from sparserobust.reported import Claim
 
-HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided at this scale", "not run at this scale"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided at this scale"
+NOT_RUN, NOT_SAID = "not run at this scale", "not on record"  # the latter: what the paper claims is not known
 
 
 def verdict(direction: str | None, low: float, high: float, threshold: float = 0.0, margin: float = 0.0) -> str:
     """Whether an effect with this interval bears out a claim: `increase` and `decrease` against `threshold`, `no worse`
-    against minus `margin`. Without an interval (one seed) nothing is decided."""
+    against minus `margin`. Without an interval (one seed, or equal ones) nothing is decided."""
     if math.isnan(low) or direction is None:
         return UNDECIDED
     if direction == "decrease":
@@ -24,20 +25,23 @@ def verdict(direction: str | None, low: float, high: float, threshold: float = 0
 
 def judged(claim: Claim, effects: list[float], margin: float = 0.0, where: str = "") -> dict:
     """One row of a ledger. `effects` holds the paired effect of each seed, in the claim's unit. A claim that says "at
-    least" is held against the number it names, any other against zero (for ratios against one)."""
+    least" is held against the number it names, any other against zero (for ratios against one). A claim without a
+    direction and effects is not on record."""
     low, high = interval(effects)
     neutral = 1.0 if claim.unit == "ratio" else 0.0
     threshold = claim.reported if claim.lower_bound and claim.reported is not None else neutral
-    said = verdict(claim.direction, low, high, threshold, margin) if effects else NOT_RUN
+    without = NOT_SAID if claim.direction is None else NOT_RUN
+    said = verdict(claim.direction, low, high, threshold, margin) if effects else without
     ours = sum(effects) / len(effects) if effects else math.nan
     return _row(claim, ours, low, high, len(effects), said, where)
 
 
 def always(claim: Claim, count: int, total: int, n_seeds: int, where: str = "") -> dict:
-    """One row of a ledger for a claim that something is so every time: a single exception among `total` refutes it, and
-    `ours` is the share [%] of times it was so."""
+    """One row of a ledger for a claim that something is so every time: a single exception among `total` refutes it, one
+    seed bears out nothing; `ours` is the share [%] of times it was so."""
     share = 100 * count / total
-    return _row(claim, share, share, share, n_seeds, HOLDS if count == total else FAILS, where)
+    said = FAILS if count < total else HOLDS if n_seeds > 1 else UNDECIDED
+    return _row(claim, share, share, share, n_seeds, said, where)
 
 
 def estimated(claim: Claim, ours: float, low: float, high: float, n_seeds: int, where: str = "") -> dict:
@@ -60,7 +64,7 @@ def table(ledger: pandas.DataFrame, digits: int = 2) -> pandas.DataFrame:
 
 
 def verdicts(ledger: pandas.DataFrame) -> pandas.DataFrame:
-    """How many rows of each claim, whose name is the first word of theirs, hold, do not, and cannot be told."""
+    """How many rows of each claim, whose name is the first word of theirs, hold, do not, cannot be told, and so on."""
     names = ledger["claim"].str.split().str[0]
     found = ledger.assign(claim=names).groupby(["claim", "verdict"], sort=False).size().unstack(fill_value=0)
-    return found.reindex(columns=[said for said in (HOLDS, FAILS, UNDECIDED, NOT_RUN) if said in found])
+    return found.reindex(columns=[said for said in (HOLDS, FAILS, UNDECIDED, NOT_RUN, NOT_SAID) if said in found])

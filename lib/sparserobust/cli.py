@@ -69,8 +69,9 @@ def _ledger(chosen) -> None:
 
     ledger = artifacts.ledger(chosen.scale)
     for notebook, rows in ledger.groupby("notebook"):
-        effect = [f"{row.ours:+.3g}" + (f" [{row.low:+.3g}, {row.high:+.3g}]" if row.n_seeds > 1 else "")
-                  + f" {row.unit}" if row.n_seeds else "" for row in rows.itertuples()]
+        known = rows["low"].notna() & (rows["n_seeds"] > 1)
+        effect = [f"{row.ours:+.3g}" + (f" [{row.low:+.3g}, {row.high:+.3g}]" if spread else "") + f" {row.unit}"
+                  if row.n_seeds else "" for row, spread in zip(rows.itertuples(), known, strict=True)]
         told = rows[["claim", "reported"]].assign(ours=effect, n=rows["n_seeds"], verdict=rows["verdict"],
                                                   where=rows["where"].str.removeprefix(f"{notebook}, "))
         print(f"\nclaims of {notebook}, scale {chosen.scale}:")
@@ -90,8 +91,8 @@ def _publish(chosen) -> None:
     from sparserobust import papers
     from sparserobust.runs import Store
 
-    wanted = {row["run"].identity: row["run"] for paper in papers.modules().values()
-              for row in paper.experiment(chosen.scale).grid}
+    wanted = {row["run"].identity: row["run"] for experiment in papers.experiments(chosen.scale).values()
+              for row in experiment.grid}
     written = Store().publish(list(wanted.values()), chosen.scale)
     print(f"{len(written)} records in {written[0].parent}: commit them, and every figure redraws from them")
 

@@ -52,8 +52,14 @@ class Settings(ABC):  # noqa: B024
         """Raise `UserError` if the values make no sense together."""
 
     def require(self, condition: bool, message: str) -> None:
+        """`UserError` with this message, after the name of the settings, unless the condition is met."""
         if not condition:
             raise UserError(f"{self.label()}: {message}")
+
+    def choice(self, name: str, *known: str) -> None:
+        """`UserError` unless the setting `name` has one of the known values."""
+        value = getattr(self, name)
+        self.require(value in known, f"{name} is {', '.join(known[:-1])} or {known[-1]}, not '{value}'")
 
     def plain(self) -> dict:
         """JSON-ready: the kind, and every field that differs from its default."""
@@ -84,6 +90,12 @@ class Settings(ABC):  # noqa: B024
             if key not in plain and f.default is MISSING and f.default_factory is MISSING:
                 raise UserError(f"{cls.label()}: setting '{key}' is missing")
         return cls(**plain)
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the modules that define these settings and those within."""
+        within = (getattr(self, f.name) for f in fields(self))
+        return {type(self).__module__}.union(*(s.modules for s in within if isinstance(s, Settings)))
 
     @cached_property
     def identity(self) -> str:

@@ -50,6 +50,7 @@ class Splits:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(c, h, w)."""
         return tuple(self.train.images.shape[1:])
 
     def to(self, device) -> "Splits":
@@ -250,4 +251,3 @@ _SOURCES = {  # name: how to read it, size of the validation split
     "cifar100": (lambda: _torchvision("CIFAR100"), 5000),
     "svhn": (lambda: _torchvision("SVHN"), 5000),
 }
-NAMES = tuple(_SOURCES)

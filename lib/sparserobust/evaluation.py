@@ -20,10 +20,11 @@ class Accuracy(Measurement, kind="accuracy"):
     """Share of the first `images` test images (all, for None) that are classified correctly after the attack (clean,
     for None). A noisy network answers with one fresh draw (where the noise lies on weights, one for each batch of up to
     250 images); `noise: false` silences it for attacker and answer. `trials` repeats all of it with fresh chance; the
-    value is then the mean, `trial_values` holds each. `source` makes it a transfer attack: attacked is the network of
-    that run, and the answers are this one's. `precision` is that of the attack's own passes: where only signs of
-    gradients count, bfloat16 turns a few of them (on CIFAR-10 at most one answer in 250 came out otherwise), in half to
-    a quarter of the time where a processor has it."""
+    value is then the mean, `trial_values` holds each. With `answers`, `right` is a text with a 1 or a 0 for each image
+    (of the last trial). `source` makes it a transfer attack: attacked is the network of that run, and the answers are
+    this one's. `precision` is that of the attack's own passes: where only signs of gradients count, bfloat16 turns a
+    few of them (on CIFAR-10 at most one answer in 250 came out otherwise), in half to a quarter of the time where a
+    processor has it."""
 
     attack: Attack | None = None
     images: int | None = None
@@ -31,12 +32,12 @@ class Accuracy(Measurement, kind="accuracy"):
     precision: str = "float32"  # float32 | bfloat16 (FGSM and l-infinity PGD only)
     trials: int = 1
     source: Run | None = None
+    answers: bool = False  # keep which images were classified correctly
 
     def check(self):
         self.require(self.images is None or self.images > 0, "images must be positive")
         self.require(self.trials > 0, "trials start at 1")
-        self.require(self.precision in ("float32", "bfloat16"),
-                     f"precision is float32 or bfloat16, not '{self.precision}'")
+        self.choice("precision", "float32", "bfloat16")
         signs = isinstance(self.attack, FGSM) or (isinstance(self.attack, PGD) and self.attack.norm == "linf")
         self.require(self.precision == "float32" or signs,
                      "precision bfloat16 is for FGSM and l-infinity PGD, which follow signs; others need float32")
@@ -64,11 +65,12 @@ class Accuracy(Measurement, kind="accuracy"):
             attack, draws = replace(attack, eot_draws=1), 1
         chancy = is_noisy(model) or is_noisy(attacked) or not (attack is None or isinstance(attack, FGSM))
         trials = self.trials if chancy else 1  # without chance, all would be the same
-        correct, length, moved, flags, batch = [0] * trials, 0.0, 0, [], max(1, BATCH // draws)
+        correct, length, moved, flags, batch = [], 0.0, 0, [], max(1, BATCH // draws)
         rough = self.precision == "bfloat16" and has_bfloat16(split.images.device.type)
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
-            for trial in range(trials):
+            for _ in range(trials):
+                right = ""
                 for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
                     images = images.contiguous(memory_format=torch.channels_last)
                     if isinstance(attack, AutoAttack):
@@ -79,14 +81,17 @@ class Accuracy(Measurement, kind="accuracy"):
                             adversarial = attack(attacked, images, labels, chance)
                     else:
                         adversarial = images
-                    correct[trial] += int((predicted(model, adversarial) == labels).sum())
+                    hits = predicted(model, adversarial) == labels
+                    right += "".join("01"[hit] for hit in hits.tolist())
                     lengths = l2_norm(adversarial - images)
                     length, moved = length + float(lengths.sum()), moved + int((lengths > 0).sum())
+                correct.append(right.count("1"))
         count = statistics.mean(correct)
         result = {"value": count / len(split), "count": count, "total": len(split),
                   "mean_l2": length / trials / len(split), "mean_l2_of_moved": length / max(moved, 1), "flags": flags}
         values = [c / len(split) for c in correct] * (self.trials // trials)
-        return result | ({"trial_values": values} if self.trials > 1 else {})
+        return (result | ({"trial_values": values} if self.trials > 1 else {})
+                | ({"right": right} if self.answers else {}))
 
 
 def reached(model, attack: Attack, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:

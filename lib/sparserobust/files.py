@@ -40,6 +40,7 @@ def six_digits(value: float) -> float:
 
 
 def write_json(path: Path, content) -> None:
+    """As `write`, keys in alphabetical order."""
     write(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -70,4 +71,5 @@ def load_tensors(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict[str,
 
 
 def sha256(path: Path) -> str:
+    """Of the content, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -36,8 +36,7 @@ class Adversarial(Objective, kind="adversarial"):
 
     def check(self):
         self.require(0 <= self.clean_weight <= 1, "clean_weight must lie in [0, 1]")
-        self.require(self.attacked_label in ("true", "predicted"),
-                     f"attacked_label is true or predicted, not '{self.attacked_label}'")
+        self.choice("attacked_label", "true", "predicted")
         self.require(self.clean_epochs >= 0, "clean_epochs cannot be negative")
 
     @property

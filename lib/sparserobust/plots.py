@@ -36,21 +36,19 @@ def grid(rows: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[
     return figure, axes
 
 
-def curves(x, ys: dict, xlabel: str, ylabel: str, title: str = "", log: bool = False) -> Figure:
+def curves(x, ys: dict, xlabel: str, ylabel: str, title: str = "") -> Figure:
     """Functions of one variable on one axis: `ys` maps a legend label to values over `x`."""
     figure, (axis,) = subplots(width=6)
     for (label, y), colour, style in zip(ys.items(), PALETTE, LINES, strict=False):
         axis.plot(x, y, style, color=colour, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    if log:
-        axis.set_yscale("log")
     axis.legend()
     return figure
 
 
-def images(pictures: Sequence[torch.Tensor], titles: Sequence[str], limit: float | None = None) -> Figure:
-    """Single-channel pictures (h, w) side by side, in one grey scale with its bar; `limit` is the largest magnitude."""
-    limit = limit or max(float(p.detach().abs().max()) for p in pictures)
+def images(pictures: Sequence[torch.Tensor], titles: Sequence[str]) -> Figure:
+    """Single-channel pictures (h, w) side by side, in one grey scale with its bar."""
+    limit = max(float(p.detach().abs().max()) for p in pictures)
     low = -limit if any(float(p.detach().min()) < 0 for p in pictures) else 0
     figure, axes = subplots(len(pictures), width=2.6, height=2.9)
     for axis, picture, title in zip(axes, pictures, titles, strict=True):
@@ -85,7 +83,7 @@ def tradeoff(frame: pandas.DataFrame, x: str, y: Sequence[str], xlabel: str, tit
              hue: str = "ours", percent: bool = True) -> Figure:
     """Accuracy in percent against sparsity in percent (or, not `percent`, against a count on a logarithmic axis), one
     panel per accuracy in `y`: small marks are seeds, large ones means joined in order of sparsity. Bars: 95 % binomial
-    interval of the count pooled over seeds."""
+    interval of the test images, at the mean count."""
     figure, axes = subplots(len(y), width=4.4, height=4.0, sharex=True)
     frame = frame.assign(level=frame["level"].fillna(0))
     wide = frame.pivot(index=[hue, "level", "seed"], columns="metric", values="value").reset_index()
@@ -116,16 +114,18 @@ def tradeoff(frame: pandas.DataFrame, x: str, y: Sequence[str], xlabel: str, tit
 
 
 def _bounds(frame: pandas.DataFrame, levels: pandas.Index) -> np.ndarray:
-    """95 % binomial intervals (2, levels) of the counts pooled over seeds, at each level."""
-    pooled = frame.groupby("level")[["count", "total"]].sum().loc[levels]
-    return np.array([binomial_interval(c, t) for c, t in pooled.itertuples(index=False)]).T
+    """95 % binomial intervals (2, levels) of the test images, at the mean count over seeds, at each level. Seeds add no
+    images: all answer the same ones."""
+    means = frame.groupby("level")[["count", "total"]].mean().loc[levels]
+    return np.array([binomial_interval(c, t) for c, t in means.itertuples(index=False)]).T
 
 
 def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: Sequence[str], ylabel: str,
           hue: str = "ours", reported: pandas.DataFrame | None = None, log: bool = False, bars: bool = False) -> Figure:
     """Rates in percent against `level` (`log`: on a logarithmic axis), one panel per metric: means over seeds, the band
-    spans the seeds; `bars`: with 95 % binomial intervals of the pooled counts. `reported` has `level`, `hue`, what it
-    is called in print (`net`), and percentages in columns named like the metrics; they are drawn hollow."""
+    spans the seeds; `bars`: with 95 % binomial intervals of the test images, at the mean count. `reported` has `level`,
+    `hue`, what it is called in print (`net`), and percentages in columns named like the metrics; they are drawn
+    hollow."""
     figure, axes = subplots(len(metrics), width=max(3.7, 9 / (len(metrics) + 1)), height=3.9, sharex=True)
     for axis, metric, title in zip(axes, metrics, titles, strict=True):
         for group, colour, marker in zip(frame[hue].unique(), PALETTE, MARKERS, strict=False):
@@ -399,4 +399,143 @@ def mask_ratios(result: dict, titles: dict[str, str]) -> Figure:
         _removed_axis(axis, left.min())
     axes[0].set_ylabel("norm product / dense")
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def rankings(found: dict[str, pandas.DataFrame], xlabel: str, marked: dict[str, str]) -> Figure:
+    """`estimates.ranking` tables, a panel each under its title, the best on top: means with their intervals, and at the
+    right the rank with its interval. `marked` maps names of methods to a group; each group has a colour and a marker,
+    all others are grey circles."""
+    longest = max(len(table) for table in found.values())
+    figure, axes = subplots(len(found), width=5.2, height=0.36 * longest + 1.5, sharex=True)
+    looks = _looks(marked)
+    for axis, (title, table) in zip(axes, found.items(), strict=True):
+        for place, (method, row) in enumerate(table[::-1].iterrows()):
+            colour, marker = looks[marked.get(method, PLAIN)]
+            axis.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=2)
+            axis.plot(row["mean"], place, marker, color=colour, markersize=8)
+            axis.text(1.01, place, f"{row['rank_low']:g} to {row['rank_high']:g}", fontsize=10, va="center",
+                      transform=axis.get_yaxis_transform())
+        axis.set(title=title, xlabel=xlabel, yticks=range(len(table)), ylim=(-0.6, longest - 0.4))
+        axis.set_yticklabels(table.index[::-1], fontsize=11)
+        axis.text(1.01, longest - 0.4, "rank", fontsize=10, transform=axis.get_yaxis_transform())
+    handles = [axes[0].plot([], [], m, color=c, label=group)[0] for group, (c, m) in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6)
+    return figure
+
+
+PLAIN = "plain"  # the group of methods that belong to none
+
+
+def _looks(marked: dict[str, str]) -> dict[str, tuple]:
+    """Colour and marker of every group, and of those that belong to none."""
+    return dict(zip(dict.fromkeys(marked.values()), zip(PALETTE, "sD^vP", strict=False), strict=False)) | {
+        PLAIN: ("0.4", "o")}
+
+
+def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFrame]], y: str, ylabel: str,
+           marked: dict[str, str]) -> Figure:
+    """A panel per heading: every row of `points` as a mark, `y` in percent against a column, on a logarithmic axis;
+    rows of the front that is given with the column are joined, and named above from left to right. Colours and markers
+    as in `rankings`; hollow marks are rows whose `cut` is channels."""
+    figure, axes = subplots(len(panels), width=4.4, height=4.6, sharey=True)
+    looks = _looks(marked)
+    for axis, (heading, (column, front)) in zip(axes, panels.items(), strict=True):
+        axis.step(front[column], 100 * front[y], where="post", color="0.7", linewidth=1.5, zorder=1)
+        for _, row in points.iterrows():
+            colour, marker = looks[marked.get(row["method"], PLAIN)]
+            face = "white" if row["cut"] == "channels" else colour
+            axis.plot(row[column], 100 * row[y], marker, color=colour, markerfacecolor=face, markersize=7)
+        axis.set(xlabel=heading, xscale="log")
+        axis.set_title("front: " + ", ".join(dict.fromkeys(front["method"])), fontsize=10)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axes[0].set_ylabel(ylabel)
+    handles = [axes[0].plot([], [], m, color=c, label=group)[0] for group, (c, m) in looks.items()]
+    handles.append(axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="channels cut")[0])
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+def fooled(image: torch.Tensor, attacked: dict[str, tuple[torch.Tensor, torch.Tensor]], label: int) -> Figure:
+    """A row per network in `attacked`, which maps it to an attacked image (1, h, w) and how likely the network finds
+    each class, (classes,): the change, the picture, the classes, with the true `label` in blue and the answer, where it
+    is wrong, in orange."""
+    figure, axes = grid(len(attacked), 3, (8.4, 2.5 * len(attacked) + 0.3))
+    for row, (name, (picture, chances)) in zip(axes, attacked.items(), strict=True):
+        row[0].imshow((picture - image)[0], cmap="RdBu_r", vmin=-0.4, vmax=0.4)
+        row[1].imshow(picture[0], cmap="gray_r", vmin=0, vmax=1)
+        answer = int(chances.argmax())
+        colours = [PALETTE[0] if c == label else PALETTE[1] if c == answer else "0.7" for c in range(len(chances))]
+        row[2].bar(range(len(chances)), 100 * chances, color=colours)
+        row[2].set(xticks=range(len(chances)), ylim=(0, 105), ylabel="how sure [%]")
+        row[2].text(0.02, 0.9, f"says {answer}: " + ("right" if answer == label else "fooled"), fontsize=11,
+                    transform=row[2].transAxes, color=PALETTE[0] if answer == label else PALETTE[1], weight="bold")
+        row[0].set_ylabel(name, fontsize=11)
+        for axis in row[:2]:
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+    for axis, title in zip(axes[0], ("what was changed", "what the network sees", "what it answers"), strict=True):
+        axis.set_title(title, fontsize=11)
+    return figure
+
+
+def answers(seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]], titles: Sequence[str], label: int) -> Figure:
+    """A row per network in `seen`, a column per title: the picture (1, h, w) that it is shown and, underneath, what it
+    answers and how sure it is, from how likely it finds each class (classes,); blue where that is the true `label`."""
+    figure, axes = grid(len(seen), len(titles), (1.8 * len(titles), 2.3 * len(seen)))
+    for row, (name, pictures) in zip(axes, seen.items(), strict=True):
+        for axis, (picture, chances) in zip(row, pictures, strict=True):
+            axis.imshow(picture[0], cmap="gray_r", vmin=0, vmax=1)
+            answer = int(chances.argmax())
+            axis.set_xlabel(f"{answer}, {100 * float(chances.max()):.0f} % sure", fontsize=11, weight="bold",
+                            color=PALETTE[0] if answer == label else PALETTE[1])
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+        row[0].set_ylabel(name, fontsize=11)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=11)
+    return figure
+
+
+def surfaces(planes: dict[str, dict], radius: float) -> Figure:
+    """The loss around one image, a panel per network (`papers.start_here.plane`), in one scale of colours: darker is
+    higher. Orange: where the answer is wrong. The square is where an attack of this radius may go."""
+    figure, axes = subplots(len(planes), width=4.6, height=4.0, sharey=True)
+    highest = max(float(plane["loss"].max()) for plane in planes.values())
+    for axis, (name, plane) in zip(axes, planes.items(), strict=True):
+        steps = plane["steps"]
+        shown = axis.contourf(steps, steps, plane["loss"], levels=np.linspace(0, highest, 15), cmap="Blues")
+        wrong = (plane["answer"] != plane["label"]).astype(float)
+        axis.contourf(steps, steps, wrong, levels=[0.5, 1.5], colors="none", hatches=["///"])
+        axis.contour(steps, steps, wrong, levels=[0.5], colors=[PALETTE[1]], linewidths=2.5)
+        axis.plot(0, 0, "o", color="black", markersize=7)
+        axis.plot(*zip(*[(x * radius, y * radius) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))],
+                       strict=True), color="black", linewidth=1.5, linestyle="--")
+        axis.set(title=name, xlabel="each pixel, in the attack's direction")
+        axis.grid(False)
+    axes[0].set_ylabel("each pixel, in a direction at random")
+    figure.colorbar(shown, ax=axes, label="loss")
+    return figure
+
+
+def thinned(pictures: dict[str, np.ndarray], curves: pandas.DataFrame, share: float) -> Figure:
+    """What is left when weights are zeroed: how many weights read each pixel, a picture (h, w) per network in
+    `pictures`; and the accuracies in `curves` (`papers.start_here.accuracies`) with a line at `share`."""
+    figure, axes = subplots(len(pictures) + 1, width=3.4, height=3.3, width_ratios=[*[1] * len(pictures), 1.7])
+    for axis, (name, readers) in zip(axes, pictures.items(), strict=False):
+        shown = axis.imshow(readers, cmap="viridis", vmin=0)
+        axis.set_title(name, fontsize=11)
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        figure.colorbar(shown, ax=axis, shrink=0.75, label="weights that read it")
+    for (net, rows), colour, marker in zip(curves.groupby("net", sort=False), PALETTE, MARKERS, strict=False):
+        for metric, style in (("clean", "-"), ("attacked", "--")):
+            chosen = rows[rows["metric"] == metric]
+            axes[-1].plot(100 * chosen["share"], 100 * chosen["value"], style, color=colour, marker=marker,
+                          markersize=4, label=f"{net}, {metric}")
+    axes[-1].axvline(100 * share, color="0.3", linewidth=1)
+    axes[-1].set(xlabel="weights zeroed [%]", ylabel="right answers [%]", ylim=(0, 103))
+    axes[-1].legend(fontsize=9)
     return figure

@@ -27,7 +27,7 @@ class Square(Attack, kind="square"):
     norm: str = "linf"
 
     def check(self):
-        self.require(self.norm in ("linf", "l2"), f"norm is linf or l2, not '{self.norm}'")
+        self.choice("norm", "linf", "l2")
         check_radius(self)
         self.require(self.queries >= 1, "queries start at 1")
 

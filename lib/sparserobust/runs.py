@@ -142,15 +142,18 @@ class Store:
     # ---------------------------------------------------------------------------------------------- publishing
 
     def publish(self, runs: list[Run], scale: str) -> list[Path]:
-        """Write what is known of these runs, weights apart, into `data/published/<scale>/`. Records of other runs leave
-        the folder; runs that are not here keep their record; published measurements of the same weights are kept."""
-        written = []
-        for run in runs:
+        """Write what is known of these runs, weights apart, into `data/published/<scale>/`, and of those that they
+        began with where they are here, since they cost training time, too. Records of other runs leave the folder;
+        runs that are not here keep their record; published measurements of the same weights are kept."""
+        written, asked = [], {run.identity for run in runs}
+        for run in {each.identity: each for last in runs for each in last.lineage}.values():
             path = paths.published_folder() / scale / f"{run.identity}.json"
             record = self._complete(run)
             before = _published(path) if path.exists() else None
             if record is None and before:
                 written.append(path)
+                continue
+            if record is None and run.identity not in asked:
                 continue
             if record is None:
                 raise UserError(f"run {run.identity} is not complete in {self.folder}: train it before publishing")

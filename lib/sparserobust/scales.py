@@ -1,6 +1,7 @@
 """The scale files, `notebooks/scales/*.yaml`: a scale is data, not a branch in the code."""
 
 import difflib
+from collections.abc import Iterator
 
 from sparserobust.errors import UserError
 from sparserobust.paths import scales_folder
@@ -21,6 +22,19 @@ def check(scale: str) -> None:
 
 def load(scale: str, paper: str) -> dict:
     """The settings of one paper at one scale. `UserError` for an unknown scale or a broken file."""
+    content = _content(scale)
+    if paper not in content:
+        raise UserError(f"{scale}.yaml has no section '{paper}'")
+    return content[paper]
+
+
+def has(scale: str, paper: str) -> bool:
+    """Whether a scale has settings of a paper."""
+    return paper in _content(scale)
+
+
+def _content(scale: str) -> dict:
+    """Everything in the file of a scale, by paper."""
     import yaml
 
     check(scale)
@@ -29,9 +43,15 @@ def load(scale: str, paper: str) -> dict:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or paper not in content:
-        raise UserError(f"{path.name} has no section '{paper}'")
-    return content[paper]
+    return content if isinstance(content, dict) else {}
+
+
+def networks(settings: dict, seeds: list[int] | None = None) -> Iterator[tuple[str, dict, int]]:
+    """(net, its settings, seed) of all networks that the settings of a paper list: a network's own settings come before
+    those of all, and so do its seeds, unless some are given."""
+    for net, own in settings["nets"].items():
+        for seed in seeds or own.get("seeds", settings["seeds"]):
+            yield net, settings | own, seed
 
 
 def checked_seeds(seeds, scale_seeds: list[int]) -> list[int]:

@@ -60,13 +60,20 @@ def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None 
     leaves the others alone; when all are through, `UserError` names the failed ones with their reasons.
     """
     store = store or Store()
+    compute(grid, measurements, store, workers, threads)
+    return _frame(grid, measurements, store)
+
+
+def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
+            threads: int = 1) -> None:
+    """The first half of `sweep`: train and measure what is not known yet, and read nothing back."""
+    store = store or Store()
     jobs = _missing(grid, measurements, store)
     if jobs:
         failures = _work(jobs, store, workers or (1 if device().type == "cuda" else cores()), threads)
         if failures:
             raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
                                        *(f"  {name}: {why}" for name, why in failures)]))
-    return _frame(grid, measurements, store)
 
 
 def _missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> list[dict]:
@@ -110,6 +117,15 @@ def _frame(grid: Grid, measurements: dict[str, Measurement], store: Store) -> pa
     return pandas.DataFrame(rows)
 
 
+def _outside(job: dict) -> list[str]:
+    """Modules outside this library that a worker has to import before it knows the settings of a job."""
+    found = job["run"].modules.union(*(m.modules for m in job["measurements"]))
+    if "__main__" in found:
+        raise UserError("a class of your own is defined in a notebook or script, where worker processes cannot see it: "
+                        "move it into a file and import it from there")
+    return sorted(name for name in found if name.split(".")[0] != "sparserobust")
+
+
 def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tuple[str, str]]:
     """Run the jobs; returns what failed, as (label, reason)."""
     board = _Board(jobs)
@@ -122,7 +138,8 @@ def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tu
         worker = pool.get()
         try:
             plain = {"run": job["run"].plain(), "measurements": [m.plain() for m in job["measurements"]],
-                     "store": str(store.folder), "use_published": store.use_published}
+                     "store": str(store.folder), "use_published": store.use_published,
+                     "modules": _outside(job), "path": sys.path}
             board.finished(job, worker.do(plain, lambda answer: board.heard(job, answer)))
         finally:
             pool.put(worker)
@@ -193,9 +210,9 @@ class _Board:
         with self.lock:
             if "doing" in answer:
                 run: Run = job["run"]
-                share = answer["epochs"] / max(run.recipe.trained_epochs, 1)
+                share = min(answer["epochs"] / max(run.recipe.trained_epochs, 1), 1)  # a needed run may be longer
                 # what follows training costs time too: a run counts as nine tenths done when it is trained
-                self.share[run.identity] = max(self.share[run.identity], 0.9 * min(share, 1.0))
+                self.share[run.identity] = max(self.share[run.identity], 0.9 * share)
                 much = f" {share:.0%}" if answer["doing"] == "training" else ""
                 self.current[run.identity] = f"{job['label']} ({answer['doing']}{much})"
             self._show()

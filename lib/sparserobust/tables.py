@@ -11,17 +11,18 @@ Pairs = dict[str, tuple[dict, dict]]  # labels of treatment and reference, by na
 
 
 def summary(frame: pandas.DataFrame, by: list[str], exact: tuple[str, ...] = ()) -> pandas.DataFrame:
-    """One row per group and metric, rates in percent: `mean`, `sd` over seeds (nan for one), `n_seeds`, pooled `count`
-    and `total`, and the Wilson interval `low`, `high` of the pooled count; nan where nothing was counted, and for the
-    metrics in `exact`, which are properties of a network and not estimated from a sample of images."""
+    """One row per group and metric, rates in percent: `mean`, `sd` over seeds (nan for one), `n_seeds`, `count` and
+    `total` summed over seeds, and the Wilson interval `low`, `high` of the test images, at the mean count (seeds add no
+    images: all answer the same ones); nan where nothing was counted, and for the metrics in `exact`, which are
+    properties of a network and not estimated from a sample of images."""
     rows = []
     for keys, group in frame.groupby([*by, "metric"], dropna=False, sort=False):
         values = 100 * group["value"]
         count, total = round(group["count"].sum()), int(group["total"].sum())
-        counted = total and keys[-1] not in exact
-        low, high = binomial_interval(count, total) if counted else (math.nan, math.nan)
+        counted, n = total and keys[-1] not in exact, len(values)
+        low, high = binomial_interval(count / n, total / n) if counted else (math.nan, math.nan)
         rows.append(dict(zip([*by, "metric"], keys, strict=True)) | {
-            "mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else math.nan, "n_seeds": len(values),
+            "mean": values.mean(), "sd": values.std(ddof=1) if n > 1 else math.nan, "n_seeds": n,
             "count": count, "total": total, "low": 100 * low, "high": 100 * high,
             "where": "/".join(sorted(set(group["where"]))), "processor": "/".join(sorted(set(group["processor"])))})
     return pandas.DataFrame(rows)
@@ -102,8 +103,8 @@ def _cell_of(chosen: pandas.DataFrame, metric: str) -> str:
 
 def effects(frame: pandas.DataFrame, pairs: Pairs, columns: dict[str, str]) -> pandas.DataFrame:
     """One line per pair (treatment, reference), each named by the values of some columns of `frame`: what the treatment
-    adds, in points, mean over paired seeds with Student's 95 % interval; for one seed the bare effect. `columns` maps
-    headings to metrics; what was not measured on both stays empty."""
+    adds, in points, mean over paired seeds with Student's 95 % interval; where there is none, the bare effect.
+    `columns` maps headings to metrics; what was not measured on both stays empty."""
     lines = {}
     for label, (treatment, reference) in pairs.items():
         lines[label] = {}
@@ -113,12 +114,20 @@ def effects(frame: pandas.DataFrame, pairs: Pairs, columns: dict[str, str]) -> p
 
 
 def effect(values: list[float], digits: int = 1) -> str:
-    """`+2.0 [+1.1, +2.9]`: the mean over seeds with Student's 95 % interval; for one seed `+2.0`; for none nothing."""
+    """`+2.0 [+1.1, +2.9]`: the mean over seeds with Student's 95 % interval; `+2.0` where there is none (one seed,
+    or equal values); for no seed nothing."""
     if not values:
         return ""
     low, high = interval(values)
-    spread = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if len(values) > 1 else ""
+    spread = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if not math.isnan(low) else ""
     return f"{sum(values) / len(values):+.{digits}f}{spread}"
+
+
+def gathered(lines: list[dict], *several: str) -> pandas.DataFrame:
+    """Lines as a table: those that differ in nothing but the columns `several` share one, which lists their values."""
+    frame = pandas.DataFrame(lines)
+    groups = frame.groupby([c for c in frame if c not in several], sort=False, dropna=False, as_index=False)
+    return groups[list(several)].agg(lambda values: ", ".join(dict.fromkeys(map(str, values))))
 
 
 def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -> str:

@@ -146,6 +146,8 @@ class Job:
         self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
 
     def step(self, objective: Objective, images, labels, attack, lr: float) -> Tensor:
+        """One step of optimiser and sparsifier on `images` (n, c, h, w) with `labels` (n,); `attack` is the generator
+        of the attacker's chance. Returns the loss of the objective, a scalar without gradient."""
         run, model = self.run, self.model
         model.zero_grad()
         with self.autocast():
@@ -162,6 +164,8 @@ class Job:
         return loss.detach()
 
     def end_epoch(self, epoch: int, loss: float, validation: Split) -> None:
+        """Close an epoch, counted from 0, whose mean training loss was `loss`: let the sparsifier act, validate the
+        weights that would be handed over on images (n, c, h, w) of `validation`, add a row to `history`."""
         run, model = self.run, self.model
         run.sparsifier.after_epoch(model, self.state)
         weights = self.handed_over()

@@ -1,9 +1,11 @@
 """One worker process of a sweep: reads jobs from standard input and tells how they go, a JSON line each.
 
-A job is {"run": ..., "measurements": [...], "store": folder, "use_published": ...}; the answers are {"doing", "epochs"}
-while it works, then {"done": true} or {"failed": reason}.
+A job is {"run": ..., "measurements": [...], "store": folder, "use_published": ..., "modules": [...], "path": [...]}:
+the modules, found on that path, define settings that are not this library's. The answers are {"doing", "epochs"} while
+it works, then {"done": true} or {"failed": reason}.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -17,6 +19,7 @@ from sparserobust.runs import Store
 
 
 def main(threads: int) -> None:
+    """Do jobs until standard input ends, with so many threads."""
     torch.set_num_threads(threads)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
@@ -31,6 +34,9 @@ def main(threads: int) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
+            sys.path += [folder for folder in job["path"] if folder not in sys.path]
+            for name in job["modules"]:
+                importlib.import_module(name)
             run, store = Run.parse(job["run"]), Store(job["store"], job["use_published"])
             store.train(run, report)
             for measurement in job["measurements"]:

@@ -41,9 +41,24 @@ def test_no_class_and_no_long_function(path):
             assert not re.search(r"^\s*(class|def) ", cell.source, re.MULTILINE), cell.id
 
 
+def solved(path):
+    """The notebook with the solutions in place of the three dots; a cell whose answer is not right is an error."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = {cell.id: cell for cell in notebook.cells}
+    for name in (name for name in cells if re.fullmatch(r"exercise-\d+", name)):
+        code = re.search(r"```python\n(.*?)\n```", cells[name.replace("exercise", "solution")].source, re.DOTALL)[1]
+        _, check = cells[name].source.split("\n")
+        cells[name].source = f"{code}\nverdict = {check}\nassert verdict.startswith('right: '), verdict\nverdict"
+    return notebook
+
+
 @pytest.mark.slow
-def test_runs_again_from_an_empty_store(path, tmp_path):
-    """nbval, lax: every cell runs, and the check cells print what is stored. The store and figures are elsewhere."""
+def test_runs_again_from_an_empty_store_and_its_solutions_are_right(path, tmp_path):
+    """nbval, lax: every cell runs, the check cells print what is stored, and every exercise is told `right`. The store
+    and figures are elsewhere."""
+    committed = path
+    path = tmp_path / committed.name
+    nbformat.write(solved(committed), path)
     store, figures = tmp_path / "runs", tmp_path / "figures"
     elsewhere = os.environ | {"SPARSEROBUST_STORE": str(store), "SPARSEROBUST_FIGURES": str(figures)}
     options = ["--nbval-lax", "--nbval-cell-timeout=900", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull]

@@ -28,6 +28,7 @@ def test_all_that_papers_measure_is_computed_in_one_sweep(tmp_path, monkeypatch,
 
     found = {"one": paper(runs[0], clean=Accuracy()), "two": paper(runs[1]), "three": paper(tiny_run(seed=2))}
     monkeypatch.setattr(papers, "modules", lambda: found)
+    monkeypatch.setattr(scales, "has", lambda scale, paper: True)
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path))
     batch.compute(["one", "two"], "quick")
     store = Store()
@@ -56,6 +57,7 @@ def executed(monkeypatch, tmp_path) -> list[list[str]]:
     monkeypatch.setattr(batch, "cores", lambda: 1)
     monkeypatch.setattr(batch.subprocess, "run", run)
     monkeypatch.setattr(batch, "compute", lambda names, scale: commands.append(["compute", names, scale]))
+    monkeypatch.setattr(scales, "has", lambda scale, paper: paper != "absent")
     return commands
 
 
@@ -66,6 +68,20 @@ def test_notebooks_are_run_once_all_is_computed(executed, capsys):
                             for name in ("03_c_d", "01_a")]
     assert [line.split(":")[0] for line in lines] == ["01_a", "03_c_d"] and "figures/laptop/03_c_d/" in lines[1]
     assert "03_c_d: done" in capsys.readouterr().out
+
+
+def test_notebooks_without_settings_at_a_scale_are_named_and_left_out(executed, capsys):
+    lines = batch.reproduce(["01_a", "02_absent", "03_c_d"], "laptop")
+    assert executed[0] == ["compute", ["a", "c_d"], "laptop"] and len(executed) == 3 and len(lines) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "scale laptop has no settings for 02_absent: left out" and "what 2 notebooks need" in told[1]
+
+
+def test_experiments_are_those_of_papers_that_the_scale_has(monkeypatch):
+    module = SimpleNamespace(experiment=lambda scale: f"all at {scale}")
+    monkeypatch.setattr(papers, "modules", lambda: {"here": module, "absent": module})
+    monkeypatch.setattr(scales, "has", lambda scale, paper: paper != "absent")
+    assert papers.experiments("quick") == {"here": "all at quick"}
 
 
 def test_a_notebook_that_fails_leaves_the_others_alone_and_is_named(executed, capsys):
@@ -126,6 +142,15 @@ def test_the_ledger_is_printed_with_intervals_verdicts_and_where_to_look(judged,
     assert any("C8" in line and "2.5" in line and line.endswith("figure 1") for line in told.splitlines())
     assert told.strip().endswith("3 comparisons in figures/quick/claims.csv: 1 holds, 1 undecided at this scale, "
                                  "1 not run at this scale")
+
+
+def test_equal_seeds_are_printed_without_an_interval(judged, capsys):
+    ledger = pandas.read_csv(judged / "01_a" / "claims.csv")
+    ledger.loc[0, ["low", "high"]] = None
+    ledger.to_csv(judged / "01_a" / "claims.csv", index=False)
+    assert cli.main(["ledger"]) == 0
+    told = capsys.readouterr().out
+    assert "+1 percentage points" in told and "nan" not in told
 
 
 def test_without_claims_the_ledger_says_what_to_do(tmp_path, monkeypatch, refusal):

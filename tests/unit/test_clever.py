@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from sparserobust.analysis import lipschitz
-from sparserobust.analysis.clever import clever, local_lipschitz
+from sparserobust.analysis.clever import clever, largest_slope
 from sparserobust.analysis.linear import exact_radii
 from sparserobust.models import LeNet300100, Linear
 
@@ -27,7 +27,7 @@ def test_the_endpoint_of_a_known_law_is_found(shape, error):
     ends, widths = torch.tensor([2.0, 200.0]).repeat(4), torch.tensor([1.0, 50.0]).repeat(4)
     maxima = ends + widths * drawn
     norms = torch.stack([maxima - 1, maxima, maxima - 2], 1)
-    wrong = (local_lipschitz(norms) - ends) / widths
+    wrong = (largest_slope(norms) - ends) / widths
     assert wrong.abs().mean() <= error and wrong.abs().max() <= 3 * error
     beyond = (ends - maxima.amax(0)) / widths
     assert (wrong.abs() < beyond).double().mean() > 0.5  # more often than not nearer than the largest sample
@@ -35,10 +35,10 @@ def test_the_endpoint_of_a_known_law_is_found(shape, error):
 
 def test_the_endpoint_moves_with_the_samples():
     norms = torch.tensor(stats.weibull_max.rvs(3.0, size=(50, 4, 3), random_state=1)) + 5
-    found = local_lipschitz(norms)
-    assert torch.allclose(local_lipschitz(1e-4 * norms), 1e-4 * found, rtol=1e-6)
-    assert torch.allclose(local_lipschitz(norms + 10), found + 10, rtol=1e-4)
-    assert found.dtype == norms.dtype and local_lipschitz(norms.float()).dtype == torch.float32
+    found = largest_slope(norms)
+    assert torch.allclose(largest_slope(1e-4 * norms), 1e-4 * found, rtol=1e-6)
+    assert torch.allclose(largest_slope(norms + 10), found + 10, rtol=1e-4)
+    assert found.dtype == norms.dtype and largest_slope(norms.float()).dtype == torch.float32
     assert (found >= norms.amax((0, 1))).all()
 
 
@@ -50,7 +50,7 @@ def test_without_an_endpoint_the_largest_sample_counts():
     clusters = clusters + 1e-3 * torch.rand(60, generator=generator)
     fitting = torch.tensor(stats.weibull_max.rvs(2.0, size=60, random_state=0)).float() + 3
     norms = torch.stack([equal, heavy, clusters, fitting], 1)[:, None]
-    found, largest = local_lipschitz(norms), norms.amax((0, 1))
+    found, largest = largest_slope(norms), norms.amax((0, 1))
     assert torch.equal(found[:3], largest[:3]) and found[3] > largest[3]
 
 
@@ -63,7 +63,7 @@ def test_the_fit_of_highest_p_value_counts(ends, chosen, monkeypatch):
     monkeypatch.setattr(stats.weibull_max, "fit", lambda scaled, shape: next(fits))
     p_values = [stats.kstest(maxima.numpy(), "weibull_max", (2.0, end, 1.0)).pvalue for end in (3.0, 3.1, 3.5)]
     assert p_values[0] > p_values[1] > 0.001 > p_values[2] > 0
-    assert local_lipschitz(maxima[:, None, None]).item() == pytest.approx(chosen or largest)
+    assert largest_slope(maxima[:, None, None]).item() == pytest.approx(chosen or largest)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -99,7 +99,7 @@ def test_the_score_is_margin_over_local_constant(norm):
     scores = clever(model, images, labels, 0.3, norm, batches=12, samples=4, generator=chance())
     norms = lipschitz.gradient_norms(model, images, labels, 0.3, 48, norm, chance())
     margins = lipschitz.margins(model, images, labels)
-    local = local_lipschitz(norms.reshape(12, 4, 7))
+    local = largest_slope(norms.reshape(12, 4, 7))
     assert scores.shape == (7,) and scores[0] == 0 and (scores[1:] > 0).all() and scores.max() <= 0.3
     assert torch.allclose(scores, (margins / local).clamp(0, 0.3))
     assert (local >= norms.amax(0)).all() and (local > norms.amax(0)).any()

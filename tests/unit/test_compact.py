@@ -8,8 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparserobust import files, sparsity
-from sparserobust.models import Ensemble, NoisyWeights, PreActResNet, Winners, compact, is_noisy, noise_off
+from sparserobust.models import (
+    Ensemble,
+    NoisyWeights,
+    PreActResNet,
+    Winners,
+    compact,
+    gated,
+    is_noisy,
+    noise_off,
+    noise_scales,
+)
 from sparserobust.models.compact import Pick
+from sparserobust.models.noise import NoisyConv2d
 from sparserobust.models.preact_resnet import Block
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -308,9 +319,50 @@ def test_pick(channels, layout):
     assert picked.stride() == torch.empty(3, len(channels), 5, 6).to(memory_format=layout).stride()
 
 
-def test_noise_on_weights_is_refused(refusal):
-    model = NoisyWeights(model=PreActResNet(depth=8, width=2)).build((1, 8, 8), 10)
-    assert "noise on weights" in refusal(compact, model)
+def noisy_net(**changes):
+    """With noise on its weights, its scales random, and zero channels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = NoisyWeights(model=PreActResNet(depth=8, width=4), **changes).build((2, 8, 8), 5)
+        for scale in noise_scales(model).values():
+            scale.data.uniform_(0.1, 0.5)
+    return with_random_zeros(lively(model), 0.4, seed=1)
+
+
+def test_noise_on_weights_keeps_its_spread():
+    model = noisy_net()
+    small = compact(model)
+    assert sparsity.parameters(small) < sparsity.parameters(model)
+    for before, after in zip(noisy_layers(model), noisy_layers(small), strict=True):
+        spread = before.weight.std() * before.noise.scale  # of the noise on each output channel's weights
+        kept = [i for i in range(len(spread)) if any(
+            torch.isclose(spread[i], s, rtol=1e-4) for s in after.weight.std() * after.noise.scale)]
+        assert len(kept) >= len(after.noise.scale)
+    x = torch.rand(3, 2, 8, 8)
+    with noise_off(model), noise_off(small):
+        assert torch.allclose(model(x), small(x), atol=1e-5)
+
+
+def noisy_layers(model) -> list:
+    return [layer for layer in model.modules() if isinstance(layer, NoisyConv2d)]
+
+
+@pytest.mark.parametrize("changes", [{"granularity": "layer"}, {"granularity": "element"}, {"masked": False}], ids=str)
+def test_noise_that_removal_would_change_is_refused(changes, refusal):
+    assert "noise on weights" in refusal(compact, noisy_net(**changes))
+
+
+def test_gates_are_multiplied_into_the_weights():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = lively(PreActResNet(depth=8, width=4, gated=True).build((2, 8, 8), 5))
+    for gate in gated(model).values():
+        gate.log_alpha.data.uniform_(-3, 3)
+        gate.log_alpha.data[0] = -4.6  # shut: its filter is zero as it acts
+    x = torch.rand(3, 2, 8, 8)
+    small = compact(with_random_zeros(model, 0.3, seed=2))
+    assert not gated(small) and len(gated(model)) == 3
+    assert torch.allclose(model(x), small(x), atol=1e-5)
 
 
 def test_k_winners_are_refused(refusal):

@@ -243,6 +243,12 @@ def test_runs_that_make_no_sense_are_refused(changes, refusal):
     assert next(iter(changes)) in refusal(replace, RUN, **changes)
 
 
+def test_a_choice_names_what_there_is(refusal):
+    assert refusal(Magnitude, sparsity=0.5, scope="local") == (
+        "Magnitude (magnitude): scope is global or layerwise, not 'local'")
+    assert refusal(RVSM, beta=1.0, replace="never").endswith("replace is end, every_epoch or swap, not 'never'")
+
+
 def test_another_model_is_inherited_from_only_where_it_is_said_how():
     other = replace(RUN, model=PreActResNet(depth=8))
     assert replace(RUN, start=other, inheritance=Inheritance(kappa=0.1)).needs == (other,)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparserobust.analysis import LinearRadii, Theorem31
-from sparserobust.analysis.linear import Binary, balancing_bias, exact_radii, parameters
+from sparserobust.analysis.linear import Binary, balancing_bias, exact_radii, weight_and_bias
 from sparserobust.attacks import FGSM, PGD
 from sparserobust.data import Split, Splits
 from sparserobust.models import LeNet5, LeNet300100
@@ -208,10 +208,10 @@ def test_with_two_classes_fgsm_is_the_worst_and_r2_needs_no_theorem():
 
 
 def test_only_linear_networks_have_these_parameters(refusal):
-    weight, bias = parameters(trained(3, [1, 1, 1])[0])
+    weight, bias = weight_and_bias(trained(3, [1, 1, 1])[0])
     assert (weight.shape, bias.shape, weight.dtype, bias.dtype) == ((3, 25), (3,), torch.float64, torch.float64)
     assert not weight.requires_grad
     for model, layers in ((LeNet300100().build((1, 6, 6), 3), 3), (LeNet5(kernel=3).build((1, 8, 8), 3), 4),
                           (torch.nn.Sequential(torch.nn.Conv2d(1, 3, 6)), 1)):
-        message = refusal(parameters, model)
+        message = refusal(weight_and_bias, model)
         assert "a linear network has one linear layer and no convolution" in message and f"{layers} layers" in message

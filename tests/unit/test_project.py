@@ -17,8 +17,8 @@ FLOORS = [  # ground first; a room imports from its own floor and those below
     {"attacks", "query_attacks", "objectives", "sparsifiers", "models"},
     {"training", "inheritance", "evaluation", "analysis"},
     {"runs", "progress", "worker", "sweep"},
-    {"reported", "scales", "estimates", "claims", "tables", "plots", "artifacts"},
-    {"papers"},
+    {"reported", "scales", "estimates", "claims", "tables", "plots", "artifacts", "sliders"},
+    {"papers", "exercises"},
     {"batch", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -32,6 +32,15 @@ def imported_rooms(path):
             yield from inside[:1] or [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("sparserobust."))
+
+
+def test_every_room_has_its_floor_here_and_in_the_guide():
+    rooms = {path.relative_to(LIBRARY).parts[0].removesuffix(".py") for path in LIBRARY.rglob("*.py")} - {"__init__"}
+    assert rooms == set(FLOOR)
+    guide = (PROJECT / "CONTRIBUTING.md").read_text()
+    paragraph = re.search(r"\*\*The rooms\*\*.*?\n\n", guide, re.DOTALL)[0]
+    told = [set(re.findall(r"`(\w+)/?`", floor)) for floor in re.split(r" -\s", paragraph)]
+    assert told == FLOORS[::-1]
 
 
 @pytest.mark.parametrize("path", sorted(p for p in LIBRARY.rglob("*.py") if p != LIBRARY / "__init__.py"),

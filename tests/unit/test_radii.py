@@ -237,7 +237,8 @@ def test_only_correct_answers_are_ordered(linear, refusal):
     model, data = linear
     result = RadiusOrder(images=10, batches=1, samples=2, cw=CW)(model, data)
     assert result["total"] == 8 and len(result["radii"]["C&W"]) == 8
-    assert "images must be positive" in refusal(RadiusOrder, images=0)
+    for name in ("images", "radius", "batches", "samples"):
+        assert "radius, batches and samples must be positive" in refusal(RadiusOrder, **{name: 0})
 
 
 # ------------------------------------------------------------------------------------------------- layer norms

@@ -171,7 +171,7 @@ def test_the_overview_has_a_line_for_each_net_training_and_method(quick):
     assert len(shown) == len({(r["net"], r["training"], r["method"]) for r in quick.grid})
     line = shown.loc[("LeNet-300-100", "natural", MAGNITUDE)]
     settings = quick.settings
-    assert line["levels"] == ", ".join(f"{level:g}" for level in settings["levels"]) and line["seeds"] == quick.seeds
+    assert line["levels"] == ", ".join(f"{level:g}" for level in settings["levels"]) and line["seeds"] == "0, 1, 2"
     assert (line["ours"], line["epochs"]) == ("LeNet-300-100 on 64 pixels", settings["fine_tuning"]["epochs"])
 
 
@@ -185,27 +185,27 @@ def values(levels: dict[float, list[float]]) -> pandas.DataFrame:
 def test_the_level_of_a_gain_is_chosen_on_the_other_seeds():
     """Chosen on all seeds it would be 0.9, and the gain of the last seed 4."""
     found = values({0.5: [1, 1, 1], 0.9: [0, 0, 4]})
-    assert theory.best_level(found) == 0.9
-    assert [theory.best_level(found, without=seed) for seed in range(3)] == [0.9, 0.9, 0.5]
-    assert theory.gains(found, values({0.0: [0.5, 0.25, 0]})) == [-0.5, -0.25, 1]
+    assert estimates.best_level(found) == 0.9
+    assert [estimates.best_level(found, without=seed) for seed in range(3)] == [0.9, 0.9, 0.5]
+    assert estimates.gains(found, values({0.0: [0.5, 0.25, 0]})) == [-0.5, -0.25, 1]
 
 
 def test_of_two_seeds_each_has_the_level_of_the_other():
     found = values({0.5: [3, 0], 0.9: [0, 2]})
-    assert theory.gains(found, values({0.0: [1, 1]})) == [-1, -1]  # by the mean it would be [2, -1]
+    assert estimates.gains(found, values({0.0: [1, 1]})) == [-1, -1]  # by the mean it would be [2, -1]
 
 
 def test_a_gain_over_a_path_is_taken_at_the_same_level():
     found, other = values({0.5: [1, 1, 1], 0.9: [0, 0, 4]}), values({0.5: [9, 9, 0.75], 0.9: [2, 3, 9]})
-    assert theory.gains(found, other) == [-2, -3, 0.25]
+    assert estimates.gains(found, other) == [-2, -3, 0.25]
 
 
 def test_gains_of_one_seed_and_of_seeds_that_both_have():
     found = values({0.5: [1], 0.9: [3]})
-    assert theory.best_level(found, without=0) == 0.9 and theory.gains(found, values({0.0: [1]})) == [2]
+    assert estimates.best_level(found, without=0) == 0.9 and estimates.gains(found, values({0.0: [1]})) == [2]
     more = pandas.DataFrame({0: [1.0, 3.0], 1: [1.0, 3.0], 2: [7.0, 3.0]}, index=[0.5, 0.9])
-    assert theory.gains(more, pandas.DataFrame({1: [0.0], 2: [1.0], 5: [9.0]}, index=[0.0])) == [1, 2]
-    assert theory.gains(more, pandas.DataFrame()) == []
+    assert estimates.gains(more, pandas.DataFrame({1: [0.0], 2: [1.0], 5: [9.0]}, index=[0.0])) == [1, 2]
+    assert estimates.gains(more, pandas.DataFrame()) == []
 
 
 @pytest.mark.parametrize("pruned, expected", [
@@ -235,18 +235,19 @@ def peak(level: float) -> float:
 def made_up(row: dict, metric: str) -> float:
     """Of a net, in units of 0.1 (rates) or 0.2 (distances): magnitude pruning as `peak`, 1.5 less if trained
     adversarially; 0.3 for training as long as the first level, more for longer; then 0.4 more for the best k-winners,
-    and 0.2 less for the best L1 penalty."""
+    and 0.2 less for the best L1 penalty. Seeds scatter a little, and differently for each method and level."""
     method, level = row["method"], row["level"]
+    scatter = 1e-6 * (row["seed"] - 1) * ({"dense": 0, MAGNITUDE: 2}.get(method, 1) + level)
     if metric == "sparsity":
         return 0.0 if method in ("dense", CONTROL, WINNERS, L1) else level if level < 1 else 0.6
     if metric == "activations":
         return 0.5 if method == "dense" else 0.9
     if row["net"] in (TWO, TEN):
-        gain = {"dense": 0, "lasso": 1 - level, MAGNITUDE: -(1 - level)}[method]
+        gain = {"dense": 0, "lasso": 1 - level, MAGNITUDE: -(1 - level)}[method] + scatter
         return {"linear": 0.7 - 0.1 * gain, "clean": 0.9}.get(metric, 0.5 + 0.2 * gain)
     gain = {"dense": 0.0, MAGNITUDE: peak(level) - 1.5 * (row["training"] == "adversarial"),
             CONTROL: 0.25 + 0.1 * level, WINNERS: 0.7 - abs(level - 0.1), L1: 0.1 - abs(level - 1)}.get(method, -0.4)
-    gain += 0.01 * row["seed"] * (method != "dense")
+    gain += 0.01 * row["seed"] * (method != "dense") + scatter
     return RATES[metric] + 0.1 * gain if metric in RATES else DISTANCES[metric] + 0.2 * gain
 
 
@@ -432,7 +433,7 @@ def ledger(frame, quick):
 def test_every_claim_is_judged_at_every_scale(any_scale):
     ledger = theory.judged(theory.located(framed(any_scale)), any_scale, MASKS)
     assert ledger["claim"].is_unique
-    for claim in reported.load(theory.PAPER).claims:
+    for claim in reported.load(theory.PAPER).claims.keys() - {"C5.linf"}:  # which holds by construction
         rows = ledger[[name.startswith(f"{claim} ") for name in ledger["claim"]]]
         assert len(rows), claim
     assert (ledger["n_seeds"] > 0).all() and claims.NOT_RUN not in set(ledger["verdict"])
@@ -458,7 +459,7 @@ def test_which_rows_the_ledger_has(ledger, quick):
                 expected.add(f"{claim} {net}, {attack}, equal training")
     expected |= {f"C6 LeNet-300-100, {L1}, {attack}" for attack in controlled}  # k-winners mask their gradients
     expected |= {f"C7 {net}{more}" for net in ("LeNet-300-100", "LeNet-5") for more in ("", ", equal training")}
-    expected |= {"C5.l2 LeNet-300-100", "C5.linf LeNet-300-100"}
+    expected.add("C5.l2 LeNet-300-100")
     assert set(ledger.index) == expected
 
 
@@ -488,7 +489,8 @@ def test_no_worse_allows_a_little(frame, quick):
     def verdicts(distance: float, points: float) -> list[str]:
         sparse = (frame["metric"] == "linear") & (frame["method"] == "lasso") & (frame["net"] == TWO)
         pruned = (frame["metric"] == "clean") & (frame["method"] == MAGNITUDE) & (frame["net"] == "LeNet-5")
-        values = frame["value"].mask(sparse, 0.7 + distance).mask(pruned, 0.9 - points / 100)
+        scatter = 1e-6 * frame["seed"]
+        values = frame["value"].mask(sparse, 0.7 + distance + scatter).mask(pruned, 0.9 - points / 100 + scatter)
         ledger = theory.judged(frame.assign(value=values), quick, {}).set_index("claim")
         return ledger.loc[[f"C2 {TWO}, lasso", "C7 LeNet-5"], "verdict"].tolist()
 
@@ -497,7 +499,7 @@ def test_no_worse_allows_a_little(frame, quick):
 
 def test_a_net_that_is_best_dense_gives_way_from_there(frame, quick):
     pruned = (frame["metric"] == "fgsm") & (frame["method"] == MAGNITUDE) & (frame["net"] == "LeNet-5")
-    falling = frame["value"].mask(pruned, 0.6 - 0.1 * frame["level"])
+    falling = frame["value"].mask(pruned, 0.6 - (0.1 + 1e-7 * (frame["seed"] - 1)) * frame["level"])
     row = theory.judged(frame.assign(value=falling), quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
     assert (row["ours"], row["verdict"]) == (pytest.approx(-9.95), claims.HOLDS)
     rising = frame["value"].mask(pruned, 0.6 + 0.1 * frame["level"])
@@ -517,21 +519,18 @@ def test_how_far_a_net_falls_is_told_from_the_level_that_is_best_on_the_other_se
 
 
 def test_one_rise_refutes_that_bounds_fall(ledger, frame, quick):
-    l2, linf = ledger.loc["C5.l2 LeNet-300-100"], ledger.loc["C5.linf LeNet-300-100"]
-    assert (l2["ours"], l2["verdict"]) == (100, claims.HOLDS)
-    assert (linf["ours"], linf["verdict"]) == (50, claims.FAILS)  # two steps up, the first from 1, and one that stays
-    assert l2["unit"] == "percent of steps" and "falls" in l2["quantity"] and l2["n_seeds"] == 1
-    risen = {"joint": {"l2": [1.001, 0.8], "linf": [0.9, 0.8]}, "single": {}}
-    one = theory.judged(frame, quick, {"net": risen}).set_index("claim")
-    assert one.loc[["C5.l2 net", "C5.linf net"], "verdict"].tolist() == [claims.FAILS, claims.HOLDS]
+    row = ledger.loc["C5.l2 LeNet-300-100"]
+    assert (row["ours"], row["verdict"], row["n_seeds"]) == (100, claims.UNDECIDED, 1)  # one network bears out nothing
+    assert row["unit"] == "percent of steps" and "falls" in row["quantity"]
+    risen = {"joint": {"l2": [1.001, 0.8]}, "single": {"1": {"l2": [0.9, 0.9]}}}  # up from 1; and one that stays
+    one = theory.judged(frame, quick, {"net": risen}).set_index("claim").loc["C5.l2 net"]
+    assert (one["ours"], one["verdict"]) == (50, claims.FAILS)
 
 
-def test_with_one_seed_nothing_is_decided_but_what_must_always_be_so(frame, quick):
+def test_with_one_seed_nothing_is_decided(frame, quick):
     ledger = theory.judged(frame[frame["seed"] == 0], quick, MASKS).set_index("claim")
-    masks = ledger.index.str.startswith("C5")
-    assert set(ledger.loc[~masks, "verdict"]) == {claims.UNDECIDED}
-    assert set(ledger.loc[masks, "verdict"]) == {claims.HOLDS, claims.FAILS}
-    assert ledger.loc["C3.inf LeNet-5, FGSM", "ours"] == pytest.approx(10)
+    assert set(ledger["verdict"]) == {claims.UNDECIDED}
+    assert ledger.loc["C3.inf LeNet-5, FGSM", "ours"] == pytest.approx(10, rel=1e-5)
 
 
 def test_only_the_dense_network_stands_at_level_zero(any_scale):

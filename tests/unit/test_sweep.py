@@ -74,6 +74,14 @@ def pretended(monkeypatch):
     return pretended
 
 
+def test_a_networks_own_settings_come_before_those_of_all():
+    settings = {"levels": [0.5], "epochs": 3, "nets": {"a": {"levels": [0.9], "label": "A"}, "b": {}}}
+    experiment = sweep.Experiment("s", [0], [], {}, settings)
+    assert experiment.nets == ["a", "b"]
+    assert experiment.of("a") == settings | {"levels": [0.9], "label": "A"}
+    assert experiment.of("b") == settings
+
+
 def test_nothing_to_do_starts_nothing(pretended, store, tiny_run):
     told = pretended()
     assert sweep.sweep([], MEASURED, store).empty
@@ -82,6 +90,16 @@ def test_nothing_to_do_starts_nothing(pretended, store, tiny_run):
     frame = sweep.sweep([{"net": "a", "run": tiny_run()}], MEASURED, store)
     assert list(frame.metric) == ["clean", "sparsity"]
     assert told.workers == []
+
+
+def test_to_compute_reads_nothing_back(pretended, store, tiny_run, monkeypatch):
+    told = pretended()
+    monkeypatch.setattr(Store, "measure", None)
+    assert sweep.compute([{"net": "a", "run": tiny_run()}], MEASURED, store, workers=1) is None
+    assert [job["run"] for job in told.jobs] == [tiny_run().plain()]
+    pretended(lambda job: "no")
+    with pytest.raises(UserError, match="1 of 1 runs failed"):
+        sweep.compute([{"net": "a", "run": tiny_run()}], MEASURED, store, workers=1)
 
 
 def test_one_job_for_each_distinct_run_with_what_is_missing_the_longest_first(pretended, store, tiny_run):

@@ -35,6 +35,8 @@ def test_interval_is_students():
     values = [1.0, 2.0, 4.0]
     assert estimates.interval(values) == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
     assert all(math.isnan(v) for v in estimates.interval([3.0]))
+    same = [100 * (0.83 - 0.81), 100 * (0.52 - 0.5), 2.0]  # but for rounding
+    assert all(math.isnan(v) for v in estimates.interval(same))
 
 
 def test_binomial_interval_is_wilsons():
@@ -42,6 +44,7 @@ def test_binomial_interval_is_wilsons():
     middle, reach = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     expected = [(middle + s * reach) / (1 + z**2 / n) for s in (-1, 1)]
     assert estimates.binomial_interval(100, 250) == pytest.approx(expected)
+    assert estimates.binomial_interval(99.6, 250) == pytest.approx(expected)  # rounded, not cut off
 
 
 def test_paired_effects(frame):
@@ -66,11 +69,28 @@ def test_verdict(direction, low, high, more, expected):
     assert claims.verdict(direction, low, high, **more) == expected
 
 
+def test_a_claim_holds_where_all_of_the_interval_is_on_its_side_and_fails_where_all_is_on_the_other():
+    marks = (-3.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0)
+    for low, high, threshold in ((a, b, t) for a in marks for b in marks for t in (-1.5, 0.0, 1.5) if a < b):
+        below, above = (claims.verdict(d, low, high, threshold) for d in ("decrease", "increase"))
+        sides = (claims.HOLDS, claims.FAILS) if high < threshold else (claims.FAILS, claims.HOLDS)
+        assert (below, above) == ((claims.UNDECIDED,) * 2 if low < threshold < high else sides)
+
+
+def test_a_ratio_that_should_fall_is_held_against_one():
+    ratio = claim("decrease", unit="ratio", value=0.5)
+    said = [claims.judged(ratio, [r - 0.01, r, r + 0.01])["verdict"] for r in (0.5, 0.9, 1.0, 1.1)]
+    assert said == [claims.HOLDS, claims.HOLDS, claims.UNDECIDED, claims.FAILS]
+
+
 def test_judged_rows():
     row = claims.judged(claim(), [2.0, 3.0, 4.0])
     assert (row["ours"], row["n_seeds"], row["reported"], row["verdict"]) == (3.0, 3, 1.0, claims.HOLDS)
     assert claims.judged(claim(), [2.0])["verdict"] == claims.UNDECIDED
+    assert claims.judged(claim(), [2.0, 2.0, 2.0])["verdict"] == claims.UNDECIDED, "equal seeds have no interval"
     assert claims.judged(claim(), [])["verdict"] == claims.NOT_RUN
+    assert claims.judged(claim(direction=None), [])["verdict"] == claims.NOT_SAID
+    assert claims.judged(claim(direction=None), [1.0, 2.0])["verdict"] == claims.UNDECIDED
     ratio = claim(unit="ratio", value=2.0)
     assert claims.judged(ratio, [1.4, 1.5, 1.6])["verdict"] == claims.HOLDS, "a ratio is held against one"
     at_least = claim(unit="ratio", value=2.0, lower_bound=True)
@@ -79,6 +99,8 @@ def test_judged_rows():
 
 def test_a_claim_that_something_is_always_so_falls_with_one_exception():
     assert claims.always(claim(), 300, 300, n_seeds=2)["verdict"] == claims.HOLDS
+    assert claims.always(claim(), 300, 300, n_seeds=1)["verdict"] == claims.UNDECIDED
+    assert claims.always(claim(), 299, 300, n_seeds=1)["verdict"] == claims.FAILS
     row = claims.always(claim(value=None), 299, 300, n_seeds=2, where="a figure")
     assert row["verdict"] == claims.FAILS
     assert row["ours"] == row["low"] == row["high"] == pytest.approx(100 * 299 / 300)  # counted, not estimated
@@ -118,6 +140,8 @@ def test_summary_and_cells(frame):
     assert (row["mean"], row["n_seeds"], row["count"], row["total"]) == (72.0, 2, 144, 200)
     assert row["sd"] == pytest.approx(np.std([70, 74], ddof=1))
     assert tables.cell(row) == "72.0 ± 2.8"
+    low, high = estimates.binomial_interval(72, 100)  # both seeds answer the same hundred images
+    assert (row["low"], row["high"]) == pytest.approx((100 * low, 100 * high))
     single = tables.summary(frame[frame["seed"] == 0], ["net", "level"]).set_index(["net", "level", "metric"])
     exact = tables.summary(frame[frame["seed"] == 0], ["net", "level"], exact=("clean",))
     assert tables.cell(exact.set_index(["net", "level", "metric"]).loc[("A", 0.1, "clean")]) == "70.0"
@@ -154,6 +178,31 @@ def test_beside_puts_each_number_in_its_row(frame):
     assert list(table["A1", "ours"]) == ["72.0 ± 2.8", "62.0 ± 2.8", ""]
     assert list(table["own", "ours"]) == ["30.0 ± 0.0", "0.0 ± 0.0", ""] and ("own", "reported") not in table
     assert list(table["", "ours is"]) == ["our A", "our B", ""]
+
+
+def test_an_effect_has_an_interval_where_seeds_differ():
+    low, high = estimates.interval([1.0, 2.0])
+    assert tables.effect([1.0, 2.0]) == f"+1.5 [{low:+.1f}, {high:+.1f}]"
+    assert tables.effect([2.0]) == tables.effect([2.0, 2.0]) == "+2.0" and tables.effect([]) == ""
+
+
+def test_lines_that_differ_in_several_columns_only_are_gathered():
+    lines = [{"net": net, "level": level, "epochs": epochs, "seeds": seed} for net, level, epochs in
+             (("B", None, 3), ("A", "0.1", 3), ("A", "0.2", 3), ("A", "0.1", 5)) for seed in (1, 0)]
+    shown = tables.gathered([{k: line[k] for k in ("net", "epochs", "level", "seeds")} for line in lines[2:]], "level",
+                            "seeds")
+    assert shown.to_dict("list") == {"net": ["A", "A"], "epochs": [3, 5], "level": ["0.1, 0.2", "0.1"],
+                                     "seeds": ["1, 0", "1, 0"]}
+    assert tables.gathered(lines, "seeds")["level"].isna().tolist() == [True, False, False, False]  # none is a value
+
+
+def test_bars_are_those_of_the_test_images(frame):
+    """Seeds add no images: the bar lies at the mean count, and is that of a hundred images."""
+    clean = frame[(frame["metric"] == "clean") & (frame["net"] == "A")].fillna({"level": 0.0})
+    (axis,) = plots.bands(clean, ["clean"], "level", ["title"], "rate", bars=True).axes
+    bars = axis.collections[1].get_segments()
+    for bar, count in zip(bars, (82, 72), strict=True):
+        assert bar[:, 1] == pytest.approx([100 * p for p in estimates.binomial_interval(count, 100)])
 
 
 def test_tradeoff_draws_means_and_seeds(frame):
@@ -551,6 +600,20 @@ def test_user_mistakes_in_scales_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("fk_resnet: [")
     with pytest.raises(UserError, match=r"mine\.yaml is not valid YAML"):
         scales.load("mine", "fk_resnet")
+    for content in ("other: {}", "[]", ""):
+        (tmp_path / "mine.yaml").write_text(content)
+        with pytest.raises(UserError, match=r"mine\.yaml has no section 'fk_resnet'"):
+            scales.load("mine", "fk_resnet")
+        assert not scales.has("mine", "fk_resnet")
     (tmp_path / "mine.yaml").write_text("other: {}")
-    with pytest.raises(UserError, match="has no section 'fk_resnet'"):
-        scales.load("mine", "fk_resnet")
+    assert scales.has("mine", "other")
+    with pytest.raises(UserError, match="unknown scale"):
+        scales.has("none", "other")
+
+
+def test_a_networks_own_settings_and_seeds_come_before_those_of_all():
+    settings = {"seeds": [0, 1], "width": 8, "nets": {"a": {"width": 4}, "b": {"seeds": [2]}}}
+    found = [(net, own["width"], seed) for net, own, seed in scales.networks(settings)]
+    assert found == [("a", 4, 0), ("a", 4, 1), ("b", 8, 2)]
+    assert [(net, seed) for net, _, seed in scales.networks(settings, [5, 3])] == [
+        ("a", 5), ("a", 3), ("b", 5), ("b", 3)]

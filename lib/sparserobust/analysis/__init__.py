@@ -2,7 +2,7 @@
 
 from sparserobust.analysis.activations import Activations
 from sparserobust.analysis.conditioning import Conditioning, LocalLipschitz
-from sparserobust.analysis.cost import Deployable, MACs, macs, step_costs
+from sparserobust.analysis.cost import Deployable, FileSize, MACs, macs, step_costs
 from sparserobust.analysis.linear import LinearRadii, Theorem31
 from sparserobust.analysis.radii import LayerNorms, Margins, RadiusOrder
 from sparserobust.analysis.random_masks import RandomMasks
@@ -18,7 +18,7 @@ from sparserobust.analysis.weights import (
     WithoutBlankPixels,
 )
 
-__all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "LayerNorms",
+__all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize", "LayerNorms",
            "LayerSparsity", "LayerWeights", "LinearRadii", "LocalLipschitz", "MACs", "Margins", "RadiusOrder",
            "RandomMasks", "RemainingParameters", "Stability", "Theorem31", "WeightHistogram", "WeightSparsity",
            "WithoutBlankPixels", "macs", "step_costs"]

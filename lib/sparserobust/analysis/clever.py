@@ -20,12 +20,12 @@ def clever(model: nn.Module, images: Tensor, labels: Tensor, radius: float, norm
     constant is estimated from `batches` times `samples` gradients: no guarantee, and too high a score where gradients
     are masked. Points may leave the box of the pixels."""
     norms = gradient_norms(model, images, labels, radius, batches * samples, norm, generator)
-    constants = local_lipschitz(norms.view(batches, samples, -1))
+    constants = largest_slope(norms.view(batches, samples, -1))
     gaps = margins(model, images, labels).clamp_min(0)
     return (gaps / constants.clamp_min(torch.finfo(constants.dtype).tiny)).clamp_max(radius)
 
 
-def local_lipschitz(norms: Tensor) -> Tensor:
+def largest_slope(norms: Tensor) -> Tensor:
     """The largest gradient norm (n,) that batches of them (batches, samples, n) point to: the endpoint of the reverse
     Weibull law of the batches' maxima."""
     maxima = norms.amax(1).double().cpu().T.numpy()

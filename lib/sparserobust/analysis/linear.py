@@ -72,7 +72,7 @@ class Theorem31(Measurement, kind="theorem_31"):
     radii: tuple[float, ...]
 
     def __call__(self, model, splits):
-        weight, _ = parameters(model)
+        weight, _ = weight_and_bias(model)
         if len(weight) != 2:
             raise UserError(f"theorem 3.1 speaks of two classes, these data have {len(weight)}: set `classes`")
         weight = weight[1] - weight[0]
@@ -99,7 +99,7 @@ class LinearRadii(Measurement, kind="linear_radii"):
     radii: tuple[float, ...]
 
     def __call__(self, model, splits):
-        weight, bias = parameters(model)
+        weight, bias = weight_and_bias(model)
         images, labels = splits.test.images.flatten(1).double(), splits.test.labels
         r2 = exact_radii(weight, bias, images, labels, "l2")
         r_inf = exact_radii(weight, bias, images, labels, "linf")
@@ -113,7 +113,7 @@ class LinearRadii(Measurement, kind="linear_radii"):
         return {"value": float(r2.mean()), "total": len(labels), "parts": parts}
 
 
-def parameters(model: nn.Module) -> tuple[Tensor, Tensor]:
+def weight_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight (classes, d) and bias (classes,), float64, of a linear network; `UserError` for any other."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     if len(layers) != 1 or not isinstance(layers[0], nn.Linear):

@@ -1,6 +1,8 @@
 """Why a network is as robust as it is: how far its logits lie apart, and how fast they can change. The radius within
 which no perturbation fools it is about margin over slope (Guo et al. 2018, lemma 3.1)."""
 
+from dataclasses import replace
+
 import torch
 
 from sparserobust.analysis import lipschitz
@@ -13,6 +15,7 @@ from sparserobust.data import Split
 from sparserobust.environment import stream
 from sparserobust.evaluation import reached
 from sparserobust.files import six_digits
+from sparserobust.models import noise_off
 
 
 @settings
@@ -28,15 +31,16 @@ class Margins(Measurement, kind="margins"):
         guaranteed  mean radius that the bound guarantees, no larger than the true one; None for a bound of zero
 
     The last two are zero for misclassified images, as r_2 is. `norm` is that of the perturbation: l2, or linf (then
-    gradients are measured in l1)."""
+    gradients are measured in l1). A noisy network has no slope: `noise: false` silences it."""
 
     images: int = 100
     norm: str = "l2"
     radius: float = 0.5
     samples: int = 20
+    noise: bool = True
 
     def check(self):
-        self.require(self.norm in ("l2", "linf"), f"norm is l2 or linf, not '{self.norm}'")
+        self.choice("norm", "l2", "linf")
         self.require(self.images > 0 and self.radius > 0 and self.samples > 0,
                      "images, radius and samples must be positive")
 
@@ -45,6 +49,9 @@ class Margins(Measurement, kind="margins"):
         return self.images * self.samples / 10_000
 
     def __call__(self, model, splits):
+        if not self.noise:
+            with noise_off(model):
+                return replace(self, noise=True)(model, splits)
         split = splits.test.first(self.images)
         images, labels = _right(model, split)
         if not len(labels):
@@ -79,7 +86,8 @@ class RadiusOrder(Measurement, kind="radius_order"):
     deepfool: Attack = DeepFool()
 
     def check(self):
-        self.require(self.images > 0, "images must be positive")
+        self.require(min(self.images, self.radius, self.batches, self.samples) > 0,
+                     "images, radius, batches and samples must be positive")
 
     @property
     def cost(self):

@@ -46,8 +46,7 @@ class Stability(Measurement, kind="stability"):
                      "levels cannot be negative, and one must be above 0: alpha is fitted to those")
         self.require(min(self.lengths, default=0) > 0 and len(set(self.lengths)) > 1,
                      "lengths are positive, and a slope needs two")
-        self.require(self.direction in ("random", "gradient"),
-                     f"direction is random or gradient, not '{self.direction}'")
+        self.choice("direction", "random", "gradient")
         self.require(self.draws >= 1, "draws starts at 1")
         self.require(self.images is None or self.images > 0, "images must be positive")
 

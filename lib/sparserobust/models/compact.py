@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust.errors import UserError
-from sparserobust.models.noise import noise_scales
+from sparserobust.models.gates import fold_gates
+from sparserobust.models.noise import NoisyConv2d
 from sparserobust.models.preact_resnet import Block, Ensemble
 from sparserobust.models.winners import KWinners
 
@@ -24,17 +25,26 @@ def compact(model: Ensemble) -> Ensemble:
 
     What stays: the residual stream itself, since other blocks read it and noise is scaled by its standard deviation;
     zero *output* channels, since the norm that follows shifts them to constants; zeros scattered over kernels; one
-    channel of every convolution. The state_dict fits the compact copy of any network with the same zeros.
+    channel of every convolution. Gates are multiplied into the weights. Noise on weights keeps its spread on each of
+    them (its draws are others, since they follow the shape). The state_dict fits the compact copy of any network with
+    the same zeros.
+
+    `UserError` for k-winners, and for noise on weights that also lies on zeros or has another granularity than channel.
     """
-    if noise_scales(model):
-        raise UserError("compact does not know noise on weights: it removes channels of networks without")
     if any(isinstance(layer, KWinners) for layer in model.modules()):
         raise UserError("compact does not know k-winners: with fewer units in a layer, others would win")
     model = deepcopy(model)
+    fold_gates(model)
+    noisy = [layer for layer in model.modules() if isinstance(layer, NoisyConv2d)]
+    if any(layer.noise.granularity != "channel" or not layer.noise.masked for layer in noisy):
+        raise UserError("compact knows noise on weights only if it is masked and of granularity channel")
+    spreads = [layer.weight.std() for layer in noisy]
     for member in model.members:
         member.stem = _narrowed(member.stem, member.stem)
         for block in member.blocks:
             _shrink(block)
+    for layer, spread in zip(noisy, spreads, strict=True):
+        layer.noise.scale.data *= spread / layer.weight.std()  # which is larger without the zeros
     return model
 
 

@@ -65,6 +65,15 @@ def add_gates(layer: nn.Conv2d) -> None:
     layer.draw_gates()
 
 
+def fold_gates(model: nn.Module) -> None:
+    """Make every gated convolution a plain one with the weight it has in eval mode; eval mode computes what it did."""
+    for layer in gated(model).values():
+        with torch.no_grad():
+            layer.weight.copy_(layer.effective_weight())
+        del layer.log_alpha
+        layer.__class__ = nn.Conv2d
+
+
 def gated(model: nn.Module) -> dict[str, GatedConv2d]:
     """Name to layer of all convolutions with gates."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, GatedConv2d)}

@@ -114,8 +114,7 @@ class NoisyWeights(Model, kind="noisy_weights"):
     masked: bool = True  # no noise on weights that are exactly zero
 
     def check(self):
-        self.require(self.granularity in ("layer", "channel", "element"),
-                     f"granularity is layer, channel or element, not '{self.granularity}'")
+        self.choice("granularity", "layer", "channel", "element")
 
     @property
     def cost(self) -> float:

@@ -8,18 +8,21 @@ members the expectation.
 from torch import Tensor, nn
 
 from sparserobust.config import Model, settings
+from sparserobust.models.gates import add_gates
 from sparserobust.models.noise import Noise
 
 
 @settings
 class PreActResNet(Model, kind="preact_resnet"):
     """Depth 6n+2, widths w, 2w, 4w. `members` nets in an ensemble; `noise` relative to the standard deviation of the
-    activations it is added to (0.1 in the papers' ensembles)."""
+    activations it is added to (0.1 in the papers' ensembles). `gated`: the first convolution of each block has gates,
+    as in `WideResNet`; weights begin as they do without."""
 
     depth: int = 20
     width: int = 16
     members: int = 1
     noise: float = 0.0
+    gated: bool = False
 
     def check(self):
         self.require(self.depth >= 8 and self.depth % 6 == 2, f"depth must be 6n+2 (8, 14, 20, ...), not {self.depth}")
@@ -33,6 +36,9 @@ class PreActResNet(Model, kind="preact_resnet"):
     def build(self, image_shape, classes):
         nets = [Member(image_shape[0], classes, (self.depth - 2) // 6, self.width, self.noise)
                 for _ in range(self.members)]
+        if self.gated:
+            for block in (block for net in nets for block in net.blocks):
+                add_gates(block.conv1)
         return Ensemble(nets)
 
 

@@ -46,7 +46,7 @@ class WideResidualNet(nn.Module):
 
     def __init__(self, first: nn.Module, channels: int, classes: int, blocks: int, width: int, widen: int):
         super().__init__()
-        self.first, self.stem = first, convolution(channels, width, 3)
+        self.first, self.stem = first, fan_in_convolution(channels, width, 3)
         groups, channels = [], width
         for group in range(3):
             for block in range(blocks):
@@ -69,9 +69,9 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, out: int, stride: int):
         super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(channels), convolution(channels, out, 3)
-        self.norm2, self.conv2 = nn.BatchNorm2d(out), convolution(out, out, 3, stride)
-        self.shortcut = convolution(channels, out, 1, stride) if channels != out else None
+        self.norm1, self.conv1 = nn.BatchNorm2d(channels), fan_in_convolution(channels, out, 3)
+        self.norm2, self.conv2 = nn.BatchNorm2d(out), fan_in_convolution(out, out, 3, stride)
+        self.shortcut = fan_in_convolution(channels, out, 1, stride) if channels != out else None
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Block(nn.Module):
         return [(self.conv1, self.norm2, self.conv2)]
 
 
-def convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def fan_in_convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """No bias; weights from N(0, 2 / (kernel^2 channels))."""
     layer = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight)

@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pandas
 
-from sparserobust import claims, estimates, reported, scales, tables
+from sparserobust import claims, estimates, reported, scales, sweep, tables
 from sparserobust.analysis import (
     ChannelNorms,
     ChannelSparsity,
@@ -50,26 +50,14 @@ BATCH = 128  # images, for the second latency of the table of deployable sizes
 FIGURE5 = TABLE4_LEVELS | {"released ADMM channels": None, "ADMM channels": None}
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """The runs of tables 1 to 4 and figures 1 to 5 at one scale, and what is measured on all of them. Grid rows: `net`
-    (the paper's), `ours` (what stands for it), `training`, `method`, `level` (the paper's penalty), `seed`, `run`, and
-    under `also` what is measured on this row only. `curve` lists the lambda1 of figures 3 and 4."""
-
-    scale: str
-    seeds: list[int]
-    grid: list[dict]
-    measurements: dict[str, Measurement]
-    curve: list[float]
-
-    def rows(self, net: str, *methods: str) -> list[dict]:
-        """Grid rows of one net, in the order of `methods`."""
-        return [row for method in methods for row in self.grid if row["net"] == net and row["method"] == method]
+class Experiment(sweep.Experiment):
+    """Grid rows: `net` (the paper's), `ours` (what stands for it), `training`, `method`, `level` (the paper's penalty),
+    `seed`, `run`, `also`."""
 
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
-    seeds or a misspelt setting."""
+    seeds, or a misspelt setting of a run or measurement (other words of a scale file are not checked)."""
     settings = scales.load(scale, PAPER)
     chosen = scales.checked_seeds(seeds, settings["seeds"])
     grid = [_grid_row(settings, *row, seed) for row, keys in _rows(settings).items()
@@ -79,7 +67,7 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     measurements = {name: Measurement.parse(m) for name, m in settings["measurements"].items()}
     exact = {"sparsity": WeightSparsity(), "channel_sparsity": ChannelSparsity(),
              "remaining_parameters": RemainingParameters()}
-    return Experiment(scale, chosen, grid, measurements | exact, settings["curve"])
+    return Experiment(scale, chosen, grid, measurements | exact, settings)
 
 
 def _rows(settings: dict) -> dict[tuple[str, str, float | None], list[str]]:
@@ -154,17 +142,16 @@ def _levels(net: str) -> list[float]:
 
 def overview(grid: list[dict]) -> pandas.DataFrame:
     """The grid as a table: one row per net and penalty, with our settings beside the paper's."""
-    rows = {}
+    lines = []
     for row in grid:
-        key = row["net"], row["method"], row["level"]
         settings = {k: v for k, v in row["run"].sparsifier.plain().items() if k != "kind"}
         paper = LEVELS.get(row["method"].removesuffix(FINE_TUNED))
-        rows.setdefault(key, {
+        lines.append({
             "the paper's net": row["net"], "ours": row["ours"], "method": row["method"],
             "the paper's penalty": f"{paper} {row['level']:g}" if paper else "",
             "our penalty": ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in settings.items()),
-            "epochs": row["run"].recipe.epochs, "seeds": []})["seeds"].append(row["seed"])
-    return pandas.DataFrame(list(rows.values()))
+            "epochs": row["run"].recipe.epochs, "seeds": row["seed"]})
+    return tables.gathered(lines, "seeds")
 
 
 def table(frame: pandas.DataFrame, table_id: str) -> pandas.DataFrame:
@@ -248,8 +235,10 @@ def caption(experiment: Experiment, table_id: str) -> str:
     printed = reported.load(PAPER).tables[table_id]
     some = experiment.grid[0]["run"]
     method = TABLES.get(table_id, "RVSM, RGSM and ADMM on ResNet20")
-    here = [row for row in experiment.grid if row["method"] in ("dense", method) and row["net"] in set(
-        printed.frame().get("net", []))] if table_id in TABLES else experiment.rows("ResNet20", *(m for _, m in TABLE4))
+    nets, methods = set(printed.frame().get("net", [])), ("dense", method)
+    if table_id not in TABLES:
+        nets, methods = {"ResNet20"}, [m for _, m in TABLE4]
+    here = [row for row in experiment.grid if row["net"] in nets and row["method"] in methods]
     counts = sorted(set(Counter((row["net"], row["method"], row["level"]) for row in here).values()))
     spread = "one seed: with the 95 % binomial interval of the test images"
     if counts and counts[-1] > 1:

@@ -5,7 +5,8 @@ project's reading, and every number is ours."""
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain, zip_longest
+from itertools import chain, groupby, zip_longest
+from operator import itemgetter
 
 import pandas
 
@@ -61,13 +62,12 @@ class Experiment(sweep.Experiment):
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
-    seeds or a misspelt setting."""
+    seeds, or a misspelt setting of a run or measurement (other words of a scale file are not checked)."""
     settings = scales.load(scale, PAPER)
     chosen = scales.checked_seeds(seeds, settings["seeds"])
     grid = []
-    for net, own in settings["nets"].items():
-        rows = [_net_rows(settings | own, net, seed, first=seed == chosen[0])
-                for seed in (chosen if seeds else own.get("seeds", chosen))]
+    for _, of_net in groupby(scales.networks(settings, seeds), key=itemgetter(0)):
+        rows = [_net_rows(own, net, seed, first=seed == chosen[0]) for net, own, seed in of_net]
         # one seed after the other, row by row: what a row waits for has then been begun some rows before
         grid += [row for row in chain.from_iterable(zip_longest(*rows)) if row]
     return Experiment(scale, chosen, grid, {"sparsity": WeightSparsity()}, settings)
@@ -210,7 +210,8 @@ def macs_of(frame: pandas.DataFrame, experiment: Experiment) -> dict[str, float]
 
 
 def costs(rows: list[dict], macs: dict[str, float], seconds: Callable[[Run], float]) -> pandas.DataFrame:
-    """What training took, one line per net and method, mean over seeds: `cost`, and `seconds` of all it began with."""
+    """What training took, one line per net and method, mean over seeds: `passes` (its `cost`), and `seconds`, with
+    all it began with."""
     wide = {row["net"]: row["run"].model.identity for row in rows if row["part"] == "dense"}
     spent = pandas.DataFrame([{"line": f"{row['ours']}, {called(row)}",
                                "passes": cost(row["run"], macs, wide[row["net"]]),
@@ -220,17 +221,12 @@ def costs(rows: list[dict], macs: dict[str, float], seconds: Callable[[Run], flo
 
 
 def overview(grid: list[dict]) -> pandas.DataFrame:
-    """The grid as a table, one line per net, part, trainings and method."""
-    lines = {}
-    for row in grid:
-        key = tuple(row[k] for k in ("net", "part", "pruning", "retraining", "method"))
-        line = lines.setdefault(key, {"net": row["ours"], "part": row["part"], "pruning": row["pruning"],
-                                      "retraining": row["retraining"], "method": row["method"],
-                                      "epochs": row["run"].recipe.trained_epochs, "levels": [], "seeds": []})
-        for column, value in (("levels", "" if row["level"] is None else f"{row['level']:g}"), ("seeds", row["seed"])):
-            if value not in line[column]:
-                line[column].append(value)
-    return pandas.DataFrame(list(lines.values())).assign(levels=lambda t: t["levels"].map(", ".join))
+    """The grid as a table, one line per net, part, trainings, method and epochs."""
+    return tables.gathered([{
+        "net": row["ours"], "part": row["part"], "pruning": row["pruning"], "retraining": row["retraining"],
+        "method": row["method"], "epochs": row["run"].recipe.trained_epochs,
+        "levels": "" if row["level"] is None else f"{row['level']:g}", "seeds": row["seed"]} for row in grid],
+        "levels", "seeds")
 
 
 def located(frame: pandas.DataFrame) -> pandas.DataFrame:

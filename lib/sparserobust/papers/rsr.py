@@ -49,7 +49,7 @@ class Experiment(sweep.Experiment):
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
-    seeds or a misspelt setting."""
+    seeds, or a misspelt setting of a run or measurement (other words of a scale file are not checked)."""
     settings = scales.load(scale, PAPER)
     chosen = scales.checked_seeds(seeds, settings["seeds"])
     grid = [row for seed in chosen for net in settings["nets"]
@@ -170,15 +170,11 @@ def traded(frame: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
 
 def overview(grid: list[dict]) -> pandas.DataFrame:
     """The grid as a table, one line per kind of run."""
-    lines = {}
-    for row in grid:
-        key = name_of(row), row["net"]
-        run = row["run"]
-        lines.setdefault(key, {"the paper's net": row["net"], "ours": row["ours"], "run": key[0],
-                               "epochs": run.recipe.epochs, "starts from another": "yes" if run.start else "",
-                               "sparsifier": ", ".join(f"{k} {v}" for k, v in run.sparsifier.plain().items()),
-                               "seeds": []})["seeds"].append(row["seed"])
-    return pandas.DataFrame(list(lines.values()))
+    return tables.gathered([{
+        "the paper's net": row["net"], "ours": row["ours"], "run": name_of(row), "epochs": row["run"].recipe.epochs,
+        "starts from another": "yes" if row["run"].start else "",
+        "sparsifier": ", ".join(f"{k} {v}" for k, v in row["run"].sparsifier.plain().items()), "seeds": row["seed"]}
+        for row in grid], "seeds")
 
 
 def name_of(row) -> str:

@@ -60,13 +60,11 @@ class Experiment(sweep.Experiment):
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
-    seeds or a misspelt setting."""
+    seeds, or a misspelt setting of a run or measurement (other words of a scale file are not checked)."""
     settings = scales.load(scale, PAPER)
     chosen = scales.checked_seeds(seeds, settings["seeds"])
-    grid = []
-    for net, own in settings["nets"].items():
-        for seed in chosen if seeds else own.get("seeds", chosen):
-            grid += _net_rows(settings | own, net, seed, first=seed == chosen[0])
+    grid = [row for net, own, seed in scales.networks(settings, seeds)
+            for row in _net_rows(own, net, seed, first=seed == chosen[0])]
     return Experiment(scale, chosen, grid, {"sparsity": WeightSparsity()}, settings)
 
 
@@ -155,17 +153,11 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
 
 
 def overview(grid: list[dict]) -> pandas.DataFrame:
-    """The grid as a table, one line per net, part and method."""
-    lines = {}
-    for row in grid:
-        run = row["run"]
-        line = lines.setdefault(tuple(row[k] for k in ("net", "part", "method")), {
-            "net": row["ours"], "part": row["part"], "method": row["method"], "gates": run.model.gated,
-            "epochs": sum(r.recipe.trained_epochs for r in run.lineage), "removed [%]": [], "seeds": []})
-        for column, value in (("removed [%]", f"{100 * row['level']:g}"), ("seeds", row["seed"])):
-            if value not in line[column]:
-                line[column].append(value)
-    return pandas.DataFrame(list(lines.values())).assign(**{"removed [%]": lambda t: t["removed [%]"].map(", ".join)})
+    """The grid as a table, one line per net, part, method and epochs."""
+    return tables.gathered([{
+        "net": row["ours"], "part": row["part"], "method": row["method"], "gates": row["run"].model.gated,
+        "epochs": sum(r.recipe.trained_epochs for r in row["run"].lineage), "removed [%]": f"{100 * row['level']:g}",
+        "seeds": row["seed"]} for row in grid], "removed [%]", "seeds")
 
 
 def located(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -390,14 +382,10 @@ def costs_table(costs: dict[str, dict]) -> pandas.DataFrame:
 
 def best_single(frame: pandas.DataFrame, net: str, level: float) -> list[float]:
     """Per seed, what TSCNC adds under PGD-20 to the better of its constraints alone, in points. The better one is that
-    of the *other* seeds, so that choosing it takes nothing from TSCNC; with one seed it does."""
+    of the *other* seeds (`estimates.gains`), so that choosing it takes nothing from TSCNC."""
     chosen = estimates.matching(frame, {"metric": "pgd20", "net": net, "part": PRUNED, "level": level})
-    wide = chosen.pivot(index="seed", columns="method", values="value")
-    found = []
-    for seed in wide.index:
-        others = wide.drop(index=seed) if len(wide) > 1 else wide
-        found.append(100 * float(wide.at[seed, BOTH] - wide.at[seed, others[[TSC, CNC]].mean().idxmax()]))
-    return found
+    values = chosen.pivot(index="method", columns="seed", values="value")
+    return [-100 * gain for gain in estimates.gains(values.reindex([TSC, CNC]), values.reindex([BOTH]))]
 
 
 def judged(frame: pandas.DataFrame, experiment: Experiment,

@@ -28,8 +28,7 @@ class ADMM(Sparsifier, kind="admm"):
 
     def check(self):
         self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
-        self.require(self.granularity in ("weight", "channel"),
-                     f"granularity is weight or channel, not '{self.granularity}'")
+        self.choice("granularity", "weight", "channel")
         self.require(self.rho > 0, "rho must be positive")
 
     def project(self, w: Tensor) -> Tensor:

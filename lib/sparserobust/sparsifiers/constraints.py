@@ -44,9 +44,9 @@ class TSCNC(Sparsifier, kind="tscnc"):
                      "sparse, condition, l0 and weight_decay cannot be negative")
         self.require(self.a > 0 and self.images > 0, "a and images must be positive")
         self.require(0 <= self.drop_rate < 1, "drop_rate must lie in [0, 1)")
-        for key, known in (("sign", ("literature", "released")), ("layers", ("linear", "all")),
-                           ("form", FORMS)):
-            self.require(getattr(self, key) in known, f"{key} is {' or '.join(known)}, not '{getattr(self, key)}'")
+        self.choice("sign", "literature", "released")
+        self.choice("layers", "linear", "all")
+        self.choice("form", *FORMS)
 
     def start(self, model):
         self.require(not self.sparse or bool(gated(model)),

@@ -31,7 +31,7 @@ class Magnitude(FixedMask, kind="magnitude"):
 
     def check(self):
         self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
-        self.require(self.scope in ("global", "layerwise"), f"scope is global or layerwise, not '{self.scope}'")
+        self.choice("scope", "global", "layerwise")
 
     @torch.no_grad()
     def start(self, model):

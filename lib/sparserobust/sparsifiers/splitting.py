@@ -27,10 +27,9 @@ class Splitting(Sparsifier):
 
     def check(self):
         self.require(self.beta > 0, "beta must be positive")
-        for key, known in (("pull", ("decoupled", "gradient")), ("u_from", ("new", "old")),
-                           ("replace", ("end", "every_epoch", "swap"))):
-            value = getattr(self, key)
-            self.require(value in known, f"{key} is one of {', '.join(known)}, not '{value}'")
+        self.choice("pull", "decoupled", "gradient")
+        self.choice("u_from", "new", "old")
+        self.choice("replace", "end", "every_epoch", "swap")
 
     @abstractmethod
     def prox(self, w: Tensor) -> Tensor:
@@ -90,7 +89,7 @@ class RVSM(Splitting, kind="rvsm"):
         super().check()
         self.require(self.lam >= 0, "lam cannot be negative")
         self.require(self.a > 0, "a must be positive")
-        self.require(self.penalty in ("l0", "l1", "tl1"), f"penalty is l0, l1 or tl1, not '{self.penalty}'")
+        self.choice("penalty", "l0", "l1", "tl1")
 
     def prox(self, w):
         level = self.lam / self.beta
@@ -118,8 +117,7 @@ class RGSM(Splitting, kind="rgsm"):
     def check(self):
         super().check()
         self.require(min(self.lambda1, self.lambda2) >= 0, "lambda1 and lambda2 cannot be negative")
-        self.require(self.penalty in ("group_l0", "group_l1"),
-                     f"penalty is group_l0 or group_l1, not '{self.penalty}'")
+        self.choice("penalty", "group_l0", "group_l1")
 
     def added_loss(self, model, state):
         if not self.lambda2:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sparserobust.config import Sparsifier, settings
+from sparserobust.models.gates import acting_weight
 from sparserobust.sparsifiers.magnitude import FixedMask
 from sparserobust.sparsity import prunable, zero_weights
 
@@ -19,32 +20,38 @@ class Channels(FixedMask, kind="channels"):
 
     - criterion `filters`: those with the smallest l1 norm of the filter that writes them, ranked in their own layer,
       so that each layer loses the same share (Li et al. 2017, who set that share by hand for each stage);
+    - criterion `readers`: those with the smallest l2 norm of the weights that read them, ranked in their own layer (the
+      channels of Dinh et al. 2020, so that those which RGSM has set to zero go first);
     - criterion `scales`: those with the smallest |gamma| of the norm they pass, ranked over all layers (Liu et al.
       2017, network slimming, who also choose what a layer reads of the residual stream; `ScaleLasso` trains for this).
 
     A removed channel has neither the weights that write it nor those that read it. Its norm still puts out a constant,
     beta in training mode, but nobody reads it (except k-winners, among which it competes)."""
 
-    sparsity: float  # share of convolution and linear weights that is zero afterwards, at least
+    sparsity: float | None = None  # share of convolution and linear weights that is zero afterwards, at least; or
+    share: float | None = None  # share of the inner channels of each layer that goes, whatever else is zero
     criterion: str = "filters"
 
     def check(self):
-        self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
-        self.require(self.criterion in ("filters", "scales"),
-                     f"criterion is filters or scales, not '{self.criterion}'")
+        self.require((self.sparsity is None) != (self.share is None), "give sparsity or share, one of the two")
+        self.require(self.share is None or self.criterion != "scales",
+                     "scales are ranked over all layers: give sparsity, not a share of each layer")
+        for name, value in (("sparsity", self.sparsity), ("share", self.share)):
+            self.require(value is None or 0 <= value < 1, f"{name} is a share in [0, 1), got {value}")
+        self.choice("criterion", "filters", "readers", "scales")
 
     @torch.no_grad()
     def start(self, model):
         masks = super().start(model)
         mask_of = {w: masks[name] for name, w in prunable(model).items()}
         zero, total = zero_weights(model)
-        for _, channel, writer, reader in self._order(model):
-            if zero / total >= self.sparsity:
+        for key, channel, writer, reader in self._order(model):
+            if key > self.share + 1e-9 if self.sparsity is None else zero / total >= self.sparsity:
                 break
             for mask in (mask_of[writer.weight][channel], mask_of[reader.weight][:, channel]):
                 zero += int(mask.count_nonzero())  # where row and column of two channels cross, only the first time
                 mask.zero_()
-        self.require(zero / total >= self.sparsity, f"sparsity {self.sparsity:g} is out of reach: with one inner "
+        self.require(zero / total >= (self.sparsity or 0), f"sparsity {self.sparsity} is out of reach: with one inner "
                      f"channel left a layer, it is {math.floor(1000 * zero / total) / 1000:g} in this network")
         self.after_step(model, masks, 0.0)
         return masks
@@ -53,11 +60,15 @@ class Channels(FixedMask, kind="channels"):
         """(key, channel, writer, reader) of all inner channels but the best of each layer, the first to go first."""
         order = []
         for writer, norm, reader in inner_channels(model, self):
-            if self.criterion == "filters":
-                channels = writer.weight.abs().sum((1, 2, 3)).argsort(stable=True).tolist()
-                keys = [rank / len(channels) for rank in range(1, len(channels) + 1)]  # share lost with this channel
-            else:
+            if self.criterion == "scales":
                 keys, channels = (t.tolist() for t in norm.weight.abs().sort(stable=True))
+            else:
+                if self.criterion == "filters":
+                    sizes = acting_weight(writer).abs().sum((1, 2, 3))
+                else:
+                    sizes = acting_weight(reader).transpose(0, 1).flatten(1).norm(dim=1)
+                channels = sizes.argsort(stable=True).tolist()
+                keys = [rank / len(channels) for rank in range(1, len(channels) + 1)]  # share lost with this channel
             order += [(key, channel, writer, reader) for key, channel in zip(keys[:-1], channels[:-1], strict=True)]
         return sorted(order, key=lambda candidate: candidate[0])
 
