@@ -1,0 +1,80 @@
+"""Exercises of 00_start_here."""
+
+from copy import deepcopy
+
+import torch
+from pandas import DataFrame
+from torch import nn
+
+from sparserobust.attacks import predicted
+from sparserobust.data import Splits
+from sparserobust.exercises.checks import Verdict, choice, exercise, number
+from sparserobust.papers.start_here import ADVERSARIAL, NATURAL, attack
+from sparserobust.sparsifiers import Magnitude
+
+
+@exercise
+def exercise_1(answer) -> Verdict:
+    """The smallest radius at which an attack turns a linear classifier with logit difference 0.6 and sum of |w| 12."""
+    return number(answer, 0.6 / 12, "margin over slope, with the slope in the norm that fits the attack: that ratio is "
+                  "what half of this project is about", {
+                      12 / 0.6: "that is slope over margin: the other way round",
+                      0.6: "that is the margin: how far does one step of every pixel bring it down?",
+                      0.6 / 12 / 2: "the difference need only fall to zero, in one go: no factor of two"})
+
+
+@exercise
+def exercise_2(answer, frame: DataFrame) -> Verdict:
+    """The first radius at which the network trained as usual is right on less than half of the test images."""
+    reached = _accuracies(frame, NATURAL)
+    below = [radius for radius, rate in reached.items() if rate < 0.5]
+    other = [radius for radius, rate in _accuracies(frame, ADVERSARIAL).items() if rate < 0.5]
+    if not below:
+        return number(answer, float("inf"), "", {})
+    slips = {radius: f"there it still knows {100 * rate:.0f} % of them" for radius, rate in reached.items()
+             if rate >= 0.5}
+    slips |= {other[0]: "that is the network that was trained under attack"} if other else {}
+    held = _accuracies(frame, ADVERSARIAL)[below[0]]
+    return number(answer, below[0], f"it knows {100 * reached[below[0]]:.0f} % there, and the network that was trained "
+                  f"under attack {100 * held:.0f} %", slips)
+
+
+def _accuracies(frame: DataFrame, net: str) -> dict[float, float]:
+    """Accuracy of the first seed by radius, in rising order."""
+    rows = frame[(frame["net"] == net) & (frame["metric"] != "clean") & (frame["seed"] == frame["seed"].min())]
+    return dict(sorted(zip(rows["metric"].astype(float), rows["value"], strict=True)))
+
+
+@exercise
+def exercise_3(answer, networks: dict[str, nn.Module], splits: Splits) -> Verdict:
+    """Accuracy of the network trained as usual under Gaussian noise of 0.1, clipped to 0.1."""
+    images, labels = splits.test.images, splits.test.labels
+    noise = 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (images + noise.clamp(-0.1, 0.1).to(images)).clamp(0, 1)
+    net = networks[NATURAL]
+    hit = _rate(net, noisy, labels)
+    attacked = _rate(net, attack(0.1)(net, images, labels), labels)
+    return number(answer, hit, f"a random direction is nearly level: {100 * hit:.0f} % against {100 * attacked:.0f} % "
+                  "under an attack of the same size, which is not noise", {
+                      attacked: "that is under attack, not under noise",
+                      _rate(networks[ADVERSARIAL], noisy, labels): "that is the network that was trained under attack",
+                      100 * hit: "a share between 0 and 1 is asked for, not percent"}, within=0.02)
+
+
+@exercise
+def exercise_4(answer, networks: dict[str, nn.Module], splits: Splits, radius: float) -> Verdict:
+    """Whether pruning to 90 % layer by layer leaves more accuracy under attack than ranking all weights together."""
+    found = {}
+    for scope in ("layerwise", "global"):
+        copy = deepcopy(networks[ADVERSARIAL])
+        Magnitude(sparsity=0.9, scope=scope).start(copy)
+        attacked = attack(radius)(copy, splits.test.images, splits.test.labels)
+        found[scope] = _rate(copy, attacked, splits.test.labels)
+    told = f"layer by layer {100 * found['layerwise']:.0f} %, together {100 * found['global']:.0f} %"
+    correct, other = ("higher", "lower") if found["layerwise"] > found["global"] else ("lower", "higher")
+    return choice(answer, correct, told, {other: f"it is the other way round: {told}"})
+
+
+def _rate(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of right answers."""
+    return float((predicted(net, images) == labels).double().mean())

@@ -1,0 +1,532 @@
+"""Exercises: a right answer is told so, every slip gets its own reason, and the notebooks ask what is checked. Answers
+that need trained networks are tried in tests/notebooks."""
+
+import ast
+import inspect
+import math
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from sparserobust import batch, config, data, exercises, inheritance, models, sparsity, training
+from sparserobust.analysis import linear
+from sparserobust.exercises import checks, fk_resnet, iwi, rsr, sparsity_theory, tscnc
+from sparserobust.papers import fk_resnet as fk_resnet_paper
+from sparserobust.papers import iwi as iwi_paper
+from sparserobust.papers import rsr as rsr_paper
+from sparserobust.papers import sparsity_theory as theory_paper
+from sparserobust.papers import tscnc as tscnc_paper
+from sparserobust.sparsifiers import Magnitude, RandomMask, proximal
+
+NOTEBOOKS = [batch.find(name) for name in batch.names()]
+MODULES = {name: getattr(exercises, name) for name in exercises.__all__}
+
+
+def functions(module) -> dict:
+    return {name: f for name, f in vars(module).items() if re.fullmatch(r"exercise_\d+", name)}
+
+
+ALL = [pytest.param(f, id=f"{module}.{name}") for module, m in MODULES.items() for name, f in functions(m).items()]
+
+
+def answered(check, *rest, correct, slips):
+    """The check tells `right` for the correct answer and not for any of the slips, each with a word of its reason."""
+    assert check(correct, *rest).startswith("right: ")
+    for wrong, said in slips:
+        verdict = check(wrong, *rest)
+        assert verdict.startswith("not yet: ") and said in verdict, (wrong, verdict)
+    assert re.match("not yet: .* is expected", check("about a half", *rest))
+
+
+# ---------------------------------------------------------------------------------------------- what all have in common
+
+
+def test_a_verdict_is_shown_without_quotes():
+    assert repr(checks.right("so")) == "right: so" and repr(checks.not_yet("so")) == "not yet: so"
+    assert isinstance(checks.right("so"), str)
+
+
+def test_a_number_may_be_any_scalar():
+    for half in (0.5, np.float32(0.5), torch.tensor([0.5]), pandas.Series([0.5]), np.array(0.5)):
+        assert checks.number(half, 0.5, "w", {}) == "right: w"
+    assert checks.number(1, 1.0, "w", {}) == "right: w"
+    for other in (True, None, [0.5], np.zeros(2), torch.zeros(2), math.nan, math.inf, {"a": 1}, 0.5j):
+        assert checks.number(other, 0.5, "w", {}).startswith("not yet: a number is expected, not a ")
+    assert checks.number("0.5", 0.5, "w", {}) == "not yet: a number is expected, not text"
+
+
+def test_a_number_has_a_tolerance():
+    def verdict(answer, **more):
+        return checks.number(answer, 100, "w", {50: "half", 100.5: "near"}, **more)
+
+    assert verdict(100.9) == verdict(99.1) == verdict(100.5) == "right: w"  # right comes before any slip
+    assert verdict(102) == "not yet: 102 is too large" and verdict(98.9) == "not yet: 98.9 is too small"
+    assert verdict(50.4) == "not yet: half"
+    assert verdict(100.5, tolerance=0) == "not yet: near" and verdict(50.4, tolerance=0) == "not yet: 50.4 is too small"
+    assert verdict(103, within=3) == "right: w" and verdict(103.6, within=3) == "not yet: 103.6 is too large"
+    assert checks.number(0, 0, "w", {}) == "right: w" and checks.number(-1, 1, "w", {}) == "not yet: -1 is too small"
+
+
+def test_a_choice_is_one_of_some_words():
+    def verdict(answer):
+        return checks.choice(answer, "C&W", "w", {"DeepFool": "far"})
+
+    assert verdict(" c&w ") == "right: w" and verdict("deepfool") == "not yet: far"
+    assert verdict("PGD") == "not yet: one of 'C&W', 'DeepFool' is expected, not 'PGD'"
+    assert verdict(3).endswith("is expected, not a int")
+
+
+def test_a_run_is_told_by_what_differs(tiny_run):
+    correct = tiny_run(seed=1)
+
+    def verdict(answer):
+        return checks.chosen_run(answer, correct, lambda: "w", {tiny_run(): "the seed"})
+
+    assert verdict(correct) == verdict({"run": correct, "net": "A"}) == "right: w"
+    assert verdict(tiny_run()) == "not yet: the seed"
+    assert verdict(tiny_run(seed=2, epochs=1)) == "not yet: its recipe and its seed should be another"
+    for other in (pandas.DataFrame(), {"net": "A"}, 3, "run"):
+        assert verdict(other).startswith("not yet: a run is expected, such as ")
+
+
+def test_rates_are_told_by_run(monkeypatch, tiny_run):
+    frame = pandas.DataFrame([{"name": n, "metric": m, "value": v} for n, m, v in (
+        ("a", "PGD", 0.5), ("a", "clean", 0.976), ("b", "PGD", 0.25), ("b", "clean", 1.0))])
+    monkeypatch.setattr(checks.sweep, "sweep", lambda grid, measurements, store: frame)
+    said = checks.rates({"a": tiny_run(), "b": tiny_run(seed=1)}, {"clean": None, "PGD": None}, None)
+    assert said == "clean 98 % (a), 100 % (b); PGD 50 % (a), 25 % (b)"
+
+
+@pytest.mark.parametrize("check", ALL)
+def test_three_dots_are_no_answer_and_cost_nothing(check):
+    nothing = [None] * (len(inspect.signature(check).parameters) - 1)
+    assert check(..., *nothing) == "not answered yet: replace the three dots"
+
+
+# ------------------------------------------------------------------------------------------------------- 01_fk_resnet
+
+
+@pytest.fixture(scope="module")
+def ensembles():
+    return fk_resnet_paper.experiment("quick")
+
+
+class Untrained:
+    """A store that has no runs: networks are as they begin, histories as told."""
+
+    def __init__(self, *history):
+        self.history = list(history)
+
+    def model(self, run):
+        return training.build(run, data.load(run.data)).eval()
+
+    def record(self, run):
+        return {"history": self.history}
+
+    def measure(self, run, measurement):
+        return {"value": 1.0}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """No run is trained: what runs reach is their names."""
+    for module in MODULES.values():
+        if hasattr(module, "rates"):
+            monkeypatch.setattr(module, "rates", lambda runs, measurements, store: ", ".join(runs))
+
+
+def test_beta():
+    answered(fk_resnet.exercise_1, correct=0.02, slips=[
+        (0.01, "factor 2"), (2e-4, "root is missing"), (1e-4, "l1"), (50, "upside down"), (0.02**0.5, "root of beta"),
+        (0.03, "too large"), (0.001, "too small")])
+    kept = proximal.l0(torch.tensor([0.0099, 0.0101]), 1e-6 / 0.02)
+    assert kept[0] == 0 < kept[1]
+
+
+def test_channels_left():
+    rows = [{"net": net, "method": "RGSM", "level": 0.1, "metric": "channel_sparsity", "seed": seed, "count": count,
+             "total": total} for net, seed, count, total in (
+                 ("En2ResNet20", 0, 100, 200), ("En2ResNet20", 1, 120, 200), ("ResNet20", 0, 20, 100),
+                 ("ResNet20", 1, 20, 100), ("ResNet20", 2, 99, 100))]
+    answered(fk_resnet.exercise_2, pandas.DataFrame(rows), correct=180 / 160, slips=[
+        (0.45 / 0.8, "compares shares"), (0.55 / 0.2, "shares removed"), (220 / 40, "channels removed"),
+        (160 / 180, "upside down"), (1.2, "too large")])
+
+
+def test_gap(ensembles):
+    store = Untrained({"gap": 0.9}, {"gap": 0.2})
+    answered(fk_resnet.exercise_3, ensembles, store, correct=0.96, slips=[
+        (0.8, "lengths do not add up"), (0.2, "not squared"), (0.04, "which one stays"), (0.96**0.5, "|u| / |w|"),
+        (96, "between 0 and 1"), (0.9, "too small")])
+
+
+def test_ensemble_without_noise(ensembles, told):
+    noisy, single = (ensembles.rows(net, "dense")[0]["run"] for net in ("En2ResNet20", "ResNet20"))
+    quiet = replace(noisy, model=replace(noisy.model, noise=0.0))
+    answered(fk_resnet.exercise_4, ensembles, None, correct=quiet, slips=[
+        (noisy, "with its noise"), (single, "one network"),
+        (replace(quiet, model=replace(quiet.model, members=1)), "one"),
+        (replace(quiet, seed=9), "its seed")])
+
+
+def test_projected_admm(ensembles, told):
+    released, meant = (ensembles.rows(net="ResNet20", method=m)[0]["run"]
+                       for m in ("released ADMM weights", "ADMM weights"))
+    cut = replace(released, start=released, recipe=replace(released.recipe, epochs=0),
+                  sparsifier=Magnitude(sparsity=0.75, scope="layerwise"))
+    answered(fk_resnet.exercise_5, ensembles, None, correct=cut, slips=[
+        (replace(cut, recipe=released.recipe), "trains on"), (replace(cut, start=None), "untrained"),
+        (replace(cut, start=meant), "projected already"),
+        (replace(cut, sparsifier=Magnitude(sparsity=0.75)), "layerwise"),
+        (replace(cut, sparsifier=Magnitude(sparsity=0.8, scope="layerwise")), "percentile"),
+        (released, "not projected"), (meant, "as it is meant")])
+
+
+# ------------------------------------------------------------------------------------------------------------- 02_iwi
+
+
+@pytest.fixture(scope="module")
+def tickets():
+    return iwi_paper.experiment("quick")
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """A narrow network, the settings of a wide one, and the narrow one's heir."""
+    small, wide = models.PreActResNet(depth=8, width=4).build((1, 8, 8), 10), models.PreActResNet(depth=8, width=8)
+    heir = wide.build((1, 8, 8), 10)
+    inheritance.inherit(heir, small.state_dict(), config.Inheritance(kappa=0))
+    return small.eval(), wide, heir
+
+
+def test_zeros_of_an_heir(toys):
+    *_, heir = toys
+    _, total = sparsity.zero_weights(heir)
+    half = (total - 8 * 9) // 2  # the stem has no new inputs
+    answered(iwi.exercise_1, {0: heir}, correct=half, slips=[
+        (total // 2, "counts all layers; the first reads the image and has no new inputs"),
+        (half * 3 // 2, "at their default"), (total * 3 // 4, "at their default"), (half // 2, "nobody reads"),
+        (total - half, "*not* zero"), (0.5, "share"), (half / total, "share"), (half + 1, "too large")])
+
+
+def test_share_without_gradient(toys):
+    small, wide, _ = toys
+    layers, _ = iwi.stuck(small, wide)
+    assert len(layers) == 8 and all(0.75 <= share < 0.8 for share in layers.values())  # 6 convolutions, 2 shortcuts
+    answered(iwi.exercise_2, small, wide, correct=0.75, slips=[
+        (0.5, "both together"), (0.25, "does move"), (1, "inherited corner"), (75, "between 0 and 1"),
+        (0.6, "too small")])
+
+
+def test_heir_at_equal_cost(tickets):
+    kappa, net = tickets.settings["inheritance"]["kappa"], tickets.nets[0]
+    rates = {("dense", "dense", 0.0): (0.70, 0.90), ("inheritance", iwi_paper.IWI["ticket"], kappa): (0.78, 0.91),
+             ("inheritance", iwi_paper.EQUAL["ticket"], None): (0.80, 0.95),
+             ("inheritance", iwi_paper.EQUAL["narrow"], None): (0.75, 0.95),
+             ("inheritance", iwi_paper.IWI["narrow"], kappa): (0.76, 0.91),
+             ("inheritance", iwi_paper.MATCHED["ticket"], None): (0.775, 0.9)}
+    rows = []
+    for (part, method, level), values in rates.items():
+        for metric, value in zip(("pgd20", "clean"), values, strict=True):
+            rows += [{"net": net, "part": part, "pruning": "", "retraining": "adversarial", "method": method,
+                      "level": level, "seed": seed, "metric": metric, "value": value + seed / 100} for seed in (0, 1)]
+    answered(iwi.exercise_3, pandas.DataFrame(rows), tickets, correct=-2.0, slips=[
+        (8, "as many epochs"), (2, "other way round"), (-0.02, "points"), (1, "narrow"), (-4, "clean"),
+        (0.5, "histogram"),
+        (-3, "too small")])
+
+
+def test_signs_of_a_ticket(tickets, monkeypatch):
+    run = tickets.rows(net=tickets.nets[0], part="tickets", method="initial", pruning="adversarial",
+                       retraining="adversarial", seed=0)[-1]["run"]
+    asked = []
+    store = Untrained({"validation_robust": 0.5})
+    trained = SimpleNamespace(history=[{"validation_robust": 0.25}])
+    monkeypatch.setattr(iwi.training, "train", lambda run, splits, start, others: asked.append(run) or trained)
+
+    def begun(change, last=False):
+        model = training.build(run, data.load(run.data))
+        with torch.no_grad():
+            for weight in list(sparsity.prunable(model).values())[-1 if last else 0:]:
+                weight.copy_(change(weight))
+        return model
+
+    sized = begun(lambda w: w.sign() * w.std())
+    said = iwi.exercise_4(sized, tickets, store)
+    assert "keeps 25 % of 97 validation images under attack, with its values 50 %" in said
+    answered(iwi.exercise_4, tickets, store, correct=sized, slips=[
+        (begun(lambda w: w), "has the values"), (begun(lambda w: w.abs() + 1), "does not have the signs"),
+        (begun(lambda w: 2 * w), "several sizes"), (begun(lambda w: w.sign()), "not its standard deviation"),
+        (begun(lambda w: w.sign() * w.std(), last=True), "has the values"),
+        (models.LeNet300100().build((1, 8, 8), 10), "a network is expected"), (3, "a network is expected")])
+    assert asked == [run, run], "trained when the answer is right, and only then"
+
+
+def test_heir_of_a_quarter(tickets, told):
+    row = tickets.rows(net=tickets.nets[0], method=iwi_paper.IWI["narrow"], level=0.1, seed=0)[0]
+    heir = row["run"]
+    quarter = replace(heir.start, model=replace(heir.model, width=2))
+    taught = replace(heir, start=quarter)
+    answered(iwi.exercise_5, tickets, None, correct=row | {"run": taught}, slips=[
+        (row, "half the width"), (quarter, "the teacher: the heir starts"), (heir.start, "teacher of half"),
+        (replace(taught, model=quarter.model), "heir itself is narrow"),
+        (replace(taught, inheritance=config.Inheritance(kappa=0)), "kappa"), (replace(taught, seed=5), "its seed")])
+
+
+# ------------------------------------------------------------------------------------------------------------- 03_rsr
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    return rsr_paper.experiment("quick")
+
+
+def test_standard_deviation_after_pruning():
+    w = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    left = float((sparsity.all_but_smallest(w.abs(), 170_000) * w).std())
+    assert rsr.variance_left(0.85) == pytest.approx(left**2, abs=0.01) and rsr.variance_left(0.0) == pytest.approx(1)
+    answered(rsr.exercise_1, correct=left, slips=[
+        (0.15**0.5, "one size"), (0.15, "share of weights"), (left**2, "square root"),
+        (left / 0.15**0.5, "zeros count"),
+        (1 / left, "upside down"), (0.9, "too large")])
+
+
+def test_square_without_noise(noisy):
+    net = noisy.settings["black_box"]["net"]
+    rates = {"AT": {"square": 0.4, "square_quiet": 0.4, "clean": 0.95},
+             "RSR": {"square": 0.8, "square_quiet": 0.5, "clean": 0.9}}
+    frame = pandas.DataFrame([
+        {"net": net, "method": method, "stage": stage, "varied": "", "metric": metric, "seed": seed, "value": value}
+        for method, stage in rsr_paper.BLACK_BOX for metric, value in rates[method].items() for seed in (0, 1)])
+    answered(rsr.exercise_2, frame, noisy, correct=10.0, slips=[
+        (40, "noise on"), (30, "silence takes away"), (-10, "other way round"), (0.1, "points"), (-5, "clean"),
+        (20, "too large")])
+
+
+def test_loudest_layer(noisy):
+    store = Untrained({"noise_scales": {"stem": 9.0}}, {"noise_scales": {"stem": 0.05, "b1": 0.2, "linear": 0.1}})
+    answered(rsr.exercise_3, noisy, store, correct="b1", slips=[
+        ("stem", "keeps the least"), ("linear", "ends at 0.100")])
+    assert "'b1', 'linear', 'stem'" in rsr.exercise_3("b2", noisy, store)
+
+
+def test_decay_in_place_of_a_lasso(noisy, told):
+    runs = {stage: noisy.rows(net=rsr_paper.ABLATED, method="AT + noise", stage=stage, seed=0)[0]["run"]
+            for stage in ("dense", "pruned")}
+    more = replace(runs["dense"], recipe=replace(runs["dense"].recipe, weight_decay=5e-3))
+    lasso = noisy.rows(net=rsr_paper.ABLATED, method="RSR", stage="pruned", seed=0)[0]["run"]
+    answered(rsr.exercise_4, noisy, None, correct=replace(runs["pruned"], start=more), slips=[
+        (more, "not cut yet"), (runs["pruned"], "usual decay"), (runs["dense"], "the dense network"),
+        (lasso, "its lasso"),
+        (replace(runs["pruned"], recipe=replace(runs["pruned"].recipe, weight_decay=5e-3)), "no epochs"),
+        (replace(runs["pruned"], start=replace(more, seed=3)), "its start")])
+
+
+def test_beyond_the_lasso(noisy, told):
+    dense, pruned, tuned = (noisy.rows(net=rsr_paper.ABLATED, method="RSR", stage=stage, seed=0)[0]["run"]
+                            for stage in ("dense", "pruned", "fine-tuned"))
+    further = Magnitude(sparsity=0.97)
+    most = replace(tuned, sparsifier=further)
+    answered(rsr.exercise_5, noisy, None, correct=most, slips=[
+        (replace(pruned, sparsifier=further), "not fine-tuned"), (tuned, "usual sparsity"),
+        (replace(dense, sparsifier=further), "untrained"),
+        (replace(most, start=replace(dense, sparsifier=further)), "no lasso"),
+        (replace(most, sparsifier=Magnitude(sparsity=0.97, scope="layerwise")), "all together"),
+        (replace(most, sparsifier=Magnitude(sparsity=0.9)), "its sparsifier")])
+
+
+# ------------------------------------------------------------------------------------------------- 04_sparsity_theory
+
+
+@pytest.fixture(scope="module")
+def theory():
+    return theory_paper.experiment("quick")
+
+
+def test_l1_at_equal_l2():
+    answered(sparsity_theory.exercise_1, correct=0.5, slips=[
+        (0.25, "those have grown"), (2, "each weight grows"), (1, "|w|_2"), (0.75, "share that goes"),
+        (0.75**0.5, "not 75"), (0.4, "too small")])
+
+
+def test_a_scaled_classifier():
+    toy = linear.Binary(torch.tensor([3.0, 4.0]).double(), torch.tensor([1.0, 2.0, -1.0, 3.0]).double(), 2.0)
+    answered(sparsity_theory.exercise_2, toy, correct=1, slips=[
+        (10, "norm below"), (0.1, "numerator"), (100, "below the other"), (3, "too large")])
+
+
+def test_margin_over_slope(theory):
+    values = {"margins": (8.0, 6.0), "margins slope": (16.0, 8.0), "margins ratio": (0.5, 0.8),
+              "margins_linf ratio": (0.1, 0.4)}
+    frame = pandas.DataFrame([
+        {"net": net, "method": "dense", "training": training, "metric": metric, "value": value + shift}
+        for net, shift in ((theory.nets[0], 0), (theory.nets[1], 9)) for metric, pair in values.items()
+        for training, value in zip(("natural", "adversarial"), pair, strict=True)])
+    answered(sparsity_theory.exercise_3, frame, theory, correct=1.6, slips=[
+        (0.75, "margin alone"), (0.5, "slope alone"), (1 / 1.6, "upside down"), (1.5, "ratio of means"), (4, "l1"),
+        (2, "large")])
+
+
+@pytest.mark.parametrize("near, far, reached", [("C&W", "DeepFool", (2.0, 0.5)), ("DeepFool", "C&W", (0.5, 2.0))])
+def test_the_nearer_attack_counts(theory, near, far, reached):
+    frame = pandas.DataFrame([{"net": theory.nets[0], "method": "k-winners", "level": level, "metric": metric,
+                               "value": value + 9 * (level != 0.1), "seed": 0} for level in (0.1, 0.5)
+                              for metric, value in zip(("deepfool", "cw"), reached, strict=True)])
+    answered(sparsity_theory.exercise_4, frame, theory, correct=near, slips=[(far, "within 0.50"), ("both", "mean")])
+
+
+def test_random_masks(theory, chance):
+    run = theory.dense(net=theory.nets[0], training="natural")["run"]
+    store = Untrained()
+
+    def masked(keep, last=False, factor=1.0):
+        model = store.model(run)
+        layers = [layer for layer in model if isinstance(layer, torch.nn.Linear)]
+        with torch.no_grad():
+            for layer in layers if last else layers[:-1]:
+                layer.weight.mul_(keep(layer.weight)).mul_(factor)
+        return model
+
+    def few(w):
+        return (torch.rand_like(w) > 0.9).to(w)
+
+    answered(sparsity_theory.exercise_5, theory, store, correct=masked(few), slips=[
+        (masked(few, last=True), "last layer"), (masked(few, factor=2.0), "keep its value"),
+        (masked(lambda w: 1 - few(w)), "that keeps 90 %"), (masked(lambda w: torch.rand_like(w) > 0.5), "not 90 %"),
+        (masked(lambda w: w.abs() >= w.abs().quantile(0.9)), "smallest"), (masked(lambda w: 1.0), "0 % of a hidden"),
+        (models.LeNet5(kernel=3).build((1, 8, 8), 10), "a network is expected"), (3, "a network is expected")])
+
+
+def test_pruned_at_random(theory, told):
+    pruned = theory.rows(net=theory.nets[0], training="natural", method="magnitude", level=0.9, seed=0)[0]["run"]
+    dense = theory.dense(net=theory.nets[0], training="natural")["run"]
+    drawn = replace(pruned, start=dense, sparsifier=RandomMask(sparsity=0.9))
+    answered(sparsity_theory.exercise_6, theory, None, correct=drawn, slips=[
+        (pruned, "its smallest weights"), (dense, "that is dense"),
+        (replace(drawn, start=pruned.start), "pruned already"),
+        (replace(drawn, sparsifier=Magnitude(sparsity=0.9)), "smallest"),
+        (replace(drawn, recipe=replace(drawn.recipe, epochs=0)), "not trained on"),
+        (replace(drawn, start=None), "untrained"),
+        (replace(drawn, sparsifier=RandomMask(sparsity=0.8)), "its sparsifier")])
+
+
+# ----------------------------------------------------------------------------------------------------------- 05_tscnc
+
+
+@pytest.fixture(scope="module")
+def conditioned():
+    return tscnc_paper.experiment("quick")
+
+
+def test_pole():
+    pole = 2 / (50_000 * 5e-4 / 0.7) * (100 / 0.92 - 0.576)
+    answered(tscnc.exercise_1, correct=pole, slips=[
+        (pole / 0.7, "without the factor 1 - 0.3"), (pole * 0.7, "not twice"),
+        (0.056 * (100 - 0.576), "c has to be larger"),
+        (0.056 * (92 - 0.576), "c = a / p"), (pole / 2, "1/2"), (pole**0.5, "square"), (2, "too small")])
+
+
+def conditioning_frame(experiment, metrics, **labels) -> pandas.DataFrame:
+    some = {"net": experiment.nets[0], "seed": 0} | labels
+    return pandas.DataFrame([some | {"metric": metric, "method": method, "value": value}
+                             for metric, values in metrics.items() for method, value in values.items()])
+
+
+def test_lost_rank(conditioned):
+    zero = dict(zip(tscnc_paper.METHODS, (0.2, 0.5, 0.3, 0.1, 0.4), strict=True))
+    level = conditioned.of(conditioned.nets[0])["levels"][-1]
+    frame = conditioning_frame(conditioned, {"kappa zero": zero, "kappa": dict.fromkeys(zero, 2.0)}, part="pruned",
+                               level=level)
+    less = {method: share for method, share in zero.items() if method != "HYDRA"}
+    answered(tscnc.exercise_2, frame, conditioned, correct="HYDRA", slips=[
+        (method, f"loses {100 * share:.1f} %, another one 50.0 %") for method, share in less.items()])
+
+
+def test_zero_singular_values(conditioned):
+    class Cut(Untrained):
+        def model(self, run):
+            model = super().model(run)
+            with torch.no_grad():
+                for weight in list(sparsity.prunable(model).values())[1:4]:
+                    weight[:2] = 0
+            return model
+
+    store = Cut()
+    model = store.model(conditioned.rows(part="dense")[0]["run"])
+    total = sum(min(weight.flatten(1).shape) for weight in sparsity.prunable(model).values())
+    answered(tscnc.exercise_3, conditioned, store, correct=6, slips=[
+        (total - 6, "*not* zero"), (total, "how many there are"), (3, "how many layers"), (6 / total, "share"),
+        (7, "too large")])
+
+
+def test_a_scaled_last_layer(conditioned):
+    answered(tscnc.exercise_4, conditioned, correct=2.3, slips=[
+        (1, "accuracy stays"), (2.3**2, "linear"), (2.3**0.5, "linear"), (1 / 2.3, "the logits grow"),
+        (4, "too large")])
+
+
+def test_conditioning_undone(conditioned):
+    values = {("dense", 0.0): ({"TSCNC": 1.1, "+CNC": 1.25}, 4.0), ("pruned", 0.5): ({"TSCNC": 99.0}, 99.0),
+              ("pruned", 0.9): ({"TSCNC": 3.2, "+CNC": 3.0, "HYDRA": 3.5}, 6.0)}
+    frame = pandas.concat([conditioning_frame(
+        conditioned, {tscnc_paper.CLASSIFIER: classifier, tscnc_paper.KAPPA: {"TSCNC": convolutions}}, part=part,
+        level=level) for (part, level), (classifier, convolutions) in values.items()])
+    answered(tscnc.exercise_5, frame, conditioned, correct=3.2 / 1.1, slips=[
+        (1.1 / 3.2, "upside down"), (3.2, "kappa itself"), (2.1, "difference"), (2.4, "+CNC"), (1.5, "convolutions"),
+        (9, "too large")])
+
+
+def test_both_constraints_everywhere(conditioned, told):
+    usual, single = (conditioned.rows(net=conditioned.nets[0], part="dense", method=m, seed=0)[0]["run"]
+                     for m in ("TSCNC", "+CNC"))
+
+    def changed(run, **changes):
+        return replace(run, sparsifier=replace(run.sparsifier, **changes))
+
+    answered(tscnc.exercise_6, conditioned, Untrained(), correct=changed(usual, layers="all", condition=0.1), slips=[
+        (usual, "classifier alone"), (changed(usual, layers="all"), "too strong"),
+        (changed(usual, condition=0.1), "layers should be all"),
+        (changed(single, layers="all", condition=0.1), "no constraint on sparsity"),
+        (changed(usual, a=1.0), "its sparsifier")])
+
+
+# -------------------------------------------------------------------------------------------------------- the notebooks
+
+
+def exercise_cells(path) -> dict[str, dict[str, nbformat.NotebookNode]]:
+    """Number of an exercise to its question, the cell for the answer, and the solution."""
+    cells = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
+    numbers = [match[1] for name in cells if (match := re.fullmatch(r"exercise-(\d+)", name))]
+    return {n: {"text": cells[f"exercise-{n}-text"], "code": cells[f"exercise-{n}"], "solution": cells[f"solution-{n}"]}
+            for n in numbers}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_has_exercises_that_are_checked(path):
+    found = exercise_cells(path)
+    assert len(found) >= 3 and list(found) == [str(n) for n in range(1, len(found) + 1)]
+    module = path.stem.split("_", 1)[1]
+    for number, cells in found.items():
+        assert [cells[kind].cell_type for kind in ("text", "code", "solution")] == ["markdown", "code", "markdown"]
+        assert cells["text"].source.startswith(f"**{number}.** ")
+        first, call = cells["code"].source.split("\n")
+        assert first == "answer = ...  # your answer"
+        expected = functions(MODULES[module])[f"exercise_{number}"]
+        arguments = re.fullmatch(rf"exercises\.{module}\.exercise_{number}\((.*)\)", call)[1].split(", ")
+        assert arguments == list(inspect.signature(expected).parameters)
+        assert [o["data"]["text/plain"] for o in cells["code"].outputs] == [checks.OPEN]
+        solution = cells["solution"].source
+        assert solution.startswith("<details><summary>Solution</summary>") and solution.endswith("</details>")
+        *_, last = ast.parse(re.search(r"```python\n(.*?)\n```", solution, re.DOTALL)[1]).body
+        assert isinstance(last, ast.Assign) and [target.id for target in last.targets] == ["answer"]
+
+
+def test_every_exercise_is_asked_in_a_notebook():
+    asked = {path.stem.split("_", 1)[1]: len(exercise_cells(path)) for path in NOTEBOOKS}
+    assert {name: len(functions(module)) for name, module in MODULES.items()} == asked
