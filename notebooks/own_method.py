@@ -1,0 +1,24 @@
+"""A method of your own, in one file: the worker processes of a sweep import it too. Copy it and change the formula."""
+
+import torch
+from torch.linalg import vector_norm
+
+from sparserobust.config import settings
+from sparserobust.sparsifiers import FixedMask
+from sparserobust.sparsity import all_but_smallest, prunable
+
+
+@settings
+class OutputShare(FixedMask, kind="output_share"):
+    """Prunes, layer by layer, the weights that are smallest against the norm of the output they belong to."""
+
+    sparsity: float
+
+    @torch.no_grad()
+    def start(self, model):
+        scores = {name: w.abs() / vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True)
+                  for name, w in prunable(model).items()}
+        masks = {name: all_but_smallest(s.flatten(), round(self.sparsity * s.numel())).view_as(s)
+                 for name, s in scores.items()}
+        self.after_step(model, masks, 0.0)
+        return masks

@@ -1,0 +1,80 @@
+"""The first page in a real JupyterLab, in a headless browser: a slider is moved, and the picture changes."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from sparserobust import batch
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+browser_path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The address of a JupyterLab that serves a copy of the first notebook."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    shutil.copy(batch.find("00_start_here"), folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--no-browser", "--allow-root", f"--port={port}", f"--notebook-dir={folder}", "--ServerApp.token=",
+               "--ServerApp.password=", f"--LabApp.workspaces_dir={tmp_path / 'workspaces'}"]
+    elsewhere = {"SPARSEROBUST_STORE": str(tmp_path / "runs"), "SPARSEROBUST_FIGURES": str(tmp_path / "figures")}
+    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=os.environ | elsewhere,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}/lab"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None, "JupyterLab ended"
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser_path is None, reason=f"no browser: install one of {', '.join(BROWSERS)}")
+def test_sliders_redraw_their_pictures(lab):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 9_000})  # all cells at once
+        page.goto(f"{lab}/tree/00_start_here.ipynb?reset")
+        page.locator(".jp-Notebook").first.wait_for(timeout=120_000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        handles, pictures = page.locator(".noUi-handle"), page.locator("img.widget-image")
+        for _ in range(240):
+            page.wait_for_timeout(1000)  # while a selector is waited for, JupyterLab may stand still
+            if pictures.count() == 2:
+                break
+        assert handles.count() == pictures.count() == 2
+        for number in range(2):
+            handle, picture = handles.nth(number), pictures.nth(number)
+            before = picture.screenshot()
+            assert picture.evaluate("picture => picture.naturalWidth") > 300
+            handle.focus()
+            handle.press("ArrowRight")
+            handle.press("ArrowRight")
+            deadline = time.monotonic() + 30
+            while picture.screenshot() == before and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert picture.screenshot() != before, f"slider {number} changes nothing"
+        if shown := os.environ.get("SPARSEROBUST_SCREENSHOT"):
+            page.screenshot(path=shown)
+        browser.close()
