@@ -28,7 +28,7 @@ reproduce: $(READY) ## run every notebook, redraw every table and figure, judge 
 
 test: $(READY) ## style, unit tests, notebooks against their stored outputs
 	@$(BIN)/ruff check lib tests benchmarks notebooks
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 lab: $(READY) ## JupyterLab in the notebooks folder
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -22,6 +22,7 @@ class Artifacts:
     def figure(self, figure, name: str, caption: str, frame: pandas.DataFrame | None = None):
         """Save a matplotlib figure as PNG. Returns what a notebook shows. `frame` names the runs it was drawn from."""
         self._add(f"{name}.png", png(figure, dpi=150), caption, frame)
+        figure.set_layout_engine("none")  # laid out once: the notebook's picture need not do it again
         return Picture(figure)
 
     def measurements(self, frame: pandas.DataFrame) -> None:

@@ -19,6 +19,7 @@ from sparserobust.paths import PROJECT, writable
 from sparserobust.progress import duration
 
 NOTEBOOKS = PROJECT / "notebooks"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def names() -> list[str]:
@@ -114,7 +115,7 @@ class _Watcher:
 
 def refresh(name: str) -> Path:
     """Execute a notebook at its defaults and write the result over the committed one, without what differs from run to
-    run: times, paths, progress."""
+    run (times, paths, progress) and without widgets."""
     import nbformat
 
     executed = run(name, {})
@@ -122,6 +123,8 @@ def refresh(name: str) -> Path:
     notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":  # a widget needs its kernel: a page without one has the picture beside it
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         for output in cell.get("outputs", []):
             output.get("metadata", {}).clear()
             if "text" in output:

@@ -68,3 +68,16 @@ def verdicts(ledger: pandas.DataFrame) -> pandas.DataFrame:
     names = ledger["claim"].str.split().str[0]
     found = ledger.assign(claim=names).groupby(["claim", "verdict"], sort=False).size().unstack(fill_value=0)
     return found.reindex(columns=[said for said in (HOLDS, FAILS, UNDECIDED, NOT_RUN, NOT_SAID) if said in found])
+
+
+def standing(ledgers: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
+    """Ledgers of all notebooks (`artifacts.ledger`) by scale, in one table: a line per notebook, in each cell how many
+    of its comparisons hold, do not, cannot be told, or were not made."""
+    words = {HOLDS: "hold", FAILS: "do not", UNDECIDED: "undecided", NOT_RUN: "not run", NOT_SAID: "not on record"}
+
+    def told(verdicts: pandas.Series) -> str:
+        counts = verdicts.value_counts()
+        return ", ".join(f"{counts[said]} {word}" for said, word in words.items() if said in counts)
+
+    columns = {scale: ledger.groupby("notebook")["verdict"].agg(told) for scale, ledger in ledgers.items()}
+    return pandas.DataFrame(columns).fillna("")

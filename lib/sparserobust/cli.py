@@ -65,7 +65,7 @@ def _reproduce(chosen) -> None:
 
 
 def _ledger(chosen) -> None:
-    from sparserobust import artifacts
+    from sparserobust import artifacts, claims
 
     ledger = artifacts.ledger(chosen.scale)
     for notebook, rows in ledger.groupby("notebook"):
@@ -76,9 +76,9 @@ def _ledger(chosen) -> None:
                                                   where=rows["where"].str.removeprefix(f"{notebook}, "))
         print(f"\nclaims of {notebook}, scale {chosen.scale}:")
         print(told.astype(object).fillna("").to_string(index=False))
-    counts = ledger["verdict"].value_counts()
-    print(f"\n{len(ledger)} comparisons in figures/{chosen.scale}/claims.csv: "
-          + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    print(f"\n{len(ledger)} comparisons in figures/{chosen.scale}/claims.csv:")
+    for notebook, counts in claims.standing({chosen.scale: ledger})[chosen.scale].items():
+        print(f"  {notebook}: {counts}")
 
 
 def _compute(chosen) -> None:

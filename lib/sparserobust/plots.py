@@ -6,14 +6,14 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas
-import seaborn
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from sparserobust.estimates import binomial_interval
 
-PALETTE = seaborn.color_palette("colorblind")
+# the palette that seaborn calls "colorblind"; importing seaborn for it takes a second of every notebook
+PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
 MARKERS = "osD^vP"
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -464,11 +464,11 @@ def fooled(image: torch.Tensor, attacked: dict[str, tuple[torch.Tensor, torch.Te
     is wrong, in orange."""
     figure, axes = grid(len(attacked), 3, (8.4, 2.5 * len(attacked) + 0.3))
     for row, (name, (picture, chances)) in zip(axes, attacked.items(), strict=True):
-        row[0].imshow((picture - image)[0], cmap="RdBu_r", vmin=-0.4, vmax=0.4)
-        row[1].imshow(picture[0], cmap="gray_r", vmin=0, vmax=1)
+        row[0].imshow((picture - image)[0].numpy(), cmap="RdBu_r", vmin=-0.4, vmax=0.4)
+        row[1].imshow(picture[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         answer = int(chances.argmax())
         colours = [PALETTE[0] if c == label else PALETTE[1] if c == answer else "0.7" for c in range(len(chances))]
-        row[2].bar(range(len(chances)), 100 * chances, color=colours)
+        row[2].bar(range(len(chances)), 100 * chances.numpy(), color=colours)
         row[2].set(xticks=range(len(chances)), ylim=(0, 105), ylabel="how sure [%]")
         row[2].text(0.02, 0.9, f"says {answer}: " + ("right" if answer == label else "fooled"), fontsize=11,
                     transform=row[2].transAxes, color=PALETTE[0] if answer == label else PALETTE[1], weight="bold")
@@ -487,7 +487,7 @@ def answers(seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]], titles: Se
     figure, axes = grid(len(seen), len(titles), (1.8 * len(titles), 2.3 * len(seen)))
     for row, (name, pictures) in zip(axes, seen.items(), strict=True):
         for axis, (picture, chances) in zip(row, pictures, strict=True):
-            axis.imshow(picture[0], cmap="gray_r", vmin=0, vmax=1)
+            axis.imshow(picture[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
             answer = int(chances.argmax())
             axis.set_xlabel(f"{answer}, {100 * float(chances.max()):.0f} % sure", fontsize=11, weight="bold",
                             color=PALETTE[0] if answer == label else PALETTE[1])

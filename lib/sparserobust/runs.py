@@ -40,6 +40,7 @@ class Store:
         self.folder = paths.writable(Path(folder or paths.store_folder()))
         self.use_published = use_published
         self._verified: dict[str, dict] = {}
+        self._at_hand: tuple[str, torch.nn.Module] | None = None  # the network that was measured last
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -131,7 +132,9 @@ class Store:
 
     def _take(self, run: Run, measurement: Measurement, report: Report) -> None:
         self.train(run, report)
-        model, others = self.model(run), [self.model(other) for other in measurement.others]
+        if self._at_hand is None or self._at_hand[0] != run.identity:  # measurements leave a model as they found it
+            self._at_hand = run.identity, self.model(run)
+        model, others = self._at_hand[1], [self.model(other) for other in measurement.others]
         report(f"measuring {measurement.kind}", run.recipe.trained_epochs)
         begun = time.monotonic()
         result = measurement(model, data.load(run.data, device()), *others)

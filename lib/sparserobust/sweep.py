@@ -200,6 +200,7 @@ class _Board:
     def __init__(self, jobs: list[dict]):
         self.jobs, self.begun, self.lock = jobs, time.monotonic(), threading.Lock()
         self.share = {job["run"].identity: 0.0 for job in jobs}  # of its training done; 1 when finished
+        self.cost = {job["run"].identity: max(job["run"].cost, 1.0) for job in jobs}  # asked once: answers come often
         self.current: dict[str, str] = {}
         self.failures: list[tuple[str, str]] = []
         self.done = 0
@@ -228,8 +229,7 @@ class _Board:
             self._show()
 
     def _show(self):
-        cost = {job["run"].identity: max(job["run"].cost, 1.0) for job in self.jobs}
-        share = sum(cost[i] * s for i, s in self.share.items()) / sum(cost.values())
+        share = sum(self.cost[i] * s for i, s in self.share.items()) / sum(self.cost.values())
         elapsed = time.monotonic() - self.begun
         left = f", about {duration(elapsed * (1 - share) / share)} left" if share > 0.02 else ""
         now = "; ".join(self.current.values())

@@ -1,6 +1,7 @@
 """What deployment costs: by formulas written out, and on a network small enough to count."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -230,3 +231,21 @@ def test_step_costs_take_turns_and_the_least(tiny_run, monkeypatch):
     found = cost.step_costs({"a": tiny_run(seed=0), "b": tiny_run(seed=1)}, (1, 8, 8), 10, repeats=3)
     assert seen == [0, 1] * 5
     assert {name: known["seconds"] for name, known in found.items()} == {"a": 3.0, "b": 6.0}
+
+
+# --- a packed file
+
+
+def test_scattered_zeros_and_removed_channels_save_bytes(splits):
+    dense = built((3, 8, 8), depth=8, width=8)
+    scattered, channels = deepcopy(dense), deepcopy(dense)
+    with torch.no_grad():
+        for w in convolutions(scattered).values():
+            w[torch.rand(w.shape, generator=torch.Generator().manual_seed(0)) < 0.9] = 0
+        for name, w in convolutions(channels).items():
+            if "conv2" in name:
+                w[:, ::2] = 0
+    whole, thin, small = (analysis.FileSize()(model, splits) for model in (dense, scattered, channels))
+    assert thin["parts"]["unpacked"] == whole["parts"]["unpacked"] > small["parts"]["unpacked"]
+    assert thin["value"] < 0.35 * whole["value"] and small["value"] < whole["value"]
+    assert small["parts"]["unpacked"] == Deployable(images=1, repeats=1)(channels, splits)["bytes_left"]

@@ -258,6 +258,16 @@ def source(tiny_run):
     return tiny_run(seed=7)
 
 
+@pytest.mark.parametrize("attack", [None, STRONG], ids=["clean", "attacked"])
+def test_answers_say_which_images_were_right(net, digits, attack):
+    test = digits.test.first(290)  # more than a batch
+    images = test.images if attack is None else attack(net, test.images, test.labels)
+    right = (net(images).argmax(1) == test.labels).int().tolist()
+    result = Accuracy(attack=attack, images=290, answers=True)(net, digits)
+    assert [int(answer) for answer in result["right"]] == right and result["count"] == sum(right)
+    assert "right" not in Accuracy(attack=attack, images=290)(net, digits)
+
+
 def test_a_transfer_attack_by_hand(net, other, digits, source):
     test = digits.test.first(300)
     counts = {(a, b): int((answering(STRONG(attacked, test.images, test.labels)).argmax(1) == test.labels).sum())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 
+import pandas
 import pytest
 import yaml
 
@@ -75,3 +76,11 @@ def test_environment_and_lock_are_in_step_with_the_project():
 
 def test_no_host_of_a_registry_is_named():
     assert not re.search(r"https?://", (PROJECT / "requirements.lock").read_text())
+
+
+def test_the_readme_shows_the_ledger():
+    from sparserobust import claims, tables
+
+    ledgers = {scale: pandas.read_csv(PROJECT / "figures" / scale / "claims.csv") for scale in ("quick", "laptop")}
+    table = tables.markdown(claims.standing(ledgers))
+    assert table in (PROJECT / "README.md").read_text(), f"the table under 'The ledger' should be\n{table}"

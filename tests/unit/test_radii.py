@@ -11,7 +11,8 @@ from sparserobust.analysis.linear import exact_radii
 from sparserobust.attacks import CarliniWagnerL2, DeepFool, l2_norm, predicted
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
-from sparserobust.models import Linear
+from sparserobust.errors import UserError
+from sparserobust.models import Linear, PreActResNet, noise_off
 from sparserobust.models.lenet import Sequence
 
 SHAPE = (1, 4, 4)
@@ -290,3 +291,15 @@ def test_a_layer_without_weights_has_no_condition():
     result = LayerNorms()(model, splits(torch.rand(2, *SHAPE), torch.zeros(2).long()))
     assert result["layers"]["2"] == {"l2": 0, "frobenius": 0, "linf": 0, "rank": 0, "condition": None}
     assert result["value"] == 0 and result["layers"]["1"]["rank"] == 1
+
+
+def test_a_noisy_network_is_measured_with_its_noise_off():
+    torch.manual_seed(0)
+    model = PreActResNet(depth=8, width=4, noise=0.2).build(SHAPE, 5).eval()
+    images = torch.rand(20, *SHAPE)
+    with noise_off(model):
+        labels = model(images).argmax(1)
+        expected = Margins(images=20, samples=2)(model, splits(images, labels))["value"]
+    assert Margins(images=20, samples=2, noise=False)(model, splits(images, labels))["value"] == expected
+    with pytest.raises(UserError, match="noisy network"):
+        Margins(images=20, samples=2)(model, splits(images, labels))

@@ -476,3 +476,10 @@ def test_settings_of_unknown_data_are_refused_before_anything_is_stored(fresh, t
     assert "digits" in refusal(fresh().train, tiny_run(data=data.Data(name="digit")))
     with pytest.raises(UserError):
         fresh().model(tiny_run(data=data.Data(name="digit")))
+
+
+def test_what_a_run_began_with_is_published_where_it_is_here(fresh, published, tiny_run):
+    dense = tiny_run()
+    pruned = tiny_run(start=dense, epochs=0, sparsifier=Magnitude(sparsity=0.5))
+    fresh().train(pruned)
+    assert {path.stem for path in fresh().publish([pruned], "quick")} == {dense.identity, pruned.identity}

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pandas
 import pytest
+import torch
+from matplotlib.colors import to_rgb
 from scipy import stats
 
 from sparserobust import artifacts, claims, estimates, plots, scales, tables
@@ -288,7 +290,7 @@ def test_against_cost_draws_means_and_spans_over_what_was_spent_until_then():
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xlim()[0]) == ("passes", "rate [%]", 0)
     assert [text.get_text() for text in legend.get_texts()] == ["heir", "AT"]
     for line, band, method in zip(axis.get_lines(), axis.collections, base, strict=True):
-        assert line.get_label() == method and line.get_color() == tuple(band.get_facecolor()[0, :3])
+        assert line.get_label() == method and to_rgb(line.get_color()) == tuple(band.get_facecolor()[0, :3])
         assert line.get_xdata() == pytest.approx([begun[method] + 3, begun[method] + 5])
         lowest, edges = [100 * base[method] + 10, 100 * base[method] + 20], band.get_paths()[0].vertices
         assert line.get_ydata() == pytest.approx([low + (0 + 4 + 12) / 3 for low in lowest])
@@ -617,3 +619,75 @@ def test_a_networks_own_settings_and_seeds_come_before_those_of_all():
     assert found == [("a", 4, 0), ("a", 4, 1), ("b", 8, 2)]
     assert [(net, seed) for net, _, seed in scales.networks(settings, [5, 3])] == [
         ("a", 5), ("a", 3), ("b", 5), ("b", 3)]
+
+
+def test_where_the_ledger_stands_is_counted_by_notebook():
+    one = pandas.DataFrame({"notebook": ["a", "a", "b"], "verdict": [claims.HOLDS, claims.FAILS, claims.NOT_RUN]})
+    other = pandas.DataFrame({"notebook": ["a"], "verdict": [claims.UNDECIDED]})
+    found = claims.standing({"quick": one, "laptop": other})
+    assert found.loc["a"].tolist() == ["1 hold, 1 do not", "1 undecided"]
+    assert found.loc["b"].tolist() == ["1 not run", ""]
+
+
+# ------------------------------------------------------------------------------------------- methods side by side
+
+
+def test_rankings_show_means_intervals_and_ranks():
+    right = {"good": np.ones((2, 50)), "bad": np.zeros((2, 50)), "half": np.tile([0, 1], (2, 25))}
+    figure = plots.rankings({"cut": estimates.ranking(right)}, "x", {"half": "a paper"})
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["bad", "half", "good"]  # the best on top
+    marks = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
+    assert marks == [0, 50, 100]
+    assert [text.get_text() for text in axis.texts] == ["3 to 3", "2 to 2", "1 to 1", "rank"]
+    assert axis.lines[3].get_color() != axis.lines[1].get_color() == axis.lines[5].get_color()
+
+
+def test_fronts_join_what_nothing_beats_and_name_it():
+    points = pandas.DataFrame({"method": ["a", "b", "c"], "cut": ["weights", "channels", None], "size": [1.0, 2.0, 3.0],
+                               "pgd": [0.2, 0.5, 0.4]})
+    figure = plots.fronts(points, {"size": ("size", points[:2])}, "pgd", "y", {"a": "a paper"})
+    axis = figure.axes[0]
+    assert axis.get_title() == "front: a, b"
+    assert list(axis.lines[0].get_ydata()) == [20, 50]
+    assert [float(line.get_ydata()[0]) for line in axis.lines[1:4]] == [20, 50, 40]
+    assert axis.lines[2].get_markerfacecolor() == "white" != axis.lines[1].get_markerfacecolor()
+
+
+# --------------------------------------------------------------------------------------------------- the first page
+
+
+def test_answers_are_blue_where_they_are_right():
+    picture, sure, unsure = torch.zeros(1, 8, 8), torch.eye(3)[1], torch.tensor([0.6, 0.3, 0.1])
+    figure = plots.answers({"net": [(picture, sure), (picture, unsure)]}, ["one", "two"], label=1)
+    told = [(axis.get_xlabel(), axis.xaxis.label.get_color()) for axis in figure.axes]
+    assert told == [("1, 100 % sure", plots.PALETTE[0]), ("0, 60 % sure", plots.PALETTE[1])]
+
+
+def test_fooled_shows_the_change_and_every_class():
+    image, chances = torch.zeros(1, 4, 4), torch.tensor([0.1, 0.7, 0.2])
+    figure = plots.fooled(image, {"net": (image + 0.1, chances)}, label=0)
+    change, seen, bars = figure.axes
+    assert float(change.images[0].get_array().min()) == pytest.approx(0.1) == float(seen.images[0].get_array().max())
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([10, 70, 20])
+    assert bars.texts[0].get_text() == "says 1: fooled"
+
+
+def test_surfaces_share_their_colours_and_frame_the_radius():
+    steps = np.linspace(-0.3, 0.3, 5)
+    planes = {name: {"steps": steps, "loss": np.add.outer(steps, steps) * factor + 1, "label": 0,
+                     "answer": (np.add.outer(steps, steps) > 0.2).astype(int)} for name, factor in (("a", 1), ("b", 3))}
+    figure = plots.surfaces(planes, radius=0.1)
+    first, second = figure.axes[:2]
+    assert first.collections[0].get_clim() == second.collections[0].get_clim()
+    assert max(first.lines[1].get_xdata()) == 0.1 == -min(first.lines[1].get_ydata())
+
+
+def test_thinned_draws_readers_and_where_we_are():
+    rows = [{"net": net, "share": share, "metric": metric, "value": 1 - share}
+            for net in ("a", "b") for share in (0, 0.5) for metric in ("clean", "attacked")]
+    figure = plots.thinned({"a": np.full((4, 4), 7), "b": np.eye(4)}, pandas.DataFrame(rows), share=0.5)
+    lines = figure.axes[2].lines
+    assert [line.get_label() for line in lines[:4]] == ["a, clean", "a, attacked", "b, clean", "b, attacked"]
+    assert list(lines[0].get_xdata()) == [0, 50] and list(lines[4].get_xdata()) == [50, 50]
+    assert figure.axes[0].images[0].get_array().max() == 7
