@@ -241,7 +241,7 @@ def test_what_is_measured(any_scale):
             assert row["part"] == "on the way" or set(row["also"]) >= set(settings["why"])
         attacked = {iwi.called(row) if row["part"] == "tickets" else row["method"] for row in first
                     if "autoattack" in row["also"]}
-        assert attacked == set(settings["attacked"])  # none is misspelt
+        assert attacked == set(settings["autoattack_methods"])  # none is misspelt
 
 
 def test_seeds_can_be_chosen(refusal):

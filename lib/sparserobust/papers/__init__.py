@@ -1,4 +1,5 @@
-"""What is special to one paper: its grids per scale, its tables, its claims. Nothing general."""
+"""What is special to one paper, or to the pages that begin and end with all of them: grids per scale, tables, claims.
+Nothing general."""
 
 import importlib
 import pkgutil

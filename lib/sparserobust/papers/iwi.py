@@ -182,7 +182,7 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
         names |= {"near_zero": {"kind": "weight_histogram"}, "macs": {"kind": "macs"}}
     if main:
         names |= settings["stronger"]
-    if main and first and row["retraining"] == "adversarial" and method in settings["attacked"]:
+    if main and first and row["retraining"] == "adversarial" and method in settings["autoattack_methods"]:
         names |= settings["autoattack"]
     if (part, method) in EXPLAINED and row["pruning"] in ("", row["retraining"]) and (main or not inherits):
         names |= settings["why"]

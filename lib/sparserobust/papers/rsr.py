@@ -84,15 +84,15 @@ def _rows(settings: dict, net: str, seed: int, first: bool) -> list[dict]:
 def _run(settings: dict, net: str, method: str, stage: str, varied: str, level, seed: int) -> Run:
     noise, lasso = METHODS[method]
     change = {varied: level}
-    chosen = settings["nets"][net]
-    model = Model.parse(chosen["model"])
+    settings = settings | settings["nets"][net]  # its own come before those of all
+    model = Model.parse(settings["model"])
     if noise:
         model = NoisyWeights(model=model, granularity=change.get("granularity", "channel"))
     objective = Objective.parse(settings["objective"])
     objective = replace(objective, clean_weight=change.get("clean_weight", objective.clean_weight))
     sparsifier = Lasso(lam=change.get("lambda", settings["lambda"])) if lasso else Dense()
     dense = Run(data=Data.parse(settings["data"]), model=model, objective=objective, sparsifier=sparsifier,
-                recipe=Recipe.parse(settings["recipe"] | chosen.get("recipe", {})), seed=seed)
+                recipe=Recipe.parse(settings["recipe"]), seed=seed)
     if stage == "dense":
         return dense
     recipe = Recipe.parse(settings["fine_tuning"])

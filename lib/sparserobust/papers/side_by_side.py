@@ -58,7 +58,7 @@ class Experiment(sweep.Experiment):
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
-    seeds or a misspelt setting."""
+    seeds, or a misspelt setting of a run or measurement."""
     settings = scales.load(scale, PAPER)
     chosen = scales.checked_seeds(seeds, settings["seeds"])
     measurements = {"sparsity": WeightSparsity(), "channel_sparsity": ChannelSparsity()}
@@ -74,11 +74,11 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
 
 def _row(experiment: Experiment, method: str, cut: str | None, level: float, seed: int, run: Run) -> dict:
     """A grid row with what is measured on it besides."""
-    names, stronger = {}, experiment.settings["autoattack"]
+    names, settings = {}, experiment.settings
     if method in NOISY:
-        names |= experiment.settings["quiet"]
-    if seed == experiment.seeds[0] and method in stronger["methods"]:
-        names["autoattack"] = stronger["accuracy"]
+        names |= settings["quiet"]
+    if seed == experiment.seeds[0] and method in settings["autoattack_methods"]:
+        names |= settings["autoattack"]
     return {"method": method, "cut": cut, "level": level, "seed": seed, "run": run,
             "also": {name: Measurement.parse(m) for name, m in names.items()}}
 
@@ -276,9 +276,10 @@ def ranks(ranking: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def front(points: pandas.DataFrame, x: str, y: str) -> pandas.DataFrame:
-    """The rows that no other beats: none has less of `x` and at least as much of `y`, in order of `x`."""
-    ordered = points.sort_values([x, y], ascending=[True, False])
-    return ordered[ordered[y] > ordered[y].cummax().shift(fill_value=-np.inf)]
+    """The rows that no other beats: none has as little of `x`, to one digit after the point, and more of `y`. In order
+    of `x`."""
+    ordered = points.assign(rounded=points[x].round(1)).sort_values(["rounded", y], ascending=[True, False])
+    return ordered[ordered[y] > ordered[y].cummax().shift(fill_value=-np.inf)].drop(columns="rounded")
 
 
 def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:

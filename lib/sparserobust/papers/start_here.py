@@ -27,7 +27,8 @@ class Experiment(sweep.Experiment):
 
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
-    """The two networks of each seed. `UserError` for an unknown scale, bad seeds or a misspelt setting."""
+    """The two networks of each seed. `UserError` for an unknown scale, bad seeds, or a misspelt setting of a run or
+    measurement."""
     settings = scales.load(scale, PAPER)
     chosen = scales.checked_seeds(seeds, settings["seeds"])
     objectives = {NATURAL: Natural(), ADVERSARIAL: Objective.parse(settings["objective"])}

@@ -145,7 +145,7 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
         names |= settings["why"] | {KAPPA: {"kind": "conditioning", "null_draws": settings["null_draws"]}}
     if part in (DENSE, PRUNED) and level in (0, *settings["stronger_levels"]):
         names |= settings["stronger"]
-    if part in (DENSE, PRUNED) and first and level in settings["autoattack_methods"].get(method, ()):
+    if part in (DENSE, PRUNED) and first and level in settings["autoattack_levels"].get(method, ()):
         names |= settings["autoattack"]
     if part == DENSE:
         names["near_zero"] = {"kind": "weight_histogram"}
