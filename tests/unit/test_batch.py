@@ -140,8 +140,8 @@ def test_the_ledger_is_printed_with_intervals_verdicts_and_where_to_look(judged,
     assert any("C1 a" in line and "+1 [+0.5, +1.5] percentage points" in line and line.endswith("table 1")
                for line in told.splitlines())
     assert any("C8" in line and "2.5" in line and line.endswith("figure 1") for line in told.splitlines())
-    assert told.strip().endswith("3 comparisons in figures/quick/claims.csv: 1 holds, 1 undecided at this scale, "
-                                 "1 not run at this scale")
+    assert told.strip().endswith("3 comparisons in figures/quick/claims.csv:\n  01_a: 1 hold, 1 undecided\n"
+                                 "  02_b: 1 not run")
 
 
 def test_equal_seeds_are_printed_without_an_interval(judged, capsys):

@@ -16,7 +16,7 @@ import torch
 
 from sparserobust import batch, config, data, exercises, inheritance, models, sparsity, training
 from sparserobust.analysis import linear
-from sparserobust.exercises import checks, fk_resnet, iwi, rsr, sparsity_theory, tscnc
+from sparserobust.exercises import checks, fk_resnet, iwi, rsr, side_by_side, sparsity_theory, start_here, tscnc
 from sparserobust.papers import fk_resnet as fk_resnet_paper
 from sparserobust.papers import iwi as iwi_paper
 from sparserobust.papers import rsr as rsr_paper
@@ -149,6 +149,47 @@ def test_beta():
     assert kept[0] == 0 < kept[1]
 
 
+def test_smallest_radius_of_a_linear_classifier():
+    answered(start_here.exercise_1, correct=0.05, slips=[(20, "the other way round"), (0.6, "that is the margin"),
+                                                        (0.025, "no factor of two"), (0.3, "too large")])
+
+
+def test_first_radius_below_a_half():
+    rates = {"trained as usual": [0.9, 0.6, 0.3], "trained under attack": [0.9, 0.8, 0.7]}
+    frame = pandas.DataFrame([{"net": net, "seed": 0, "metric": radius, "value": value} for net, values in rates.items()
+                              for radius, value in zip(("0.05", "0.1", "0.15"), values, strict=True)])
+    answered(start_here.exercise_2, frame, correct=0.15, slips=[(0.1, "still knows 60 %"), (0.3, "too large")])
+
+
+def test_noise_is_no_attack(digits):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = {name: models.LeNet300100().build((1, 8, 8), 10).eval() for name in ("trained as usual",
+                                                                                      "trained under attack")}
+    net, test = networks["trained as usual"], digits.test
+    hit = float((net(test.images).argmax(1) == test.labels).double().mean())
+    assert start_here.exercise_3(hit, networks, digits).startswith("right: ")  # noise hardly moves such answers
+    assert "not percent" in start_here.exercise_3(100 * hit, networks, digits)
+
+
+def test_members_share_the_weights():
+    answered(side_by_side.exercise_1, correct=29 / 30, slips=[
+        (0.9, "three times as many"), (0.3, "that *stays*"), (1 / 30, "share that stays"), (290 / 3, "not percent")])
+
+
+def test_gradients_of_two_trainings():
+    answered(side_by_side.exercise_2, correct=44, slips=[
+        (37, "attacks alone"), (7, "epochs"), (56, "one step"), (40, "counts as well"), (45, "too large")])
+
+
+def test_best_in_its_worst_cut():
+    networks = pandas.DataFrame([{"method": m, "removed": cut, "pgd": value} for m, values in {
+        "a": {"x": 0.5, "y": 0.4}, "b": {"x": 0.9, "y": 0.3}, "scores": {"x": 0.95}, "dense": {"uncut": 0.99}}.items()
+        for cut, value in values.items()])
+    answered(side_by_side.exercise_3, networks, correct="a", slips=[
+        ("b", "its lowest is 30.0 %"), ("scores", "not tried at every cut"), ("dense", "is not cut")])
+
+
 def test_channels_left():
     rows = [{"net": net, "method": "RGSM", "level": 0.1, "metric": "channel_sparsity", "seed": seed, "count": count,
              "total": total} for net, seed, count, total in (
@@ -167,7 +208,7 @@ def test_gap(ensembles):
 
 
 def test_ensemble_without_noise(ensembles, told):
-    noisy, single = (ensembles.rows(net, "dense")[0]["run"] for net in ("En2ResNet20", "ResNet20"))
+    noisy, single = (ensembles.rows(net=net, method="dense")[0]["run"] for net in ("En2ResNet20", "ResNet20"))
     quiet = replace(noisy, model=replace(noisy.model, noise=0.0))
     answered(fk_resnet.exercise_4, ensembles, None, correct=quiet, slips=[
         (noisy, "with its noise"), (single, "one network"),

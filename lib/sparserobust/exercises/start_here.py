@@ -9,7 +9,7 @@ from torch import nn
 from sparserobust.attacks import predicted
 from sparserobust.data import Splits
 from sparserobust.exercises.checks import Verdict, choice, exercise, number
-from sparserobust.papers.start_here import ADVERSARIAL, NATURAL, attack
+from sparserobust.papers.start_here import ADVERSARIAL, NATURAL, Experiment, attack
 from sparserobust.sparsifiers import Magnitude
 
 
@@ -62,9 +62,9 @@ def exercise_3(answer, networks: dict[str, nn.Module], splits: Splits) -> Verdic
 
 
 @exercise
-def exercise_4(answer, networks: dict[str, nn.Module], splits: Splits, radius: float) -> Verdict:
+def exercise_4(answer, networks: dict[str, nn.Module], splits: Splits, experiment: Experiment) -> Verdict:
     """Whether pruning to 90 % layer by layer leaves more accuracy under attack than ranking all weights together."""
-    found = {}
+    found, radius = {}, experiment.settings["radius"]
     for scope in ("layerwise", "global"):
         copy = deepcopy(networks[ADVERSARIAL])
         Magnitude(sparsity=0.9, scope=scope).start(copy)
