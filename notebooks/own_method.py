@@ -16,7 +16,7 @@ class OutputShare(FixedMask, kind="output_share"):
 
     @torch.no_grad()
     def start(self, model):
-        scores = {name: w.abs() / vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True)
+        scores = {name: w.abs() / (vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True) + 1e-12)
                   for name, w in prunable(model).items()}
         masks = {name: all_but_smallest(s.flatten(), round(self.sparsity * s.numel())).view_as(s)
                  for name, s in scores.items()}

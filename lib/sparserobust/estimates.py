@@ -90,12 +90,8 @@ def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame
     names, table = list(right), [np.asarray(a, float) for a in right.values()]
     if len({a.shape for a in table}) != 1 or table[0].ndim != 2:
         raise UserError("a ranking needs the same seeds and the same images of all methods")
-    values, dice = np.stack(table), np.random.default_rng(0)  # (methods, seeds, images)
-    _, seeds, images = values.shape
-    drawn = np.empty((draws, len(names)))
-    for draw in range(draws):
-        per_image = values[:, dice.integers(seeds, size=seeds)].mean(1)
-        drawn[draw] = per_image[:, dice.integers(images, size=images)].mean(1)
+    values = np.stack(table)
+    drawn = _redrawn(values, draws)
     ranks = (drawn[:, None, :] > drawn[:, :, None]).sum(2) + 1  # one more than those above
     first = ranks == 1
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
@@ -109,14 +105,19 @@ def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame
 
 
 def difference(one: np.ndarray, other: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """One method's accuracy minus another's, in percentage points, with the 95 % interval of the same bootstrap: both
-    are arrays (seeds, images) of zeros and ones, on the same seeds and images."""
-    gaps, dice = np.asarray(one, float) - np.asarray(other, float), np.random.default_rng(0)
-    seeds, images = gaps.shape
-    drawn = [gaps[dice.integers(seeds, size=seeds)].mean(0)[dice.integers(images, size=images)].mean()
-             for _ in range(draws)]
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    """One method's accuracy minus another's, in percentage points, with the 95 % interval of the bootstrap of
+    `ranking`: both are arrays (seeds, images) of zeros and ones, on the same seeds and images."""
+    gaps = np.asarray(one, float) - np.asarray(other, float)
+    low, high = np.quantile(_redrawn(gaps[None], draws), (0.025, 0.975))
     return 100 * float(gaps.mean()), 100 * float(low), 100 * float(high)
+
+
+def _redrawn(values: np.ndarray, draws: int) -> np.ndarray:
+    """Means (draws, methods) of values (methods, seeds, images) over redrawn seeds and images, the same for all
+    methods."""
+    dice, (_, seeds, images) = np.random.default_rng(0), values.shape
+    return np.array([values[:, dice.integers(seeds, size=seeds)].mean(1)[:, dice.integers(images, size=images)].mean(1)
+                     for _ in range(draws)])
 
 
 def regression(frame: pandas.DataFrame, target: str, columns: Sequence[str],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import cycle
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -289,9 +290,10 @@ def claims(ledger: pandas.DataFrame) -> Figure:
     axis.axvline(0, color="0.3", linewidth=1)
     axis.set(yticks=range(len(ran)), xlabel="effect [percentage points]", ylim=(-0.7, len(ran) - 0.3))
     axis.set_yticklabels(ran["claim"])
-    handles = [axis.plot([], [], "o", color=c)[0] for c in (*colours.values(), "0.5")]
-    handles.append(axis.plot([], [], "D", color="black", markerfacecolor="none")[0])
-    axis.legend(handles, [*colours, "undecided", "reported"], loc="best")
+    handles = {said: axis.plot([], [], "o", color=c)[0] for said, c in (colours | {"undecided": "0.5"}).items()}
+    if ran["reported"].notna().any():
+        handles["reported"] = axis.plot([], [], "D", color="black", markerfacecolor="none")[0]
+    axis.legend(handles.values(), handles, loc="best")
     return figure
 
 
@@ -402,10 +404,11 @@ def mask_ratios(result: dict, titles: dict[str, str]) -> Figure:
     return figure
 
 
-def rankings(found: dict[str, pandas.DataFrame], xlabel: str, marked: dict[str, str]) -> Figure:
+def rankings(found: dict[str, pandas.DataFrame], xlabel: str, marked: dict[str, str], line: float,
+             called: str) -> Figure:
     """`estimates.ranking` tables, a panel each under its title, the best on top: means with their intervals, and at the
-    right the rank with its interval. `marked` maps names of methods to a group; each group has a colour and a marker,
-    all others are grey circles."""
+    right the interval of the rank. `marked` maps names of methods to a group; each group has a colour and a marker, all
+    others are grey circles. `line`, on the same axis, is what the legend calls `called`."""
     longest = max(len(table) for table in found.values())
     figure, axes = subplots(len(found), width=5.2, height=0.36 * longest + 1.5, sharex=True)
     looks = _looks(marked)
@@ -419,12 +422,14 @@ def rankings(found: dict[str, pandas.DataFrame], xlabel: str, marked: dict[str, 
         axis.set(title=title, xlabel=xlabel, yticks=range(len(table)), ylim=(-0.6, longest - 0.4))
         axis.set_yticklabels(table.index[::-1], fontsize=11)
         axis.text(1.01, longest - 0.4, "rank", fontsize=10, transform=axis.get_yaxis_transform())
+        axis.axvline(line, color="black", linestyle="--", linewidth=1.5, zorder=0)
     handles = [axes[0].plot([], [], m, color=c, label=group)[0] for group, (c, m) in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6)
+    handles.append(axes[0].plot([], [], "--", color="black", linewidth=1.5, label=called)[0])
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
-PLAIN = "plain"  # the group of methods that belong to none
+PLAIN = "none of them"  # the group of methods that belong to none
 
 
 def _looks(marked: dict[str, str]) -> dict[str, tuple]:
@@ -447,7 +452,7 @@ def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFra
             face = "white" if row["cut"] == "channels" else colour
             axis.plot(row[column], 100 * row[y], marker, color=colour, markerfacecolor=face, markersize=7)
         axis.set(xlabel=heading, xscale="log")
-        axis.set_title("front: " + ", ".join(dict.fromkeys(front["method"])), fontsize=10)
+        axis.set_title("\n".join(wrap("front: " + ", ".join(dict.fromkeys(front["method"])), 40)), fontsize=10)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -501,18 +506,18 @@ def answers(seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]], titles: Se
 
 def surfaces(planes: dict[str, dict], radius: float) -> Figure:
     """The loss around one image, a panel per network (`papers.start_here.plane`), in one scale of colours: darker is
-    higher. Orange: where the answer is wrong. The square is where an attack of this radius may go."""
+    higher; hatched is where the answer is wrong. The diamond is where an attack of this radius may go: along both
+    directions together no pixel moves further."""
     figure, axes = subplots(len(planes), width=4.6, height=4.0, sharey=True)
-    highest = max(float(plane["loss"].max()) for plane in planes.values())
     for axis, (name, plane) in zip(axes, planes.items(), strict=True):
         steps = plane["steps"]
-        shown = axis.contourf(steps, steps, plane["loss"], levels=np.linspace(0, highest, 15), cmap="Blues")
+        shown = axis.contourf(steps, steps, plane["loss"], levels=np.linspace(0, 6, 13), cmap="Blues", extend="max")
         wrong = (plane["answer"] != plane["label"]).astype(float)
         axis.contourf(steps, steps, wrong, levels=[0.5, 1.5], colors="none", hatches=["///"])
         axis.contour(steps, steps, wrong, levels=[0.5], colors=[PALETTE[1]], linewidths=2.5)
         axis.plot(0, 0, "o", color="black", markersize=7)
-        axis.plot(*zip(*[(x * radius, y * radius) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))],
-                       strict=True), color="black", linewidth=1.5, linestyle="--")
+        axis.plot([-radius, 0, radius, 0, -radius], [0, -radius, 0, radius, 0], color="black", linewidth=1.5,
+                  linestyle="--")
         axis.set(title=name, xlabel="each pixel, in the attack's direction")
         axis.grid(False)
     axes[0].set_ylabel("each pixel, in a direction at random")
@@ -520,12 +525,12 @@ def surfaces(planes: dict[str, dict], radius: float) -> Figure:
     return figure
 
 
-def thinned(pictures: dict[str, np.ndarray], curves: pandas.DataFrame, share: float) -> Figure:
-    """What is left when weights are zeroed: how many weights read each pixel, a picture (h, w) per network in
-    `pictures`; and the accuracies in `curves` (`papers.start_here.accuracies`) with a line at `share`."""
+def thinned(pictures: dict[str, np.ndarray], curves: pandas.DataFrame, share: float, units: int) -> Figure:
+    """What is left when weights are zeroed: how many of `units` weights read each pixel, a picture (h, w) per network
+    in `pictures`; and the accuracies in `curves` (`papers.start_here.accuracies`) with a line at `share`."""
     figure, axes = subplots(len(pictures) + 1, width=3.4, height=3.3, width_ratios=[*[1] * len(pictures), 1.7])
     for axis, (name, readers) in zip(axes, pictures.items(), strict=False):
-        shown = axis.imshow(readers, cmap="viridis", vmin=0)
+        shown = axis.imshow(readers, cmap="viridis", vmin=0, vmax=units)
         axis.set_title(name, fontsize=11)
         axis.set(xticks=[], yticks=[])
         axis.grid(False)

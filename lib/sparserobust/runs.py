@@ -14,7 +14,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -40,6 +39,7 @@ class Store:
         self.folder = paths.writable(Path(folder or paths.store_folder()))
         self.use_published = use_published
         self._verified: dict[str, dict] = {}
+        self._read: dict[str, dict | None] = {}  # published records
         self._at_hand: tuple[str, torch.nn.Module] | None = None  # the network that was measured last
 
     # ------------------------------------------------------------------------------------------------ reading
@@ -63,7 +63,7 @@ class Store:
             except (files.Corrupt, KeyError, TypeError):
                 log.warning("run %s: %s is damaged, it is measured anew", run.identity, path.name)
                 path.unlink()
-        published, complete = self._published_runs.get(run.identity), self._complete(run)
+        published, complete = self._published(run), self._complete(run)
         entry = published and published["measured"].get(measurement.identity)
         # trained here with other weights (another machine): its numbers are not those of the published network
         if entry and (complete is None or complete["weights_sha256"] == published["record"]["weights_sha256"]):
@@ -73,13 +73,13 @@ class Store:
     def record(self, run: Run, report: Report = _silent) -> dict:
         """Settings, history and counts of a run, trained if it is nowhere to be found."""
         complete = self._complete(run)
-        if complete is None and run.identity in self._published_runs:
-            return self._published_runs[run.identity]["record"]
+        if complete is None and (published := self._published(run)):
+            return published["record"]
         return complete or self.train(run, report)
 
     def seconds(self, run: Run) -> float:
         """Training time of a run that is stored or published."""
-        published = self._published_runs.get(run.identity)
+        published = self._published(run)
         if self._complete(run) is None and published:
             return published["provenance"]["seconds"]
         return files.read_json(self._home(run) / "provenance.json")["seconds"]
@@ -174,10 +174,13 @@ class Store:
             path.unlink()
         return written
 
-    @cached_property
-    def _published_runs(self) -> dict[str, dict]:
-        known = sorted(paths.published_folder().glob("*/*.json")) if self.use_published else ()
-        return {path.stem: entry for path in known if (entry := _published(path))}
+    def _published(self, run: Run) -> dict | None:
+        """The published record of a run with its measurements, read once; None if there is none."""
+        if self.use_published and run.identity not in self._read:
+            found = sorted(paths.published_folder().glob(f"*/{run.identity}.json"))
+            entries = (_published(path) for path in found)
+            self._read[run.identity] = next((entry for entry in entries if entry), None)
+        return self._read.get(run.identity)
 
     # ------------------------------------------------------------------------------------------------- layout
 

@@ -128,6 +128,7 @@ def _outside(job: dict) -> list[str]:
 
 def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tuple[str, str]]:
     """Run the jobs; returns what failed, as (label, reason)."""
+    outside = {job["run"].identity: _outside(job) for job in jobs}
     board = _Board(jobs)
     pool: queue.Queue[_Worker] = queue.Queue()
     started = [_Worker(threads) for _ in range(min(workers, len(jobs)))]
@@ -139,7 +140,7 @@ def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tu
         try:
             plain = {"run": job["run"].plain(), "measurements": [m.plain() for m in job["measurements"]],
                      "store": str(store.folder), "use_published": store.use_published,
-                     "modules": _outside(job), "path": sys.path}
+                     "modules": outside[job["run"].identity], "path": sys.path}
             board.finished(job, worker.do(plain, lambda answer: board.heard(job, answer)))
         finally:
             pool.put(worker)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from functools import cache
 
 import torch
 
@@ -30,6 +31,7 @@ def main(threads: int) -> None:
     def report(doing: str, epochs: float) -> None:
         tell(doing=doing, epochs=epochs)
 
+    store_at = cache(Store)  # what it has read and verified serves all jobs
     tell(ready=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -37,7 +39,7 @@ def main(threads: int) -> None:
             sys.path += [folder for folder in job["path"] if folder not in sys.path]
             for name in job["modules"]:
                 importlib.import_module(name)
-            run, store = Run.parse(job["run"]), Store(job["store"], job["use_published"])
+            run, store = Run.parse(job["run"]), store_at(job["store"], job["use_published"])
             store.train(run, report)
             for measurement in job["measurements"]:
                 store.measure(run, Measurement.parse(measurement), report)

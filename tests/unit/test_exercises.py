@@ -21,6 +21,7 @@ from sparserobust.papers import fk_resnet as fk_resnet_paper
 from sparserobust.papers import iwi as iwi_paper
 from sparserobust.papers import rsr as rsr_paper
 from sparserobust.papers import sparsity_theory as theory_paper
+from sparserobust.papers import start_here as start_here_paper
 from sparserobust.papers import tscnc as tscnc_paper
 from sparserobust.sparsifiers import Magnitude, RandomMask, proximal
 
@@ -161,15 +162,16 @@ def test_first_radius_below_a_half():
     answered(start_here.exercise_2, frame, correct=0.15, slips=[(0.1, "still knows 60 %"), (0.3, "too large")])
 
 
-def test_noise_is_no_attack(digits):
+def test_noise_is_no_attack(net, digits):
+    networks = {"trained as usual": net, "trained under attack": net}
+    images, labels = digits.test.images, digits.test.labels
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        networks = {name: models.LeNet300100().build((1, 8, 8), 10).eval() for name in ("trained as usual",
-                                                                                      "trained under attack")}
-    net, test = networks["trained as usual"], digits.test
-    hit = float((net(test.images).argmax(1) == test.labels).double().mean())
-    assert start_here.exercise_3(hit, networks, digits).startswith("right: ")  # noise hardly moves such answers
-    assert "not percent" in start_here.exercise_3(100 * hit, networks, digits)
+        torch.manual_seed(1)
+        moved = (images + 0.1 * torch.randn(images.shape).sign()).clamp(0, 1)
+    at_random, attacked = (float((net(x).argmax(1) == labels).double().mean()) for x in (
+        moved, start_here_paper.attack(0.1)(net, images, labels)))
+    answered(start_here.exercise_3, networks, digits, correct=100 * (at_random - attacked), slips=[
+        (at_random - attacked, "points are asked for"), (100 * at_random, "at random"), (-30, "too small")])
 
 
 def test_members_share_the_weights():

@@ -374,8 +374,9 @@ def test_publishing_over_a_damaged_record_names_it(fresh, published, tiny_run, r
 
 
 def test_a_damaged_published_record_is_named(published, tmp_path, tiny_run, refusal):
-    files.write(published / "quick" / "0123.json", b'{"record": ')
-    assert "0123.json" in refusal(Store(tmp_path / "store").record, tiny_run())
+    name = f"{tiny_run().identity}.json"
+    files.write(published / "quick" / name, b'{"record": ')
+    assert name in refusal(Store(tmp_path / "store").record, tiny_run())
 
 
 @pytest.mark.parametrize("name", ["measured", "provenance.json"])

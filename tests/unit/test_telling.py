@@ -634,13 +634,14 @@ def test_where_the_ledger_stands_is_counted_by_notebook():
 
 def test_rankings_show_means_intervals_and_ranks():
     right = {"good": np.ones((2, 50)), "bad": np.zeros((2, 50)), "half": np.tile([0, 1], (2, 25))}
-    figure = plots.rankings({"cut": estimates.ranking(right)}, "x", {"half": "a paper"})
+    figure = plots.rankings({"cut": estimates.ranking(right)}, "x", {"half": "a paper"}, 70.0, "dense")
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["bad", "half", "good"]  # the best on top
     marks = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
     assert marks == [0, 50, 100]
     assert [text.get_text() for text in axis.texts] == ["3 to 3", "2 to 2", "1 to 1", "rank"]
     assert axis.lines[3].get_color() != axis.lines[1].get_color() == axis.lines[5].get_color()
+    assert list(axis.lines[6].get_xdata()) == [70, 70]
 
 
 def test_fronts_join_what_nothing_beats_and_name_it():
@@ -673,21 +674,23 @@ def test_fooled_shows_the_change_and_every_class():
     assert bars.texts[0].get_text() == "says 1: fooled"
 
 
-def test_surfaces_share_their_colours_and_frame_the_radius():
+def test_surfaces_share_their_colours_and_frame_where_no_pixel_moves_further():
     steps = np.linspace(-0.3, 0.3, 5)
     planes = {name: {"steps": steps, "loss": np.add.outer(steps, steps) * factor + 1, "label": 0,
                      "answer": (np.add.outer(steps, steps) > 0.2).astype(int)} for name, factor in (("a", 1), ("b", 3))}
     figure = plots.surfaces(planes, radius=0.1)
     first, second = figure.axes[:2]
     assert first.collections[0].get_clim() == second.collections[0].get_clim()
-    assert max(first.lines[1].get_xdata()) == 0.1 == -min(first.lines[1].get_ydata())
+    corners = np.abs(np.array(first.lines[1].get_data()))  # how far the two directions move a pixel together
+    assert np.allclose(corners.sum(0), 0.1) and (corners.max(1) == 0.1).all()
 
 
 def test_thinned_draws_readers_and_where_we_are():
     rows = [{"net": net, "share": share, "metric": metric, "value": 1 - share}
             for net in ("a", "b") for share in (0, 0.5) for metric in ("clean", "attacked")]
-    figure = plots.thinned({"a": np.full((4, 4), 7), "b": np.eye(4)}, pandas.DataFrame(rows), share=0.5)
+    figure = plots.thinned({"a": np.full((4, 4), 7), "b": np.eye(4)}, pandas.DataFrame(rows), share=0.5, units=9)
     lines = figure.axes[2].lines
     assert [line.get_label() for line in lines[:4]] == ["a, clean", "a, attacked", "b, clean", "b, attacked"]
     assert list(lines[0].get_xdata()) == [0, 50] and list(lines[4].get_xdata()) == [50, 50]
     assert figure.axes[0].images[0].get_array().max() == 7
+    assert [axis.images[0].get_clim() for axis in figure.axes[:2]] == [(0, 9), (0, 9)]

@@ -20,7 +20,7 @@ def exercise_1(answer) -> Verdict:
                       0.9: "then it would keep three times as many weights as the one network",
                       0.9 / 3: "the share that *stays* is divided by three",
                       0.1 / 3: "that is the share that stays",
-                      100 * (1 - 0.1 / 3): "a share is asked for, not percent"}, tolerance=0.002)
+                      100 * (1 - 0.1 / 3): "a share is asked for, not percent"}, within=0.004)
 
 
 @exercise

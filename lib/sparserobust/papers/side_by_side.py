@@ -4,6 +4,7 @@ A method is a way to get from nothing to a network of which a share of the weigh
 some training, a cut, some training of what is left. All methods take as many gradients per training image (`budget`),
 and are cut to the same number of remaining weights, or to the same number of remaining channels in each layer."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -30,16 +31,17 @@ PAPERS = {FK: "Dinh et al. 2020", SPLITTING: "Dinh et al. 2020", IWI: "Wang et a
 ATTACKED = "pgd"  # the accuracy by which methods are ranked
 QUIET = {"clean": "clean_quiet", ATTACKED: "pgd_quiet"}  # the same with the noise off
 ACCURACIES = {"clean [%]": "clean", "PGD, averaged [%]": ATTACKED, "AutoAttack, noise off [%]": "autoattack"}
-# what the five answers say when all are asked alike: who says so, what, of which method, against which other
+# what this project asks of the papers, of all alike: about whose answer, what, of which method, against which other
 QUESTIONS = {
     "FK": (PAPERS[FK], "a noisy ensemble, split while it is trained, beats a plain network cut as far", FK, MAGNITUDE),
     "ensemble": (PAPERS[FK], "the noisy ensemble does it, not the splitting", FK, SPLITTING),
     "splitting": (PAPERS[FK], "splitting while training beats cutting afterwards", SPLITTING, MAGNITUDE),
-    "IWI": (PAPERS[IWI], "what has inherited a small network's weights beats what has not", IWI, MAGNITUDE),
+    "IWI": (PAPERS[IWI], "what has inherited a small network's weights is better to cut", IWI, MAGNITUDE),
     "ticket": (PAPERS[IWI], "a lottery ticket, rewound and trained, beats what is only fine-tuned", TICKET, MAGNITUDE),
     "RSR": (PAPERS[RSR], "noise on weights and a lasso make better networks to cut", RSR, MAGNITUDE),
-    "noisy": (PAPERS[RSR], "it takes the noise, not the lasso alone", RSR, LASSO),
-    "sparsity": (PAPERS[GRADUAL], "pruning makes a network more robust than it is dense", GRADUAL, DENSE),
+    "lasso": (PAPERS[RSR], "so does the lasso alone", LASSO, MAGNITUDE),
+    "noise": (PAPERS[RSR], "noise adds to what the lasso does", RSR, LASSO),
+    "sparsity": (PAPERS[GRADUAL], "cut so far, a network is more robust than it is dense", GRADUAL, DENSE),
     "TSCNC": (PAPERS[TSCNC], "a network made sparse and well-conditioned before is better once it is pruned", TSCNC,
               SCORES),
     "pruning": ("all", "a large network, cut, beats one that is small from the start", MAGNITUDE, SMALL),
@@ -257,11 +259,10 @@ def _removed(frame: pandas.DataFrame) -> list[str]:
 
 
 def answers(experiment: Experiment, store: Store, metric: str, cut: str, level: float) -> dict[str, np.ndarray]:
-    """For `estimates.ranking`: of every method at a cut, and of the dense network, which test images (seeds, images)
-    were classified right under a measurement that keeps `answers`."""
-    rows = [*experiment.rows(method=DENSE), *experiment.rows(cut=cut, level=level)]
+    """For `estimates.ranking`: of every method at a cut which test images (seeds, images) were classified right under a
+    measurement that keeps `answers`."""
     found: dict[str, list] = {}
-    for row in rows:
+    for row in experiment.rows(cut=cut, level=level):
         right = store.measure(row["run"], experiment.measurements[metric])["right"]
         found.setdefault(row["method"], []).append([int(answer) for answer in right])
     return {method: np.array(right) for method, right in found.items()}
@@ -282,32 +283,31 @@ def front(points: pandas.DataFrame, x: str, y: str) -> pandas.DataFrame:
     return ordered[ordered[y] > ordered[y].cummax().shift(fill_value=-np.inf)].drop(columns="rounded")
 
 
-def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:
-    """The ledger: every question at every cut, by accuracy under PGD with averaged gradients, in points, paired by
-    seed; of noisy networks also with their noise off, against the same reference. Of channels no scores are learned:
-    there `MAGNITUDE` stands for `SCORES`."""
-    rows = []
+def judged(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """The ledger: every question at every cut, by accuracy under PGD with averaged gradients, in points, paired by seed
+    and image. With three seeds neither Student's interval over seeds nor a bootstrap over seeds and images knows all of
+    the doubt: the first says nothing of other images, the second too little of other seeds. The interval is what both
+    together span. Of channels no scores are learned: there `MAGNITUDE` stands for `SCORES`."""
+    rows, dense = [], answers(experiment, store, ATTACKED, None, 0.0)
     for cut, level in experiment.cuts:
-        for name, (said_by, statement, method, against) in QUESTIONS.items():
+        right = answers(experiment, store, ATTACKED, cut, level) | dense
+        for name, (asked_of, statement, method, against) in QUESTIONS.items():
             against = MAGNITUDE if cut == CHANNELS and against == SCORES else against
-            asked = {"method": method, "cut": cut, "level": level}
-            other = {"method": DENSE} if against == DENSE else asked | {"method": against}
-            for noise, metric in (("", ATTACKED), (", noise off", QUIET[ATTACKED]))[: 1 + (method in NOISY)]:
-                claim = Claim(id=f"{name} {named(cut, level)}{noise}", statement=f"{said_by}: {statement}",
-                              quantity=f"accuracy under PGD: {method}{noise} minus {against}",
-                              unit="percentage points", direction="increase", value=None, kind="open", grade="derived",
-                              source=None)
-                treated = frame.replace({"metric": {ATTACKED: "", metric: ATTACKED}}) if noise else frame
-                rows.append(claims.judged(claim, estimates.paired_effects(
-                    pandas.concat([estimates.matching(treated, asked), estimates.matching(frame, other)]), ATTACKED,
-                    asked, other), where="06_side_by_side, claims"))
+            claim = Claim(id=f"{name} {named(cut, level)}", statement=f"{asked_of}: {statement}",
+                          quantity=f"accuracy under PGD: {method} minus {against}", unit="percentage points",
+                          direction="increase", value=None, kind="open", grade="derived", source=None)
+            ours, *spans = estimates.difference(right[method], right[against])
+            by_seed = 100 * (right[method].mean(1) - right[against].mean(1))
+            spans += [end for end in estimates.interval(by_seed.tolist()) if not math.isnan(end)]
+            rows.append(claims.estimated(claim, ours, min(spans), max(spans), len(by_seed), "06_side_by_side, claims"))
     return pandas.DataFrame(rows)
 
 
 def in_words(ledger: pandas.DataFrame) -> pandas.DataFrame:
-    """One line per question: who says so, what, and for every cut whether it holds, does not, or cannot be told."""
+    """One line per question: of whom it is asked, what, and for every cut whether it holds, does not, or cannot be
+    told."""
     cuts = ledger.assign(question=ledger["claim"].str.split(n=1).str[0], cut=ledger["claim"].str.split(n=1).str[1])
     said = cuts.pivot(index="question", columns="cut", values="verdict").reindex(QUESTIONS)[cuts["cut"].unique()]
     said = said.apply(lambda column: column.str.removesuffix(" at this scale")).fillna("")
-    return said.assign(**{"who says so": [q[0] for q in QUESTIONS.values()],
-                          "what": [q[1] for q in QUESTIONS.values()]})[["who says so", "what", *said.columns]]
+    return said.assign(**{"asked of": [q[0] for q in QUESTIONS.values()],
+                          "what": [q[1] for q in QUESTIONS.values()]})[["asked of", "what", *said.columns]]
