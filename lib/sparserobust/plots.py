@@ -476,7 +476,8 @@ def fooled(image: torch.Tensor, attacked: dict[str, tuple[torch.Tensor, torch.Te
         row[2].bar(range(len(chances)), 100 * chances.numpy(), color=colours)
         row[2].set(xticks=range(len(chances)), ylim=(0, 105), ylabel="how sure [%]")
         row[2].text(0.02, 0.9, f"says {answer}: " + ("right" if answer == label else "fooled"), fontsize=11,
-                    transform=row[2].transAxes, color=PALETTE[0] if answer == label else PALETTE[1], weight="bold")
+                    transform=row[2].transAxes, color=PALETTE[0] if answer == label else PALETTE[1], weight="bold",
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85})
         row[0].set_ylabel(name, fontsize=11)
         for axis in row[:2]:
             axis.set(xticks=[], yticks=[])

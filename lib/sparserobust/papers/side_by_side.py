@@ -206,7 +206,8 @@ def named(cut: str | None, level: float) -> str:
 def summary(frame: pandas.DataFrame, experiment: Experiment, store: Store) -> pandas.DataFrame:
     """One row per grid row that `frame` holds: `method`, `cut`, `level`, `seed`, `removed` (its name), `run`; a column
     per metric; and what it takes, in numbers and as shares of the one dense network: `weights_left`, `channels_left`
-    [%], `file_kb`, `macs_left` [%], `latency_ms`, `seconds` of training on one core with all it begins with."""
+    [%], `file_kb`, `macs_left` [%], `latency_ms`, `seconds` of training, with all it begins with, where
+    it was trained."""
     labels = ["method", "cut", "level", "seed", "run"]
     values = frame.pivot(index="run", columns="metric", values="value")
     wide = frame[labels].drop_duplicates().join(values, on="run").reset_index(drop=True)
@@ -221,8 +222,7 @@ def summary(frame: pandas.DataFrame, experiment: Experiment, store: Store) -> pa
     wide["latency_ms"] = [s["latency_ms_left"] for s in sizes]
     wide["file_kb"] = wide["file"] / 1000
     wide["seconds"] = [sum(store.seconds(r) for r in runs[run].lineage) for run in wide["run"]]
-    wide["removed"] = [named(None if pandas.isna(c) else c, v) for c, v in zip(wide["cut"], wide["level"], strict=True)]
-    return wide
+    return wide.assign(removed=_removed(wide))
 
 
 def table(frame: pandas.DataFrame, networks: pandas.DataFrame) -> pandas.DataFrame:
@@ -244,6 +244,7 @@ def costs(networks: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _means(networks: pandas.DataFrame, columns: dict[str, tuple[str, int]], spread: bool = True) -> pandas.DataFrame:
+    """One line per cut and method; `columns` maps headings to columns and the digits that are shown."""
     lines = {}
     for (removed, method), rows in networks.groupby(["removed", "method"], sort=False):
         lines[f"{removed}, {method}"] = {
@@ -254,6 +255,7 @@ def _means(networks: pandas.DataFrame, columns: dict[str, tuple[str, int]], spre
 
 
 def _removed(frame: pandas.DataFrame) -> list[str]:
+    """What the cut of each row is called."""
     return [named(None if pandas.isna(cut) else cut, level)
             for cut, level in zip(frame["cut"], frame["level"], strict=True)]
 
