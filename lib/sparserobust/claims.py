@@ -9,6 +9,7 @@ from sparserobust.reported import Claim
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided at this scale"
 NOT_RUN, NOT_SAID = "not run at this scale", "not on record"  # the latter: what the paper claims is not known
+SHORT = {HOLDS: "hold", FAILS: "do not", UNDECIDED: "undecided", NOT_RUN: "not run", NOT_SAID: "not on record"}
 
 
 def verdict(direction: str | None, low: float, high: float, threshold: float = 0.0, margin: float = 0.0) -> str:
@@ -67,17 +68,15 @@ def verdicts(ledger: pandas.DataFrame) -> pandas.DataFrame:
     """How many rows of each claim, whose name is the first word of theirs, hold, do not, cannot be told, and so on."""
     names = ledger["claim"].str.split().str[0]
     found = ledger.assign(claim=names).groupby(["claim", "verdict"], sort=False).size().unstack(fill_value=0)
-    return found.reindex(columns=[said for said in (HOLDS, FAILS, UNDECIDED, NOT_RUN, NOT_SAID) if said in found])
+    return found.reindex(columns=[said for said in SHORT if said in found])
 
 
 def standing(ledgers: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
     """Ledgers of all notebooks (`artifacts.ledger`) by scale, in one table: a line per notebook, in each cell how many
     of its comparisons hold, do not, cannot be told, or were not made."""
-    words = {HOLDS: "hold", FAILS: "do not", UNDECIDED: "undecided", NOT_RUN: "not run", NOT_SAID: "not on record"}
-
     def told(verdicts: pandas.Series) -> str:
         counts = verdicts.value_counts()
-        return ", ".join(f"{counts[said]} {word}" for said, word in words.items() if said in counts)
+        return ", ".join(f"{counts[said]} {word}" for said, word in SHORT.items() if said in counts)
 
     columns = {scale: ledger.groupby("notebook")["verdict"].agg(told) for scale, ledger in ledgers.items()}
     return pandas.DataFrame(columns).fillna("")

@@ -54,9 +54,14 @@ def read_json(path: Path):
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """As safetensors: nothing is ever pickled."""
+    write(path, packed(tensors, metadata))
+
+
+def packed(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file."""
     from safetensors.torch import save
 
-    write(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
 
 
 def load_tensors(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

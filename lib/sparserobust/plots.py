@@ -37,6 +37,19 @@ def grid(rows: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[
     return figure, axes
 
 
+def _bare(axis) -> None:
+    """An axis for a picture: no ticks, no grid."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+
+
+def _log_ticks(axis) -> None:
+    """Ticks of a logarithmic axis of counts: 1, 2, 5, 10, ... with k and M for thousands and millions."""
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def curves(x, ys: dict, xlabel: str, ylabel: str, title: str = "") -> Figure:
     """Functions of one variable on one axis: `ys` maps a legend label to values over `x`."""
     figure, (axis,) = subplots(width=6)
@@ -55,8 +68,7 @@ def images(pictures: Sequence[torch.Tensor], titles: Sequence[str]) -> Figure:
     for axis, picture, title in zip(axes, pictures, titles, strict=True):
         shown = axis.imshow(picture.detach(), cmap="gray" if low == 0 else "RdBu_r", vmin=low, vmax=limit)
         axis.set_title(title, fontsize=11)
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
+        _bare(axis)
     figure.colorbar(shown, ax=axes, shrink=0.7, label="value")
     return figure
 
@@ -106,9 +118,7 @@ def tradeoff(frame: pandas.DataFrame, x: str, y: Sequence[str], xlabel: str, tit
         axis.set(xlabel=xlabel, title=title)
         if not percent:
             axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            _log_ticks(axis)
     axes[0].set_ylabel("accuracy [%]")
     axes[0].legend()
     return figure
@@ -453,9 +463,7 @@ def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFra
             axis.plot(row[column], 100 * row[y], marker, color=colour, markerfacecolor=face, markersize=7)
         axis.set(xlabel=heading, xscale="log")
         axis.set_title("\n".join(wrap("front: " + ", ".join(dict.fromkeys(front["method"])), 40)), fontsize=10)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        _log_ticks(axis)
     axes[0].set_ylabel(ylabel)
     handles = [axes[0].plot([], [], m, color=c, label=group)[0] for group, (c, m) in looks.items()]
     handles.append(axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="channels cut")[0])
@@ -480,8 +488,7 @@ def fooled(image: torch.Tensor, attacked: dict[str, tuple[torch.Tensor, torch.Te
                     bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85})
         row[0].set_ylabel(name, fontsize=11)
         for axis in row[:2]:
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
+            _bare(axis)
     for axis, title in zip(axes[0], ("what was changed", "what the network sees", "what it answers"), strict=True):
         axis.set_title(title, fontsize=11)
     return figure
@@ -497,8 +504,7 @@ def answers(seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]], titles: Se
             answer = int(chances.argmax())
             axis.set_xlabel(f"{answer}, {100 * float(chances.max()):.0f} % sure", fontsize=11, weight="bold",
                             color=PALETTE[0] if answer == label else PALETTE[1])
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
+            _bare(axis)
         row[0].set_ylabel(name, fontsize=11)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
@@ -533,8 +539,7 @@ def thinned(pictures: dict[str, np.ndarray], curves: pandas.DataFrame, share: fl
     for axis, (name, readers) in zip(axes, pictures.items(), strict=False):
         shown = axis.imshow(readers, cmap="viridis", vmin=0, vmax=units)
         axis.set_title(name, fontsize=11)
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
+        _bare(axis)
         figure.colorbar(shown, ax=axis, shrink=0.75, label="weights that read it")
     for (net, rows), colour, marker in zip(curves.groupby("net", sort=False), PALETTE, MARKERS, strict=False):
         for metric, style in (("clean", "-"), ("attacked", "--")):

@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 
 from sparserobust.errors import UserError
 from sparserobust.paths import scales_folder
@@ -34,15 +36,21 @@ def has(scale: str, paper: str) -> bool:
 
 
 def _content(scale: str) -> dict:
-    """Everything in the file of a scale, by paper."""
-    import yaml
-
+    """Everything in the file of a scale, by paper; the caller's own."""
     check(scale)
     path = scales_folder() / f"{scale}.yaml"
+    return deepcopy(_parsed(path.name, path.read_text()))
+
+
+@cache
+def _parsed(name: str, text: str) -> dict:
+    """The content of a scale file; parsed once, as every paper asks for it and that takes a tenth of a second."""
+    import yaml
+
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
     return content if isinstance(content, dict) else {}
 
 

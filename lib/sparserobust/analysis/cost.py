@@ -5,8 +5,6 @@ import time
 import zlib
 from collections import Counter
 from copy import deepcopy
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +59,7 @@ class Deployable(Measurement, kind="deployable"):
         return {
             "value": left / total, "count": left, "total": total, "macs": total, "macs_left": left,
             "parameters": sparsity.parameters(model), "parameters_left": sparsity.parameters(small),
-            "bytes": _bytes(model), "bytes_left": _bytes(small),
+            "bytes": len(_file(model)), "bytes_left": len(_file(small)),
             "latency_ms": latency, "latency_ms_left": latency_left, "threads": torch.get_num_threads(),
             "largest_difference": difference,
         }
@@ -74,10 +72,7 @@ class FileSize(Measurement, kind="file_size"):
     the same file as it is."""
 
     def __call__(self, model, splits):
-        from safetensors.torch import save
-
-        small = {name: t.contiguous().cpu() for name, t in compact(model).state_dict().items()}
-        content = save(small)
+        content = _file(compact(model))
         return {"value": len(zlib.compress(content, 9)), "parts": {"unpacked": len(content)}}
 
 
@@ -105,12 +100,9 @@ def _largest_difference(model: nn.Module, small: nn.Module, images: Tensor) -> f
     return difference
 
 
-def _bytes(model: nn.Module) -> int:
-    """Size of the weights and buffers as a safetensors file."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        files.save_tensors(path, model.state_dict())
-        return path.stat().st_size
+def _file(model: nn.Module) -> bytes:
+    """The weights and buffers as a safetensors file."""
+    return files.packed(model.state_dict())
 
 
 def step_costs(runs: dict[str, Run], image_shape: tuple[int, int, int], classes: int, repeats: int = 10) -> dict:

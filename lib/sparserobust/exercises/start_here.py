@@ -6,10 +6,9 @@ import torch
 from pandas import DataFrame
 from torch import nn
 
-from sparserobust.attacks import predicted
 from sparserobust.data import Splits
 from sparserobust.exercises.checks import Verdict, choice, exercise, not_yet, number
-from sparserobust.papers.start_here import ADVERSARIAL, NATURAL, Experiment, attack
+from sparserobust.papers.start_here import ADVERSARIAL, NATURAL, Experiment, attack, rate
 from sparserobust.sparsifiers import Magnitude
 
 
@@ -27,12 +26,12 @@ def exercise_1(answer) -> Verdict:
 def exercise_2(answer, frame: DataFrame) -> Verdict:
     """The first radius at which the network trained as usual is right on less than half of the test images."""
     reached = _accuracies(frame, NATURAL)
-    below = [radius for radius, rate in reached.items() if rate < 0.5]
-    other = [radius for radius, rate in _accuracies(frame, ADVERSARIAL).items() if rate < 0.5]
+    below = [radius for radius, value in reached.items() if value < 0.5]
+    other = [radius for radius, value in _accuracies(frame, ADVERSARIAL).items() if value < 0.5]
     if not below:
         return not_yet("here it never falls below a half: train with other settings, or ask for a larger radius")
-    slips = {radius: f"there it still knows {100 * rate:.0f} % of them" for radius, rate in reached.items()
-             if rate >= 0.5}
+    slips = {radius: f"there it still knows {100 * value:.0f} % of them" for radius, value in reached.items()
+             if value >= 0.5}
     slips |= {other[0]: "that is the network that was trained under attack"} if other else {}
     held = _accuracies(frame, ADVERSARIAL)[below[0]]
     return number(answer, below[0], f"it knows {100 * reached[below[0]]:.0f} % there, and the network that was trained "
@@ -52,8 +51,8 @@ def exercise_3(answer, networks: dict[str, nn.Module], splits: Splits) -> Verdic
     images, labels = splits.test.images, splits.test.labels
     signs = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign().to(images)
     net = networks[NATURAL]
-    at_random = _rate(net, (images + 0.1 * signs).clamp(0, 1), labels)
-    attacked = _rate(net, attack(0.1)(net, images, labels), labels)
+    at_random = rate(net, (images + 0.1 * signs).clamp(0, 1), labels)
+    attacked = rate(net, attack(0.1)(net, images, labels), labels)
     points = 100 * (at_random - attacked)
     why = (f"a random direction is nearly level: {100 * at_random:.0f} % against {100 * attacked:.0f} % under attack, "
            "where every pixel moves as far. An attack is not noise")
@@ -71,12 +70,7 @@ def exercise_4(answer, networks: dict[str, nn.Module], splits: Splits, experimen
         copy = deepcopy(networks[ADVERSARIAL])
         Magnitude(sparsity=0.9, scope=scope).start(copy)
         attacked = attack(radius)(copy, splits.test.images, splits.test.labels)
-        found[scope] = _rate(copy, attacked, splits.test.labels)
+        found[scope] = rate(copy, attacked, splits.test.labels)
     told = f"layer by layer {100 * found['layerwise']:.0f} %, together {100 * found['global']:.0f} %"
     correct, other = ("higher", "lower") if found["layerwise"] > found["global"] else ("lower", "higher")
     return choice(answer, correct, told, {other: f"it is the other way round: {told}"})
-
-
-def _rate(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of right answers."""
-    return float((predicted(net, images) == labels).double().mean())

@@ -94,6 +94,11 @@ def thinned(model: nn.Module, share: float) -> nn.Module:
     return model
 
 
+def rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The share of right answers."""
+    return float((predicted(model, images) == labels).double().mean())
+
+
 def accuracies(models: dict[str, nn.Module], split: Split, shares: list[float], radius: float) -> pandas.DataFrame:
     """One row per network, share removed and `metric` (clean, attacked): `value`, the share of right answers."""
     rows = []
@@ -101,8 +106,7 @@ def accuracies(models: dict[str, nn.Module], split: Split, shares: list[float], 
         for share in shares:
             thin = thinned(model, share)
             attacked = attack(radius)(thin, split.images, split.labels)
-            rows += [{"net": name, "share": share, "metric": metric,
-                      "value": float((predicted(thin, images) == split.labels).double().mean())}
+            rows += [{"net": name, "share": share, "metric": metric, "value": rate(thin, images, split.labels)}
                      for metric, images in (("clean", split.images), ("attacked", attacked))]
     return pandas.DataFrame(rows)
 
