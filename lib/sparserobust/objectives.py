@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from sparserobust.attacks import check_radius, under_attack
 from sparserobust.config import Attack, Objective, settings
@@ -62,7 +62,8 @@ class Adversarial(Objective, kind="adversarial"):
 @settings
 class TRADES(Objective, kind="trades"):
     """Clean cross entropy plus beta times the KL divergence between clean and attacked predictions, which the attack
-    maximises in the l-infinity ball (Zhang et al. 2019, eq. 5)."""
+    maximises in the l-infinity ball (Zhang et al. 2019, eq. 5). It is computed between log-probabilities: in terms of
+    probabilities, its gradient is NaN where a network is so sure that one of them is exactly zero."""
 
     epsilon: float
     step_size: float
@@ -81,17 +82,17 @@ class TRADES(Objective, kind="trades"):
     def __call__(self, model, images, labels, generator):
         with under_attack(model):
             with torch.no_grad():
-                target = softmax(model(images).float(), 1)
+                target = log_softmax(model(images).float(), 1)
             noise = torch.randn(images.shape, generator=generator, device=images.device)
             x = (images + 0.001 * noise).clamp(0, 1)  # at the clean image itself the divergence has no gradient
             for _ in range(self.steps):
                 x = x.detach().requires_grad_(True)
-                divergence = kl_div(log_softmax(model(x).float(), 1), target, reduction="sum")
+                divergence = kl_div(log_softmax(model(x).float(), 1), target, reduction="sum", log_target=True)
                 (gradient,) = torch.autograd.grad(divergence, x)
                 x = x.detach() + self.step_size * gradient.sign()
                 x = torch.maximum(torch.minimum(x, images + self.epsilon), images - self.epsilon).clamp(0, 1)
         clean, attacked = model(images).float(), model(x.detach()).float()
-        drift = kl_div(log_softmax(attacked, 1), softmax(clean, 1), reduction="batchmean")
+        drift = kl_div(log_softmax(attacked, 1), log_softmax(clean, 1), reduction="batchmean", log_target=True)
         return cross_entropy(clean, labels) + self.beta * drift
 
 

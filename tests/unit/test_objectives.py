@@ -1,11 +1,16 @@
 """Training losses against the same loss written out by hand, and finite differences."""
 
+import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as tried
+from hypothesis import strategies as st
 from torch import nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, kl_div, linear, one_hot
 
 from sparserobust import training
 from sparserobust.attacks import PGD, under_attack
@@ -46,7 +51,8 @@ def generator() -> torch.Generator:
 
 
 def tracked(model) -> set[int]:
-    return {int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return {int(m.num_batches_tracked) for m in norms if m.num_batches_tracked is not None}
 
 
 def close(a, b) -> bool:
@@ -216,6 +222,67 @@ def test_trades(model, batch, beta):
     drift = divergence(clean, model(attacked))
     assert drift > 0.02
     assert torch.allclose(loss, cross_entropy(clean, labels) + beta * drift, rtol=1e-3)
+
+
+def trades_and_images(objective: TRADES, model, images, labels):
+    """Its loss, whose gradients are in the weights, and the images, clean and attacked, of its two training passes."""
+    seen = []
+    hook = model.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach()))
+    loss = objective(model, images, labels, generator())
+    loss.backward()
+    hook.remove()
+    assert torch.equal(seen[-2], images)
+    return loss.detach().double(), *seen[-2:]
+
+
+def linear_network(scale: float, seed: int):
+    """A linear classifier with logits of about `scale`, three random images and their labels."""
+    chance = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False)).train()
+    model[1].weight.data = scale * torch.randn(4, 64, generator=chance) / 8
+    return model, torch.rand(3, 1, 8, 8, generator=chance), torch.randint(4, (3,), generator=chance)
+
+
+@tried(max_examples=30)
+@given(st.floats(0.1, 3.0), st.integers(0, 99))
+def test_trades_of_an_unsure_network_is_what_probabilities_give(scale, seed):
+    """Value and gradient against the divergence as it is usually written, through softmax, in float64."""
+    model, images, labels = linear_network(scale, seed)
+    loss, _, attacked = trades_and_images(TRADE, model, images, labels)
+    exact = deepcopy(model).double()
+    exact.zero_grad()
+    p, log_q = exact(images.double()).softmax(1), exact(attacked.double()).log_softmax(1)
+    drift = kl_div(log_q, p, reduction="batchmean")
+    expected = cross_entropy(exact(images.double()), labels) + TRADE.beta * drift
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model[1].weight.grad.double(), exact[1].weight.grad, rtol=1e-4, atol=1e-5)
+
+
+@tried(max_examples=30)
+@given(st.floats(0, 4), st.sampled_from([0.0, 1.0, 6.0]), st.integers(0, 99))
+def test_trades_of_a_sure_network_in_closed_form(exponent, beta, seed):
+    """Logits up to 1e4. With p clean and q attacked predictions, the gradient of the divergence D is p (log p/q - D) in
+    the clean logits and q - p in the attacked ones."""
+    model, images, labels = linear_network(10**exponent, seed)
+    loss, clean, attacked = trades_and_images(replace(TRADE, beta=beta), model, images, labels)
+    log_p, log_q = (model(x).detach().double().log_softmax(1) for x in (clean, attacked))
+    p, q, truth = log_p.exp(), log_q.exp(), one_hot(labels, 4)
+    drift = (p * (log_p - log_q)).sum(1, keepdim=True)
+    assert float(loss) == pytest.approx(float(beta * drift.mean() - (truth * log_p).sum(1).mean()), rel=1e-3, abs=1e-5)
+    of_clean, of_attacked = p - truth + beta * p * (log_p - log_q - drift), beta * (q - p)
+    slopes = of_clean.T @ clean.flatten(1).double() / 3 + of_attacked.T @ attacked.flatten(1).double() / 3
+    tolerance = 1e-3 * float(slopes.abs().max()) + 1e-5
+    torch.testing.assert_close(model[1].weight.grad.double(), slopes, rtol=0, atol=tolerance)
+
+
+def test_a_sure_network_trains_on_with_trades(tiny_run, digits):
+    run = tiny_run(objective=TRADE, lr=1e-4)
+    start = training.build(run, digits).state_dict()
+    start["members.0.linear.weight"] *= 1e4
+    result = training.train(run, digits, start)
+    assert all(math.isfinite(row["loss"]) for row in result.history)
+    assert all(p.isfinite().all() for p in result.model.parameters())
 
 
 @pytest.mark.parametrize("objective", [Natural(), Adversarial(attack=ATTACK, clean_weight=0.3), TRADE], ids=str)

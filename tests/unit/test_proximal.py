@@ -13,7 +13,7 @@ TL1 = {f"transformed_l1, a={a:g}": a for a in (0.05, 0.5, 1.0, 3.0, 100.0)}
 PENALTIES = {  # of sizes, that is of |x| for scalars and of the norm for groups
     "l0": lambda x: (x != 0).double(),
     "l1": lambda x: x,
-    **{name: lambda x, a=a: (a + 1) * x / (a + x) for name, a in TL1.items()},
+    **{name: partial(lambda a, x: (a + 1) * x / (a + x), a) for name, a in TL1.items()},
 }
 PENALTIES |= {"group_l0": PENALTIES["l0"], "group_l1": PENALTIES["l1"]}
 MAPS = {"l0": proximal.l0, "l1": proximal.l1, "group_l0": proximal.group_l0, "group_l1": proximal.group_l1}

@@ -63,8 +63,12 @@ class TSCNC(Sparsifier, kind="tscnc"):
             costs = [gate.open_probability() * filter_costs(gate.weight, decay, self.l0) for gate in gates]
             loss = self.sparse / self.images * transformed_l1(torch.cat(costs), self.a, self.sign).sum()
         if self.condition:
-            loss = loss + self.condition * sum(condition_penalty(w.flatten(1), self.form) for w in
-                                               prunable(model).values() if w.dim() == 2 or self.layers == "all")
+            penalties = {name: condition_penalty(w.flatten(1), self.form) for name, w in prunable(model).items()
+                         if w.dim() == 2 or self.layers == "all"}
+            for name, penalty in penalties.items():
+                self.require(not penalty.isinf(), f"the condition number of {name} is infinite: start from a network "
+                             "without zero or linearly dependent rows, or choose form released")
+            loss = loss + self.condition * sum(penalties.values())
         return loss + self.weight_decay / 2 * sum(p.square().sum() for p in model.parameters() if p not in spared)
 
     @torch.no_grad()
@@ -90,8 +94,9 @@ def condition_penalty(weight: Tensor, form: str) -> Tensor:
     """C(W), a scalar, of a weight (out, in):
 
     - `released`: (log(1e-5 + det(W W^T / out)))^2, in float32. It pulls the geometric mean of the singular values to
-      sqrt(out), all of their squares by the same amount. The determinant underflows for 100 classes, and is zero up to
-      rounding where out > in: then this is the constant (log 1e-5)^2 and has no gradient.
+      sqrt(out), all of their squares by the same amount. The determinant underflows for 100 classes, and is zero where
+      out > in: then this is the constant (log 1e-5)^2 and has no gradient. So it is here where rounding makes the
+      determinant negative or NaN (the released code goes on with NaN); where it overflows, its logarithm is taken.
     - `slogdet`: (log det(W W^T / n))^2 in float64, which does not underflow. Its gradient is large at first: with lr
       0.1 and momentum 0.9, a weight of 1 in the loss diverges for 10 and for 100 classes, one of 0.001 does not.
     - `scale_invariant`: n log(|W|_F^2 / n) - log det(W W^T) in float64, our reading of the paper's name for it: zero if
@@ -101,15 +106,24 @@ def condition_penalty(weight: Tensor, form: str) -> Tensor:
       both pull |W|_F to n.
 
     All but the first take the smaller Gram matrix, n x n, W^T W where out > in; `slogdet` and `scale_invariant` are
-    infinite where a singular value is zero."""
+    infinite where a singular value is zero, `size` where all are."""
     if form == "released":
-        weight = weight.float()
-        return (1e-5 + torch.linalg.det(weight @ weight.T / len(weight))).log().square()
+        return _released_penalty(weight.float())
     weight = (weight if weight.shape[0] <= weight.shape[1] else weight.T).double()
     n = len(weight)
     if form == "size":
         return (n * (weight.square().sum() / n).log() - n * math.log(n)).square()
     logdet = torch.linalg.slogdet(weight @ weight.T).logabsdet
-    if form == "slogdet":
+    if form == "slogdet" or logdet.isinf():  # infinite in either form; a weight of zeros would be inf - inf below
         return (logdet - n * math.log(n)).square()
     return n * (weight.square().sum() / n).log() - logdet
+
+
+def _released_penalty(weight: Tensor) -> Tensor:
+    gram = weight @ weight.T / len(weight)
+    det = torch.linalg.det(gram)
+    if len(weight) > weight.shape[1] or not det > 0:  # zero but for rounding
+        det = 0 * gram.sum()
+    if det == torch.inf:
+        return torch.linalg.slogdet(gram).logabsdet.square()  # 1e-5 is nothing beside it
+    return (1e-5 + det).log().square()

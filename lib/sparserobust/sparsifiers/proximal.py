@@ -22,11 +22,12 @@ def l1(y: Tensor, level: float) -> Tensor:
 def transformed_l1(y: Tensor, level: float, a: float = 1.0) -> Tensor:
     """For the penalty (a + 1)|x| / (a + |x|), which lies between l0 (a to 0) and l1 (a to infinity) (Zhang & Xin 2017,
     theorem 3.1)."""
-    threshold = level * (a + 1) / a if level <= a**2 / (2 * (a + 1)) else (2 * level * (a + 1)) ** 0.5 - a / 2
-    size = y.abs()
-    angle = torch.arccos((1 - 27 * level * a * (a + 1) / (2 * (a + size) ** 3)).clamp(-1, 1))
-    root = 2 / 3 * (a + size) * torch.cos(angle / 3) - 2 * a / 3 + size / 3
-    return torch.where(size > threshold, y.sign() * root, 0.0)
+    threshold = level * (a + 1) / a if level <= a * a / (2 * (a + 1)) else (2 * level * (a + 1)) ** 0.5 - a / 2
+    size = y.abs().double()
+    # theirs by half angles: 2/3 (a + size) cos(angle / 3) - 2/3 a + size / 3 is nothing but rounding if a is large
+    sine = (27 / 4 * level / (a + size) * (a / (a + size)) * ((a + 1) / (a + size))).sqrt().clamp_max(1)
+    root = (size - 4 / 3 * (a + size) * (sine.arcsin() / 3).sin().square()).clamp_min(0)
+    return torch.where(size > threshold, y.sign() * root, 0.0).to(y.dtype)
 
 
 def group_l0(y: Tensor, level: float) -> Tensor:

@@ -11,6 +11,8 @@ from sparserobust.models.gates import acting_weight
 from sparserobust.sparsifiers.magnitude import FixedMask
 from sparserobust.sparsity import prunable, zero_weights
 
+Inner = tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d | nn.Linear]  # writer, norm and reader of channels
+
 
 @settings
 class Channels(FixedMask, kind="channels"):
@@ -56,7 +58,7 @@ class Channels(FixedMask, kind="channels"):
         self.after_step(model, masks, 0.0)
         return masks
 
-    def _order(self, model) -> list[tuple[float, int, nn.Module, nn.Module]]:
+    def _order(self, model) -> list[tuple[float, int, nn.Conv2d, nn.Conv2d | nn.Linear]]:
         """(key, channel, writer, reader) of all inner channels but the best of each layer, the first to go first."""
         order = []
         for writer, norm, reader in inner_channels(model, self):
@@ -88,10 +90,9 @@ class ScaleLasso(Sparsifier, kind="scale_lasso"):
         return self.lam * torch.cat([norm.weight for _, norm, _ in inner_channels(model, self)]).abs().sum()
 
 
-def inner_channels(model: nn.Module, sparsifier: Sparsifier) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Module]]:
+def inner_channels(model: nn.Module, sparsifier: Sparsifier) -> list[Inner]:
     """(writer, norm, reader) of all layers with inner channels; a `UserError` of the sparsifier if there are none."""
-    found = [inner for module in model.modules() if hasattr(module, "inner_channels")
-             for inner in module.inner_channels()]
+    found = [inner for module in model.modules() for inner in getattr(module, "inner_channels", list)()]
     sparsifier.require(bool(found), "this network has no inner channels; preact_resnet, resnet, resnet18, vgg16 and "
                        "wide_resnet do")
     return found
