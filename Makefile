@@ -26,8 +26,11 @@ $(READY): requirements.lock pyproject.toml
 reproduce: $(READY) ## run every notebook, redraw every table and figure, judge every claim
 	@$(BIN)/sparserobust reproduce --scale $(SCALE)
 
-test: $(READY) ## style, unit tests, notebooks against their stored outputs
+test: $(READY) ## style, types, unit tests, notebooks against their stored outputs
+	@echo "style (ruff), types (mypy)"
 	@$(BIN)/ruff check lib tests benchmarks notebooks
+	@$(BIN)/mypy
+	@echo "unit tests, then every notebook from an empty store"
 	@$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 lab: $(READY) ## JupyterLab in the notebooks folder
@@ -40,6 +43,6 @@ lock: $(READY) ## new pins for requirements.lock, after a change of pyproject.to
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove the environment, executed notebooks and trained runs; data, published records and figures stay
-	@rm -rf .venv build data/runs .pytest_cache .ruff_cache .hypothesis lib/*.egg-info
+	@rm -rf .venv build data/runs .pytest_cache .ruff_cache .mypy_cache .hypothesis lib/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "removed .venv, build/, data/runs/ and caches"

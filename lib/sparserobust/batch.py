@@ -133,14 +133,18 @@ def refresh(name: str) -> Path:
     return find(name)
 
 
-def compute(chosen: list[str], scale: str) -> None:
+def compute(chosen: list[str], scale: str, all_of_it: bool = True) -> None:
     """Train and measure whatever these papers need at a scale and is not known yet, side by side, in one pool: no core
-    waits while a notebook draws, or for the last run of one paper."""
+    waits while a notebook draws, or for the last run of one paper. Unless `all_of_it`, papers that only redraw at this
+    scale are left out."""
     from sparserobust import papers, sweep
+    from sparserobust.runs import Store
 
+    store = Store()
     sweep.compute([{"paper": name, **row, "also": experiment.measurements | row.get("also", {})}
-                   for name, experiment in papers.experiments(scale).items() if name in chosen
-                   for row in experiment.grid], {})
+                   for name, experiment in papers.experiments(scale).items()
+                   if name in chosen and (all_of_it or not experiment.redraws(store))
+                   for row in experiment.grid], {}, store)
 
 
 def reproduce(chosen: list[str], scale: str) -> list[str]:
@@ -153,7 +157,7 @@ def reproduce(chosen: list[str], scale: str) -> list[str]:
         print(f"scale {scale} has no settings for {', '.join(missing)}: left out", flush=True)
         chosen = [name for name in chosen if name not in missing]
     print(f"computing what {len(chosen)} notebooks need at scale {scale} ...", flush=True)
-    compute([paper[name] for name in chosen], scale)
+    compute([paper[name] for name in chosen], scale, all_of_it=False)
     print(f"computed, in {duration(time.monotonic() - begun)}", flush=True)
 
     def execute(name: str) -> str | None:

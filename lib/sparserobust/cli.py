@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from sparserobust import __version__
+from sparserobust import __version__, files, paths
 from sparserobust.errors import UserError
 
 
@@ -28,9 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser("ledger", help="print the claims ledger of a scale")
     command.add_argument("--scale", default="quick")
+    command.add_argument("--readme", action="store_true", help="write the counts of all scales into README.md, too")
 
     command = commands.add_parser("publish", help="copy the records of a scale's runs into data/published")
     command.add_argument("--scale", required=True)
+    command.add_argument("--prune", action="store_true",
+                         help="remove records from its folder that the scale does not ask for")
 
     command = commands.add_parser("data", help="fetch and check data sets")
     command.add_argument("name", nargs="+", help="such as cifar10")
@@ -67,18 +70,19 @@ def _reproduce(chosen) -> None:
 def _ledger(chosen) -> None:
     from sparserobust import artifacts, claims
 
-    ledger = artifacts.ledger(chosen.scale)
-    for notebook, rows in ledger.groupby("notebook"):
-        known = rows["low"].notna() & (rows["n_seeds"] > 1)
-        effect = [f"{row.ours:+.3g}" + (f" [{row.low:+.3g}, {row.high:+.3g}]" if spread else "") + f" {row.unit}"
-                  if row.n_seeds else "" for row, spread in zip(rows.itertuples(), known, strict=True)]
-        told = rows[["claim", "reported"]].assign(ours=effect, n=rows["n_seeds"], verdict=rows["verdict"],
-                                                  where=rows["where"].str.removeprefix(f"{notebook}, "))
-        print(f"\nclaims of {notebook}, scale {chosen.scale}:")
-        print(told.astype(object).fillna("").to_string(index=False))
-    print(f"\n{len(ledger)} comparisons in figures/{chosen.scale}/claims.csv:")
-    for notebook, counts in claims.standing({chosen.scale: ledger})[chosen.scale].items():
+    lines = artifacts.ledger(chosen.scale)
+    for notebook, rows in lines.groupby("notebook"):
+        print(f"\n{notebook}, scale {chosen.scale}:")
+        for verdict in claims.SHORT:
+            for row in rows[rows["verdict"] == verdict].to_dict("records"):
+                print(f"  {verdict:14s} {claims.sentence(row)}")
+    print(f"\n{len(lines)} claims in figures/{chosen.scale}/ledger.csv, every comparison in claims.csv beside it:")
+    for notebook, counts in claims.standing({chosen.scale: lines})[chosen.scale].items():
         print(f"  {notebook}: {counts}")
+    if getattr(chosen, "readme", False):
+        readme = paths.PROJECT / "README.md"
+        files.write(readme, claims.with_ledger(readme.read_text(), artifacts.readme_table()).encode())
+        print("README.md: its ledger is written anew")
 
 
 def _compute(chosen) -> None:
@@ -88,13 +92,27 @@ def _compute(chosen) -> None:
 
 
 def _publish(chosen) -> None:
-    from sparserobust import papers
+    from sparserobust import papers, paths, scales
     from sparserobust.runs import Store
 
-    wanted = {row["run"].identity: row["run"] for experiment in papers.experiments(chosen.scale).values()
-              for row in experiment.grid}
-    written = Store().publish(list(wanted.values()), chosen.scale)
-    print(f"{len(written)} records in {written[0].parent}: commit them, and every figure redraws from them")
+    scale, store, experiments = chosen.scale, Store(), papers.experiments(chosen.scale).values()
+    asked = {run.identity for experiment in experiments for row in experiment.grid for run in row["run"].lineage}
+    if not asked:
+        raise UserError(f"{scale}.yaml asks for no runs, so nothing is published")
+    runs = {row["run"].identity: row["run"] for experiment in experiments for row in experiment.known(store).grid}
+    written = store.publish(list(runs.values()), scale)
+    folder = paths.published_folder() / scale
+    if left_out := [name for name in papers.modules() if not scales.has(scale, name)]:
+        print(f"scale {scale} has no settings for {', '.join(left_out)}: left out")
+    print(f"{len(written)} records in {folder}: commit them, and every figure redraws from them")
+    if others := sorted(path for path in folder.glob("*.json") if path.stem not in asked):
+        told = f"{len(others)} more records that scale {scale} does not ask for, such as {others[0].name}"
+        if chosen.prune:
+            for path in others:
+                path.unlink()
+            print(f"{told}: removed")
+        else:
+            print(f"{told}: kept; sparserobust publish --scale {scale} --prune removes them")
 
 
 def _data(chosen) -> None:

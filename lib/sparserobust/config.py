@@ -9,19 +9,40 @@ holding its settings and its formula, registered under its `kind`. In plain data
 
 import difflib
 import hashlib
+import inspect
 import json
+import linecache
 import math
+import sys
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from fractions import Fraction
 from functools import cache, cached_property
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    NoReturn,
+    Self,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from sparserobust.errors import UserError
 
-settings = dataclass(frozen=True, kw_only=True)
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """The decorator of all settings: a frozen dataclass whose fields are named in calls."""
+    return dataclass(frozen=True, kw_only=True)(cls)
 
 
 class Settings(ABC):  # noqa: B024
@@ -30,6 +51,10 @@ class Settings(ABC):  # noqa: B024
 
     kind: ClassVar[str] = ""
     family: ClassVar[dict[str, type["Settings"]]] = {}
+    _files: ClassVar[set[str]] = set()  # those that define a class from outside the library,
+    _source: ClassVar[str | None] = None  # and the hash of their text when it was made
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # all members are dataclasses
 
     def __init_subclass__(cls, kind: str = "", **kwargs):
         super().__init_subclass__(**kwargs)
@@ -37,7 +62,15 @@ class Settings(ABC):  # noqa: B024
             cls.family = {}
         if kind:
             cls.kind = kind
+            known = cls.family.get(kind, cls)
+            if _full_name(known) != _full_name(cls):  # equal: a cell run again, a module reloaded
+                raise UserError(
+                    f"kind '{kind}' names two classes, {_full_name(known)} and {_full_name(cls)}: "
+                    "give one of them another kind, or restart Python if the first is gone")
             cls.family[kind] = cls
+        if not _of_the_library(cls):
+            cls._files = _files(cls)
+            cls._source = _source(cls._files)
 
     def __post_init__(self):
         for name, hint in _hints(type(self)).items():
@@ -63,7 +96,7 @@ class Settings(ABC):  # noqa: B024
 
     def plain(self) -> dict:
         """JSON-ready: the kind, and every field that differs from its default."""
-        result = {"kind": self.kind} if self.kind else {}
+        result: dict[str, Any] = {"kind": self.kind} if self.kind else {}
         for f in fields(self):
             value = getattr(self, f.name)
             default = f.default_factory() if f.default_factory is not MISSING else f.default
@@ -79,7 +112,9 @@ class Settings(ABC):  # noqa: B024
         plain = dict(plain)
         if cls.family and not cls.kind:
             kind = plain.pop("kind", None)
-            cls = cls.family[kind] if kind in list(cls.family) else _unknown("kind", kind, cls.label(), cls.family)
+            if kind not in list(cls.family):
+                _unknown("kind", kind, cls.label(), cls.family)
+            cls = cls.family[kind]  # type: ignore[assignment]  # a member of the family, hence a subclass
         elif cls.kind and (kind := plain.pop("kind", cls.kind)) != cls.kind:
             raise UserError(f"{cls.label()}: these are settings of kind '{kind}'")
         known = {f.name: f for f in fields(cls)}
@@ -92,19 +127,76 @@ class Settings(ABC):  # noqa: B024
         return cls(**plain)
 
     @property
+    def _classes(self) -> set[type["Settings"]]:
+        """The classes of these settings and of those within."""
+        within = (getattr(self, f.name) for f in fields(self))
+        return {type(self)}.union(*(s._classes for s in within if isinstance(s, Settings)))
+
+    @property
     def modules(self) -> set[str]:
         """Names of the modules that define these settings and those within."""
-        within = (getattr(self, f.name) for f in fields(self))
-        return {type(self).__module__}.union(*(s.modules for s in within if isinstance(s, Settings)))
+        return {cls.__module__ for cls in self._classes}
 
     @cached_property
     def identity(self) -> str:
-        """Twelve hexadecimal digits that name these settings."""
+        """Twelve hexadecimal digits that name these settings. The source of a class from outside
+        the library enters, as another formula gives other results; `UserError` if that source
+        cannot be read or has changed since it was imported."""
         text = json.dumps(self.plain(), sort_keys=True)
+        text += "".join(sorted(_definition(cls) for cls in self._classes if not _of_the_library(cls)))
         return hashlib.sha256(f"{type(self).__name__}:{text}".encode()).hexdigest()[:12]
 
 
-def _unknown(what: str, given: Any, where: str, known: Mapping):
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _of_the_library(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == "sparserobust"
+
+
+def _files(cls: type) -> set[str]:
+    """Names of the file or notebook cell that defines a class: of its functions and of its module."""
+    written = {getattr(inspect.unwrap(f), "__code__", f.__code__).co_filename
+               for f in vars(cls).values() if inspect.isfunction(f)}
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return written if file is None else written | {file}
+
+
+def _source(files: set[str]) -> str | None:
+    """SHA-256 of the whole text of these files, as a formula may stand in a function beside the
+    class. Paths and line endings do not enter. None if one of the files has no text."""
+    for file in files:
+        linecache.checkcache(file)
+    texts = {"".join(linecache.getlines(file)) for file in files}
+    if not texts or "" in texts:
+        return None
+    return hashlib.sha256("".join(sorted(texts)).encode()).hexdigest()
+
+
+def _definition(cls: type[Settings]) -> str:
+    """Name of a class from outside the library, and the source of it and of its bases from there."""
+    if cls.kind and "kind" not in vars(cls):
+        raise UserError(
+            f"{_full_name(cls)} needs a kind of its own, or it is taken for its base class: "
+            f"class {cls.__name__}({cls.__bases__[0].__name__}, kind='...')")
+    outside = [c for c in cls.__mro__ if issubclass(c, Settings) and not _of_the_library(c)]
+    sources = []
+    for c in outside:
+        if c._source is None:
+            raise UserError(
+                f"the source of {_full_name(c)} cannot be read, so that results of a changed "
+                "formula could not be told from earlier ones: move the class into a file and "
+                "import it from there")
+        if c._source != _source(c._files):
+            raise UserError(
+                f"the file of {_full_name(c)} has changed since it was imported: restart Python, "
+                f"or importlib.reload({c.__module__}) and make the settings anew")
+        sources.append(c._source)
+    return ":".join(["", cls.__name__, *sources])
+
+
+def _unknown(what: str, given: Any, where: str, known: Mapping) -> NoReturn:
     near = difflib.get_close_matches(str(given), known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
     raise UserError(f"{where}: unknown {what} '{given}'; {hint}")
@@ -240,7 +332,26 @@ class Dense(Sparsifier, kind="dense"):
 
 
 class Measurement(Settings):
-    """Settings of something that is measured on a trained network; called, it returns JSON-ready results."""
+    """Settings of something that is measured on a trained network; called, it returns JSON-ready results.
+
+    `revision` is raised when a measurement gives other numbers for the same settings: it enters the identity, so that
+    results of an earlier revision are not taken for new ones. `sampled` says that the numbers depend on which images
+    were drawn, so that an interval has to know of images."""
+
+    revision: ClassVar[int] = 1
+    sampled: ClassVar[bool] = False
+
+    @cached_property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits that name these settings and the revision."""
+        if self.revision == 1:
+            return self.first_identity
+        return hashlib.sha256(f"{self.first_identity} revision {self.revision}".encode()).hexdigest()[:12]
+
+    @property
+    def first_identity(self) -> str:
+        """The identity that the first revision had."""
+        return vars(Settings)["identity"].func(self)
 
     @property
     def cost(self) -> float:
@@ -255,7 +366,8 @@ class Measurement(Settings):
     @abstractmethod
     def __call__(self, model, splits, *others) -> dict:
         """`model` and the `others` in eval mode, `splits` a `sparserobust.data.Splits`; the result must contain the
-        headline number as `value`, and may contain further ones, by name, under `parts`."""
+        headline number as `value`, and may contain further ones, by name, under `parts`. `each` holds the values of
+        single images, packed (`imagewise.pack`): of a part under its name, of the headline number under ""."""
 
 
 # ----------------------------------------------------------------------------------------------------- the run

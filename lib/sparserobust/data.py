@@ -8,7 +8,7 @@ official md5 sums, else downloaded with torchvision's checked download.
 import hashlib
 import urllib.error
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,26 @@ class Split:
         """The first n images (all, for None)."""
         return self if n is None else Split(self.images[:n], self.labels[:n])
 
+    def sample(self, n: int | None) -> "Split":
+        """n images (all, for None) drawn at random, of each class as many as its share of all images asks for, to
+        within 1 + share (classes - 2): two, where classes are about equally large. They are the same whenever they
+        are drawn, and the sample of fewer images is the beginning of this one."""
+        chosen = self._drawn[:n].to(self.labels.device)
+        return Split(self.images[chosen], self.labels[chosen])
+
+    @cached_property
+    def _drawn(self) -> Tensor:
+        """All images (n,) in the order in which `sample` takes them: at random within a class, and each class spread
+        evenly over the whole."""
+        labels = self.labels.cpu()
+        chance, place = stream(0, "sample", len(labels)), torch.empty(len(labels), dtype=torch.float64)
+        for label in labels.unique():
+            members = (labels == label).nonzero()[:, 0]
+            ranks = torch.randperm(len(members), generator=chance) + torch.rand(len(members), generator=chance,
+                                                                                dtype=torch.float64)
+            place[members] = ranks / len(members)
+        return place.argsort()
+
     def to(self, device) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
 
@@ -51,7 +71,8 @@ class Splits:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(c, h, w)."""
-        return tuple(self.train.images.shape[1:])
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
 
     def to(self, device) -> "Splits":
         return replace(self, train=self.train.to(device), validation=self.validation.to(device),
@@ -70,6 +91,20 @@ def load(settings: Data | str, device: torch.device | str = "cpu") -> Splits:
     if wanted is not None and wanted > len(splits.train):
         raise UserError(f"train_images: {settings.name} has only {len(splits.train)} training images, not {wanted}")
     return replace(splits, train=splits.train.first(wanted)).to(device)
+
+
+IMAGES = {"digits": (1, 10), "mnist": (1, 10), "fashion_mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100),
+          "svhn": (3, 10)}  # channels and classes, known without the files
+
+
+def channels(settings: Data) -> int:
+    """How many channels the images of a data set have; its files need not be here."""
+    return IMAGES[settings.name][0]
+
+
+def classes(settings: Data) -> int:
+    """How many classes a data set has, likewise."""
+    return len(settings.classes) or IMAGES[settings.name][1]
 
 
 def _only(splits: Splits, settings: Data) -> Splits:
@@ -133,6 +168,9 @@ IDX_FILES = {  # md5 sums of the unpacked official files
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
 }
+
+
+ORDERED = ("mnist",)  # data sets whose official test images are not in random order (MNIST: easier ones first)
 
 
 @cache

@@ -1,26 +1,14 @@
-"""Estimates with their uncertainty: intervals over seeds, of rates, effects paired by seed, slopes over runs."""
+"""Estimates with their uncertainty: comparisons paired by seed and image, rates, ranks, slopes over runs."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas
 
+from sparserobust import imagewise
+from sparserobust.crossed import Estimate, crossed, log_ratio, over_seeds
 from sparserobust.errors import UserError
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean over seeds; (nan, nan) for fewer than two, or where all values are equal:
-    rates of few images coincide by chance, and an interval of no width would decide what nothing is known of."""
-    from scipy import stats
-
-    n = len(values)
-    if n < 2 or math.isclose(min(values), max(values), abs_tol=1e-9):
-        return math.nan, math.nan
-    mean = sum(values) / n
-    error = (sum((v - mean) ** 2 for v in values) / (n - 1) / n) ** 0.5
-    reach = float(stats.t.ppf(0.975, n - 1)) * error
-    return mean - reach, mean + reach
 
 
 def binomial_interval(count: float, total: float) -> tuple[float, float]:
@@ -44,18 +32,90 @@ def left(frame: pandas.DataFrame, metric: str) -> pandas.Series:
     return 100 * (1 - frame["run"].map(measured))
 
 
-def paired_effects(frame: pandas.DataFrame, metric: str, treatment: dict, reference: dict, ratio: bool = False,
-                   factor: float = 100.0) -> list[float]:
-    """Per seed, `metric` of the row `treatment` minus (or over) that of the row `reference`; rows are named by the
-    values of some columns. Rates become percentage points by `factor`."""
-    def by_seed(row: dict) -> pandas.Series:
-        return matching(frame, {"metric": metric, **row}).set_index("seed")["value"]
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison of two kinds of networks gave: an `Estimate` of the effect, or in `why` the reason for which
+    there is none; `effects` are those of the single seeds (also of one), in the same unit."""
 
-    one, other = by_seed(treatment), by_seed(reference)
-    seeds = sorted(set(one.index) & set(other.index))
-    if ratio:
-        return [float(one[s] / other[s]) for s in seeds if other[s] > 0]
-    return [float(factor * (one[s] - other[s])) for s in seeds]
+    estimate: Estimate | None
+    effects: list[float]
+    why: str = ""
+
+
+FEWEST = 3  # seeds: with two of them the error of a test can reach 8 % where it should be 5 (`crossed`)
+NOT_RUN, ONE_SEED, NO_ANSWERS = "not run at this scale", "one seed", "no answers kept"
+NO_LOGARITHM = "a value is zero, of which there is no logarithm"
+OTHER_IMAGES, FEW_IMAGES = "the two answered different images", "fewer than two images have a value in all networks"
+
+
+def compared(frame: pandas.DataFrame, metric: str, treatment: dict, reference: dict, factor: float = 100.0,
+             log: bool = False) -> Comparison:
+    """`metric` of the row `treatment` minus that of the row `reference`, seed by seed and, where images enter, image by
+    image; rows are named by the values of some columns. Rates become percentage points by `factor`; with `log` the
+    effect is the logarithm to base 10 of the ratio of the two means."""
+    one, other = (matching(frame, {"metric": metric, **row}).drop_duplicates("seed").set_index("seed")["run"]
+                  for row in (treatment, reference))
+    pairs = {seed: (one[seed], other[seed]) for seed in sorted(set(one.index) & set(other.index))}
+    return compared_runs(frame, metric, pairs, factor, log)
+
+
+def compared_runs(frame: pandas.DataFrame, metric: str, pairs: dict[int, tuple[str, str]], factor: float = 100.0,
+                  log: bool = False) -> Comparison:
+    """The same for the runs (treatment, reference) of each seed. A comparison is not made where a network has
+    collapsed: what a constant answer resists says nothing of a method."""
+    found = frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")
+    found = found[found["value"].notna()]
+    pairs = {seed: pair for seed, pair in pairs.items() if set(pair) <= set(found.index)}
+    if not pairs:
+        return Comparison(None, [], NOT_RUN)
+    ones, others = (found.loc[[pair[side] for pair in pairs.values()]] for side in (0, 1))
+    values = ones["value"].to_numpy(float), others["value"].to_numpy(float)
+    if log and not (values[0] > 0).all() & (values[1] > 0).all():
+        return Comparison(None, [], NO_LOGARITHM)
+    effects = np.log10(values[0] / values[1]) if log else factor * (values[0] - values[1])
+
+    def untested(why: str) -> Comparison:
+        return Comparison(None, effects.tolist(), why)
+
+    if why := collapse(frame, [run for pair in pairs.values() for run in pair]):
+        return untested(why)
+    if why := few(len(pairs)):
+        return untested(why)
+    if not ones["sampled"].iloc[0]:
+        return Comparison(over_seeds(effects), effects.tolist())
+    packed = [*ones["each"], *others["each"]]
+    if any(pandas.isna(text) for text in packed):
+        return untested(NO_ANSWERS)
+    if len({imagewise.is_sample(text) for text in packed}) > 1:
+        return untested(OTHER_IMAGES)
+    one, other = np.split(common(packed), 2)
+    estimate = crossed(log_ratio(one, other) if log else factor * (one - other))
+    return Comparison(estimate, effects.tolist()) if estimate.images > 1 else untested(FEW_IMAGES)
+
+
+def few(seeds: int) -> str:
+    """Why so many seeds test nothing, if they do not."""
+    return "" if seeds >= FEWEST else (NOT_RUN, ONE_SEED, "two seeds")[seeds]
+
+
+def common(packed: Sequence[str]) -> np.ndarray:
+    """Values (networks, images) of the images that all of these packed values have in common: the sample of fewer
+    images is the beginning of that of more."""
+    values = [imagewise.unpack(text) for text in packed]
+    images = min(map(len, values))
+    return np.array([v[:images] for v in values])
+
+
+COLLAPSED = 1 / 9  # of the way from guessing to perfection: 20 % where there are ten classes
+
+
+def collapse(frame: pandas.DataFrame, runs: Sequence[str]) -> str:
+    """Which of these runs have collapsed, if one has: its clean accuracy is next to that of guessing."""
+    clean = frame[(frame["metric"] == "clean") & frame["run"].isin(runs)].drop_duplicates("run")
+    fallen = clean[clean["value"] < clean["chance"] + COLLAPSED * (1 - clean["chance"])]
+    if fallen.empty:
+        return ""
+    return f"a network has collapsed (clean {100 * fallen['value'].min():.0f} %)"
 
 
 def best_level(values: pandas.DataFrame, without: int | None = None):
@@ -65,16 +125,11 @@ def best_level(values: pandas.DataFrame, without: int | None = None):
     return others.mean(axis=1).idxmax()
 
 
-def gains(values: pandas.DataFrame, reference: pandas.DataFrame) -> list[float]:
-    """For each seed the value at the best level minus the reference; both are (levels, seeds). The level is the one
-    that is best on the *other* seeds, so that choosing it does not add to the gain; with one seed it does. `reference`
-    has one level, or the same ones as `values`."""
-    found = []
-    for seed in values.columns.intersection(reference.columns):
-        level = best_level(values, without=seed)
-        against = reference[seed]
-        found.append(float(values.at[level, seed] - (against.iloc[0] if len(against) == 1 else against[level])))
-    return found
+def chosen_levels(validation: pandas.DataFrame) -> dict:
+    """For each seed the level at which the *other* seeds are best, by what was measured on the validation split
+    (levels, seeds). So neither the test images nor the networks that are judged have a say in the choice; with one
+    seed its own validation decides."""
+    return {seed: best_level(validation, without=seed) for seed in validation.columns}
 
 
 def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame:
@@ -104,14 +159,6 @@ def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame
     return found.sort_values("mean", ascending=False, kind="stable")
 
 
-def difference(one: np.ndarray, other: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """One method's accuracy minus another's, in percentage points, with the 95 % interval of the bootstrap of
-    `ranking`: both are arrays (seeds, images) of zeros and ones, on the same seeds and images."""
-    gaps = np.asarray(one, float) - np.asarray(other, float)
-    low, high = np.quantile(_redrawn(gaps[None], draws), (0.025, 0.975))
-    return 100 * float(gaps.mean()), 100 * float(low), 100 * float(high)
-
-
 def _redrawn(values: np.ndarray, draws: int) -> np.ndarray:
     """Means (draws, methods) of values (methods, seeds, images) over redrawn seeds and images, the same for all
     methods."""
@@ -124,8 +171,8 @@ def regression(frame: pandas.DataFrame, target: str, columns: Sequence[str],
                clusters: Sequence[str] = ("method", "level"), draws: int = 2000) -> pandas.DataFrame:
     """Ordinary least squares of the column `target` on `columns`, all standardised, over runs (rows; those where one is
     missing are left out). A line per column: its `slope`, in standard deviations of the target per standard deviation
-    of the column; the 95 % interval `low` to `high`; `r2` of all, and `r2_without` this column. Columns that tell the
-    same lose little when one of them goes, and then their slopes mean little.
+    of the column; the 95 % interval `low` to `high`; the two-sided `p` against zero; `r2` of all, and `r2_without` this
+    column. Columns that tell the same lose little when one of them goes, and then their slopes mean little.
 
     The interval holds the percentiles of a bootstrap that redraws as a whole the rows that are equal in `clusters`: by
     default a condition with all its seeds. These share what the line does not explain, so that runs drawn one by one
@@ -151,8 +198,10 @@ def regression(frame: pandas.DataFrame, target: str, columns: Sequence[str],
         chosen = np.concatenate([groups[g] for g in dice.integers(len(groups), size=len(groups))])
         drawn.append(_least_squares(standard[chosen])[0])
     low, high = np.nanquantile(drawn, (0.025, 0.975), axis=0)
+    beyond = np.minimum(np.nanmean(np.array(drawn) <= 0, axis=0), np.nanmean(np.array(drawn) >= 0, axis=0))
     without = [_least_squares(np.delete(standard, 1 + i, axis=1))[1] for i in range(len(columns))]
-    return pandas.DataFrame({"slope": slopes, "low": low, "high": high, "r2": r2, "r2_without": without,
+    return pandas.DataFrame({"slope": slopes, "low": low, "high": high, "p": np.clip(2 * beyond, 1 / draws, 1),
+                             "r2": r2, "r2_without": without,
                              "runs": len(rows)}, index=pandas.Index(columns, name="column"))
 
 

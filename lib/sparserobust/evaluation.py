@@ -1,11 +1,12 @@
 """Accuracy, clean and under attack. Answers are always counted in float32."""
 
-import statistics
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sparserobust import imagewise
 from sparserobust.attacks import FGSM, PGD, AutoAttack, l2_norm, predicted
 from sparserobust.config import Attack, Measurement, Run, settings
 from sparserobust.environment import global_seed, has_bfloat16, stream
@@ -17,14 +18,19 @@ BATCH = 250
 
 @settings
 class Accuracy(Measurement, kind="accuracy"):
-    """Share of the first `images` test images (all, for None) that are classified correctly after the attack (clean,
-    for None). A noisy network answers with one fresh draw (where the noise lies on weights, one for each batch of up to
-    250 images); `noise: false` silences it for attacker and answer. `trials` repeats all of it with fresh chance; the
-    value is then the mean, `trial_values` holds each. With `answers`, `right` is a text with a 1 or a 0 for each image
-    (of the last trial). `source` makes it a transfer attack: attacked is the network of that run, and the answers are
-    this one's. `precision` is that of the attack's own passes: where only signs of gradients count, bfloat16 turns a
-    few of them (on CIFAR-10 at most one answer in 250 came out otherwise), in half to a quarter of the time where a
-    processor has it."""
+    """Share of `images` test images (all, for None) that are classified correctly after the attack (clean, for None).
+    The images are drawn once, at random (`data.Split.sample`): the same for all attacks and all networks of a data set.
+    Whether each was classified correctly is kept (`each`), under `clean` without the attack, too; `of_correct` is the
+    share of those right without the attack that withstand it.
+
+    A noisy network answers with one fresh draw (where the noise lies on weights, one for each batch of up to 250
+    images); `noise: false` silences it for attacker and answer. `trials` repeats all of it with fresh chance; the value
+    is then the mean, `trial_values` holds each. `source` makes it a transfer attack: attacked is the network of that
+    run, and the answers are this one's. `after` is another accuracy, of as many images or more: what its attack fooled
+    counts as wrong, and this attack tries the other images only, so that it cannot read higher. `split` is test, or
+    validation where something is chosen. `precision` is that of the attack's own passes: where only signs of gradients
+    count, bfloat16 turns a few of them (on CIFAR-10 at most one answer in 250 came out otherwise), in half to a quarter
+    of the time where a processor has it. (`answers` had to be asked for once, and has no effect any more.)"""
 
     attack: Attack | None = None
     images: int | None = None
@@ -32,21 +38,33 @@ class Accuracy(Measurement, kind="accuracy"):
     precision: str = "float32"  # float32 | bfloat16 (FGSM and l-infinity PGD only)
     trials: int = 1
     source: Run | None = None
-    answers: bool = False  # keep which images were classified correctly
+    answers: bool = False
+    after: "Accuracy | None" = None
+    split: str = "test"  # test | validation
+    revision: ClassVar[int] = 2  # the first one took the first images
+    sampled: ClassVar[bool] = True
 
     def check(self):
         self.require(self.images is None or self.images > 0, "images must be positive")
         self.require(self.trials > 0, "trials start at 1")
         self.choice("precision", "float32", "bfloat16")
+        self.choice("split", "test", "validation")
         signs = isinstance(self.attack, FGSM) or (isinstance(self.attack, PGD) and self.attack.norm == "linf")
         self.require(self.precision == "float32" or signs,
                      "precision bfloat16 is for FGSM and l-infinity PGD, which follow signs; others need float32")
         self.require(self.source is None or self.attack is not None, "a source goes with an attack")
+        if self.after is not None:
+            enough = self.after.images is None or (self.images is not None and self.after.images >= self.images)
+            self.require(enough, "what comes before (after) needs as many images")
+            self.require(self.attack is not None and (self.noise, self.split, self.source, self.trials, 1)
+                         == (self.after.noise, self.after.split, self.after.source, 1, self.after.trials),
+                         "what comes before (after) has the same noise, split and source, one trial, and goes with an "
+                         "attack")
 
     @property
     def cost(self):
         per_image = 0.3 + (self.attack.cost if self.attack else 0)  # an answer is a forward pass
-        return self.trials * (self.images or 10_000) / 10_000 * per_image
+        return self.trials * (self.images or 10_000) / 10_000 * per_image + (self.after.cost if self.after else 0)
 
     @property
     def others(self):
@@ -58,21 +76,29 @@ class Accuracy(Measurement, kind="accuracy"):
         (attacked,) = others or (model,)
         if not self.noise:
             with noise_off(model), noise_off(attacked):
-                return replace(self, noise=True)(model, splits, *others)
-        split, attack = splits.test.first(self.images), self.attack
+                return self._measured(model, attacked, splits)
+        return self._measured(model, attacked, splits)
+
+    def _measured(self, model, attacked, splits) -> dict:
+        split, attack = getattr(splits, self.split).sample(self.images), self.attack
         draws = getattr(attack, "eot_draws", 1)
-        if draws > 1 and not is_noisy(attacked):  # every draw would be the same
+        if attack is not None and draws > 1 and not is_noisy(attacked):  # every draw would be the same
             attack, draws = replace(attack, eot_draws=1), 1
         chancy = is_noisy(model) or is_noisy(attacked) or not (attack is None or isinstance(attack, FGSM))
         trials = self.trials if chancy else 1  # without chance, all would be the same
-        correct, length, moved, flags, batch = [], 0.0, 0, [], max(1, BATCH // draws)
+        tried = torch.arange(len(split))
+        if self.after is not None:
+            stood = imagewise.unpack(self.after._measured(model, attacked, splits)["each"][""])[:len(split)] > 0
+            tried = torch.from_numpy(stood).nonzero()[:, 0]
+        right = torch.zeros(trials, len(split), dtype=torch.bool)
+        clean, lengths, flags = right[0].clone(), torch.zeros(trials, len(split)), []
         rough = self.precision == "bfloat16" and has_bfloat16(split.images.device.type)
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
-            for _ in range(trials):
-                right = ""
-                for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
-                    images = images.contiguous(memory_format=torch.channels_last)
+            for trial in range(trials):
+                for index in tried.split(max(1, BATCH // draws)) if len(tried) else ():  # not one empty batch
+                    images = split.images[index.to(split.images.device)].contiguous(memory_format=torch.channels_last)
+                    labels = split.labels[index.to(split.labels.device)]
                     if isinstance(attack, AutoAttack):
                         adversarial, raised = attack.run(attacked, images, labels, chance)
                         flags += [flag for flag in raised if flag not in flags]
@@ -81,17 +107,26 @@ class Accuracy(Measurement, kind="accuracy"):
                             adversarial = attack(attacked, images, labels, chance)
                     else:
                         adversarial = images
-                    hits = predicted(model, adversarial) == labels
-                    right += "".join("01"[hit] for hit in hits.tolist())
-                    lengths = l2_norm(adversarial - images)
-                    length, moved = length + float(lengths.sum()), moved + int((lengths > 0).sum())
-                correct.append(right.count("1"))
-        count = statistics.mean(correct)
-        result = {"value": count / len(split), "count": count, "total": len(split),
-                  "mean_l2": length / trials / len(split), "mean_l2_of_moved": length / max(moved, 1), "flags": flags}
-        values = [c / len(split) for c in correct] * (self.trials // trials)
-        return (result | ({"trial_values": values} if self.trials > 1 else {})
-                | ({"right": right} if self.answers else {}))
+                    right[trial, index] = (predicted(model, adversarial) == labels).cpu()
+                    lengths[trial, index] = l2_norm(adversarial - images).cpu()
+            if attack is not None:
+                for index in torch.arange(len(split)).split(BATCH):
+                    images = split.images[index.to(split.images.device)].contiguous(memory_format=torch.channels_last)
+                    clean[index] = predicted(model, images).cpu() == split.labels[index.to(split.labels.device)].cpu()
+        values = right.double().mean(1)
+        count = float(right.double().mean(0).sum())
+        moved = lengths > 0
+        result: dict[str, Any] = {
+            "value": float(values.mean()), "count": count if trials > 1 else round(count), "total": len(split),
+            "mean_l2": float(lengths.mean()), "mean_l2_of_moved": float(lengths.sum()) / max(int(moved.sum()), 1),
+            "flags": flags, "each": {"": imagewise.pack(right.numpy())}}
+        if self.trials > 1:
+            result["trial_values"] = values.tolist() * (self.trials // trials)
+        if attack is not None:
+            result["each"]["clean"] = imagewise.pack(clean.numpy())
+            withstood = right.double().mean(0)[clean]
+            result["of_correct"] = float(withstood.mean()) if len(withstood) else None
+        return result
 
 
 def reached(model, attack: Attack, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -102,38 +137,42 @@ def reached(model, attack: Attack, images: Tensor, labels: Tensor, generator: to
 
 @settings
 class Distance(Measurement, kind="distance"):
-    """How far the first `images` test images (all, for None) have to be moved: the value is the mean l2 length of what
-    the attack adds, an attack that looks for the nearest wrong answer (`DeepFool`, `CarliniWagnerL2`), with zero for
-    images that are misclassified without it: r_2 of Guo et al. 2018. `relative` is the mean of length over |x|. An
-    image that the attack does not fool has no length: it is left out of both means, and `not_fooled` counts it."""
+    """How far `images` test images (all, for None; drawn as `Accuracy` draws them) have to be moved: the value is the
+    mean l2 length of what the attack adds, an attack that looks for the nearest wrong answer (`DeepFool`,
+    `CarliniWagnerL2`), with zero for images that are misclassified without it: r_2 of Guo et al. 2018. `relative` is
+    the mean of length over |x|. An image that the attack does not fool has no length: it is left out of both means, and
+    `not_fooled` counts it."""
 
     attack: Attack
     images: int | None = None
+    split: str = "test"  # test | validation
+    revision: ClassVar[int] = 2  # the first one took the first images
+    sampled: ClassVar[bool] = True
 
     def check(self):
         self.require(getattr(self.attack, "norm", None) == "l2" and getattr(self.attack, "epsilon", None) is None,
                      f"{self.attack.kind} does not look for the nearest wrong answer: take deepfool or cw_l2")
         self.require(self.images is None or self.images > 0, "images must be positive")
+        self.choice("split", "test", "validation")
 
     @property
     def cost(self):
         return (self.images or 10_000) / 10_000 * self.attack.cost
 
     def __call__(self, model, splits):
-        split = splits.test.first(self.images)
-        lengths, relative, not_fooled = [], [], 0
+        split = getattr(splits, self.split).sample(self.images)
+        lengths = []
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
             for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
                 right = predicted(model, images) == labels
-                length = reached(model, self.attack, images, labels, chance)
-                fooled = length.isfinite()
-                length = torch.where(right, length, 0.0)[fooled]
-                lengths.append(length)
-                relative.append(length / l2_norm(images[fooled]))
-                not_fooled += int((~fooled).sum())
-        lengths, relative = torch.cat(lengths), torch.cat(relative)
-        if not len(lengths):
+                lengths.append(torch.where(right, reached(model, self.attack, images, labels, chance), 0.0))
+        lengths = torch.cat(lengths)
+        fooled = lengths.isfinite()
+        lengths[~fooled] = torch.nan
+        if not fooled.any():
             raise UserError(f"{self.attack.kind} fooled the network on none of {len(split)} images: give it more steps")
-        return {"value": float(lengths.mean()), "total": len(split), "not_fooled": not_fooled,
-                "parts": {"relative": float(relative.mean()), "not_fooled": not_fooled / len(split)}}
+        relative = lengths / l2_norm(split.images)
+        return {"value": float(lengths.nanmean()), "total": len(split), "not_fooled": int((~fooled).sum()),
+                "each": {"": imagewise.pack(lengths.cpu()), "relative": imagewise.pack(relative.cpu())},
+                "parts": {"relative": float(relative.nanmean()), "not_fooled": float((~fooled).double().mean())}}

@@ -1,6 +1,8 @@
 """SGD and Adam, by the functions behind `torch.optim`: its classes import a compiler when the first one is made, which
 takes longer than many a training here."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
@@ -11,7 +13,7 @@ class SGD:
     """Moves `parameters`, name to tensor, along their gradients, with Nesterov momentum; `decay` maps names to weight
     decay, 0 for all others. Parameters without a gradient stay. `buffers` are the momenta, name to tensor."""
 
-    def __init__(self, parameters: dict[str, Tensor], momentum: float, decay: dict[str, float] | None = None):
+    def __init__(self, parameters: Mapping[str, Tensor], momentum: float, decay: dict[str, float] | None = None):
         self.parameters, self.momentum = parameters, momentum
         self.decay = {name: (decay or {}).get(name, 0.0) for name in parameters}
         self.buffers: dict[str, Tensor] = {}
@@ -21,7 +23,8 @@ class SGD:
         for decay in set(self.decay.values()):
             names = [n for n, p in self.parameters.items() if self.decay[n] == decay and p.grad is not None]
             buffers = [self.buffers.get(name) for name in names]
-            sgd([self.parameters[n] for n in names], [self.parameters[n].grad for n in names], buffers, lr=lr,
+            gradients = [g for n in names if (g := self.parameters[n].grad) is not None]
+            sgd([self.parameters[n] for n in names], gradients, buffers, lr=lr,
                 momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=decay, dampening=0.0, maximize=False)
             self.buffers |= {name: b for name, b in zip(names, buffers, strict=True) if b is not None}
 
@@ -31,7 +34,8 @@ class Adam:
 
     def __init__(self, x: Tensor, lr: float):
         self.x, self.lr = x, lr
-        self.state = [torch.zeros_like(x)], [torch.zeros_like(x)], [], [torch.tensor(0.0)]
+        none: list[Tensor] = []
+        self.state = [torch.zeros_like(x)], [torch.zeros_like(x)], none, [torch.tensor(0.0)]
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:

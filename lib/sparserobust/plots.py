@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import cycle
 from textwrap import wrap
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,9 +18,10 @@ from sparserobust.estimates import binomial_interval
 PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
 MARKERS = "osD^vP"
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.color": "0.9", "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 100,
-         "lines.linewidth": 2, "svg.hashsalt": "sparserobust"}
+STYLE: dict[Any, Any] = {
+    "font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "0.9", "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 100,
+    "lines.linewidth": 2, "svg.hashsalt": "sparserobust"}
 
 
 def subplots(columns: int = 1, width: float = 5.0, height: float = 3.8, **kwargs) -> tuple[Figure, np.ndarray]:
@@ -147,7 +149,7 @@ def bands(frame: pandas.DataFrame, metrics: Sequence[str], xlabel: str, titles: 
             if bars:
                 bounds = _bounds(frame[(frame["metric"] == metric) & (frame[hue] == group)], mean.index)
                 axis.vlines(mean.index, *(100 * bounds), color=colour, alpha=0.5, linewidth=1)
-            printed = reported[reported[hue] == group] if reported is not None else ()
+            printed = frame[:0] if reported is None else reported[reported[hue] == group]
             if len(printed):
                 axis.plot(printed["level"], printed[metric], marker=marker, color=colour, markerfacecolor="none",
                           linestyle=":", markersize=9, label=f"{printed['net'].iloc[0]}, reported")
@@ -286,24 +288,48 @@ def descent(paths: dict[str, pandas.DataFrame], lrs: dict[str, float], bound: pa
     return figure
 
 
-def claims(ledger: pandas.DataFrame) -> Figure:
-    """Each judged claim in percentage points as reported (hollow) and measured (filled, with its interval)."""
-    ran = ledger[(ledger["n_seeds"] > 0) & (ledger["unit"] == "percentage points")].iloc[::-1].reset_index(drop=True)
-    colours = {"holds": PALETTE[2], "does not hold": PALETTE[3]}
-    figure, (axis,) = subplots(width=7.5, height=0.32 * len(ran) + 1.2)
-    for i, row in ran.iterrows():
-        colour = colours.get(row["verdict"], "0.5")
-        axis.plot([row["low"], row["high"]], [i, i], color=colour, linewidth=3, solid_capstyle="butt")
-        axis.plot(row["ours"], i, "o", color=colour)
-        if not pandas.isna(row["reported"]):
-            axis.plot(row["reported"], i, "D", color="black", markerfacecolor="none")
-    axis.axvline(0, color="0.3", linewidth=1)
-    axis.set(yticks=range(len(ran)), xlabel="effect [percentage points]", ylim=(-0.7, len(ran) - 0.3))
-    axis.set_yticklabels(ran["claim"])
-    handles = {said: axis.plot([], [], "o", color=c)[0] for said, c in (colours | {"undecided": "0.5"}).items()}
+VERDICTS = {"holds": ("#029e73", "o"), "does not hold": ("#d55e00", "X"), "no difference": ("#0173b2", "s"),
+            "open": ("0.35", "D"), "not tested": ("0.65", "v")}  # colour and marker
+
+
+def claims(lines: pandas.DataFrame) -> Figure:
+    """The lines of a ledger that were run, in words, by unit: measured with its 95 % interval, reported (hollow).
+    Colour and marker tell the verdict. Points lie on an axis that is linear up to ten and logarithmic beyond, so that
+    one large effect does not hide the others."""
+    ran = lines[lines["n_seeds"] > 0]
+    if ran.empty:
+        figure, (axis,) = subplots(width=6, height=1)
+        axis.text(0.5, 0.5, "no claim was run at this scale", ha="center", va="center")
+        axis.set_axis_off()
+        return figure
+    units = list(ran["unit"].unique())
+    sizes = [len(ran[ran["unit"] == unit]) for unit in units]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(units), 1, figsize=(10, 0.42 * len(ran) + 0.9 * len(units) + 0.5),
+                                    squeeze=False, layout="constrained", height_ratios=[n + 0.5 for n in sizes])
+    plt.close(figure)
+    for (axis,), unit in zip(axes, units, strict=True):
+        rows = ran[ran["unit"] == unit].iloc[::-1].reset_index(drop=True)
+        for i, row in rows.iterrows():
+            colour, marker = VERDICTS[row["verdict"]]
+            axis.plot([row["low"], row["high"]], [i, i], color=colour, linewidth=3, solid_capstyle="butt")
+            axis.plot(row["ours"], i, marker, color=colour, markersize=8)
+            if not pandas.isna(row["reported"]):
+                axis.plot(row["reported"], i, "o", color="black", markerfacecolor="none", markersize=9)
+        axis.axvline(0, color="0.3", linewidth=1)
+        if unit == "percentage points":
+            ticks = [-50, -10, -5, 0, 5, 10, 50]
+            axis.set_xscale("symlog", linthresh=10, linscale=1.5)
+            axis.set_xticks(ticks, ticks, minor=False)
+            axis.xaxis.set_minor_locator(NullLocator())
+        axis.set(yticks=range(len(rows)), ylim=(-0.6, len(rows) - 0.4), xlabel=f"effect [{unit}]")
+        axis.set_yticklabels(["\n".join(wrap(words, 62)) for words in rows["words"]], fontsize=10)
+    shown = [said for said in VERDICTS if said in set(ran["verdict"])]
+    handles = [axes[0][0].plot([], [], VERDICTS[said][1], color=VERDICTS[said][0], markersize=8)[0] for said in shown]
     if ran["reported"].notna().any():
-        handles["reported"] = axis.plot([], [], "D", color="black", markerfacecolor="none")[0]
-    axis.legend(handles.values(), handles, loc="best")
+        handles.append(axes[0][0].plot([], [], "o", color="black", markerfacecolor="none", markersize=9)[0])
+        shown.append("reported by the paper")
+    figure.legend(handles, shown, loc="outside lower center", ncols=len(shown), fontsize=10)
     return figure
 
 
@@ -331,7 +357,7 @@ def along_sparsity(panels: Sequence[Sequence[dict]], xlabel: str = "weights remo
         marks   (series, level of the best or None, level from which it lies below dense or None), if any
         shaded  (from, to) in `left`, if any
 
-    Lines are means over seeds, bands span them."""
+    Lines are means over seeds, bands span them; a panel whose frame has no rows stays empty."""
     if len(panels[0]) == 1:
         panels = [[panel for row in panels for panel in row]]
     rows, columns = len(panels), len(panels[0])
@@ -358,7 +384,7 @@ def along_sparsity(panels: Sequence[Sequence[dict]], xlabel: str = "weights remo
                  yscale="log" if panel.get("log") else "linear")
         axis.title.set_fontsize(11)
         axis.tick_params(labelsize=9)
-    lowest = min(panel["frame"]["left"].min() for row in panels for panel in row)
+    lowest = float(np.nanmin([panel["frame"]["left"].min() for row in panels for panel in row]))
     _removed_axis(axes[0, 0], lowest)
     for axis in axes[-1]:
         axis.set_xlabel(xlabel)

@@ -24,7 +24,8 @@ KINDS = ("reported", "companion", "anchor", "derived", "code", "open")
 class Claim:
     """One claim of a paper. `value` is the number on record for `quantity`, in `unit`, whatever its kind (None: not
     on record); `direction` is increase, decrease or no worse; with `lower_bound` the paper says "at least `value`".
-    With `derived`, `value` is the first of the two printed `operands` minus the second."""
+    With `derived`, `value` is the first of the two printed `operands` minus the second. Effects within `margin`, in
+    `unit`, are no difference, for the reason that `margin_why` gives; `no worse` allows a loss of that size."""
 
     id: str
     statement: str
@@ -37,6 +38,8 @@ class Claim:
     source: str | None
     operands: dict[str, float] = field(default_factory=dict)
     note: str | None = None
+    margin: float | None = None
+    margin_why: str | None = None
     lower_bound: bool = False
     derived: bool = False
     companion: bool = False
@@ -46,6 +49,17 @@ class Claim:
     def reported(self) -> float | None:
         """The paper's own number in `unit`, else None."""
         return self.value if self.kind == "reported" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a paper's ledger: the claim (by its id) in words, and the name of its primary comparison among the
+    rows that the study judges, named before anything is measured; it may have holes such as `{level}`."""
+
+    id: str
+    claim: str
+    words: str
+    primary: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +96,7 @@ class Reported:
     claims: dict[str, Claim]
     tables: dict[str, Table]
     hyperparameters: dict[str, dict]
+    ledger: tuple[Line, ...] = ()
 
     def claim(self, claim_id: str) -> Claim:
         """One claim by id; UserError if there is none."""
@@ -169,17 +184,17 @@ def _read(path: Path, _changed: int) -> Reported:
         if not isinstance(data, dict) or not isinstance(data.get(section), shape):
             raise UserError(f"{path.name}: section {section} is missing or is not a {shape.__name__}")
     entries: dict[str, Claim | Table] = {}
-    for shape, items in ((Claim, data["claims"]), (Table, data["tables"])):
+    for cls, items in ((Claim, data["claims"]), (Table, data["tables"])):
         for number, item in enumerate(items, 1):
             name = item.get("id", number) if isinstance(item, dict) else number
             try:
-                entry = shape(**item)
+                entry = cls(**item)
                 problem = _problem(entry) or (f"id {name} is used twice" if name in entries else None)
             except TypeError as error:  # a key too many, a key missing, or a value of the wrong shape
-                problem = error
+                problem = str(error)
             if problem:
-                raise UserError(f"{path.name}, {shape.__name__.lower()} {name}: {problem}")
-            entries[name] = entry
+                raise UserError(f"{path.name}, {cls.__name__.lower()} {name}: {problem}")
+            entries[entry.id] = entry
     return Reported(
         paper=path.stem,
         citation=data["citation"],
@@ -187,7 +202,28 @@ def _read(path: Path, _changed: int) -> Reported:
         claims={name: entry for name, entry in entries.items() if isinstance(entry, Claim)},
         tables={name: entry for name, entry in entries.items() if isinstance(entry, Table)},
         hyperparameters=data["hyperparameters"],
+        ledger=_lines(path, data.get("ledger", []), entries),
     )
+
+
+def _lines(path: Path, items: object, entries: dict[str, Claim | Table]) -> tuple[Line, ...]:
+    """The lines of the ledger; `UserError` for a key too many or missing, a name used twice, a claim that is not
+    there."""
+    if not isinstance(items, list):
+        raise UserError(f"{path.name}: section ledger is not a list")
+    lines: dict[str, Line] = {}
+    for number, item in enumerate(items, 1):
+        try:
+            line = Line(**item)
+        except TypeError as error:
+            raise UserError(f"{path.name}, line {number} of the ledger: {error}") from None
+        if not all(isinstance(text, str) and text for text in vars(line).values()):
+            raise UserError(f"{path.name}, line {number} of the ledger: id, claim, words and primary are texts")
+        if line.id in lines or not isinstance(entries.get(line.claim), Claim):
+            problem = "id is used twice" if line.id in lines else f"there is no claim {line.claim}"
+            raise UserError(f"{path.name}, line {line.id} of the ledger: {problem}")
+        lines[line.id] = line
+    return tuple(lines.values())
 
 
 def _problem(entry: Claim | Table) -> str | None:
@@ -201,8 +237,17 @@ def _problem(entry: Claim | Table) -> str | None:
             return f"kind is {entry.kind} but `{flag}` is {str(getattr(entry, flag)).lower()}: the two must agree"
     if isinstance(entry, Claim):
         filled = entry.value is not None
-        if filled and (isinstance(entry.value, bool) or not isinstance(entry.value, Real)):
-            return f"value {entry.value!r} is not a number"
+        for key in ("value", "margin"):
+            number = getattr(entry, key)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, Real)
+                                       or not math.isfinite(number)):
+                return f"{key} {number!r} is not a number"
+        if entry.direction not in (None, "increase", "decrease", "no worse"):
+            return f"direction {entry.direction!r} is none of increase, decrease, no worse"
+        if (entry.margin is None) != (not entry.margin_why) or (entry.margin is not None and entry.margin <= 0):
+            return "a margin is positive, and margin_why gives the reason for it"
+        if entry.direction == "no worse" and entry.margin is None:
+            return "a claim of 'no worse' needs a margin: how much worse is still no worse"
     else:
         filled = bool(entry.rows)
         for number, row in enumerate(entry.rows, 1):

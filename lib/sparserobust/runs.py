@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from sparserobust import data, files, paths, sparsity, training
+from sparserobust import data, files, imagewise, paths, sparsity, training
 from sparserobust.config import Measurement, Run
 from sparserobust.environment import device, provenance
 from sparserobust.errors import UserError
@@ -33,11 +33,12 @@ def _silent(doing: str, epochs_done: float) -> None:
 
 
 class Store:
-    """A folder of runs. `use_published` lets records that are part of the repository stand in for computing."""
+    """A folder of runs. `use_published` lets records that are part of the repository stand in for computing,
+    `use_earlier` those measurements among them that were taken before images were drawn at random."""
 
-    def __init__(self, folder: Path | str | None = None, use_published: bool = True):
+    def __init__(self, folder: Path | str | None = None, use_published: bool = True, use_earlier: bool = True):
         self.folder = paths.writable(Path(folder or paths.store_folder()))
-        self.use_published = use_published
+        self.use_published, self.use_earlier = use_published, use_earlier
         self._verified: dict[str, dict] = {}
         self._read: dict[str, dict | None] = {}  # published records
         self._at_hand: tuple[str, torch.nn.Module] | None = None  # the network that was measured last
@@ -51,6 +52,7 @@ class Store:
         if found is None:
             self._take(run, measurement, report)
             found = self.find(run, measurement)
+            assert found is not None  # it was written just now
         return found
 
     def find(self, run: Run, measurement: Measurement) -> dict | None:
@@ -64,11 +66,23 @@ class Store:
                 log.warning("run %s: %s is damaged, it is measured anew", run.identity, path.name)
                 path.unlink()
         published, complete = self._published(run), self._complete(run)
-        entry = published and published["measured"].get(measurement.identity)
         # trained here with other weights (another machine): its numbers are not those of the published network
-        if entry and (complete is None or complete["weights_sha256"] == published["record"]["weights_sha256"]):
-            return entry["result"] | {"where": "published", "processor": entry["provenance"]["processor"]}
-        return None
+        if not published or (complete and complete["weights_sha256"] != published["record"]["weights_sha256"]):
+            return None
+        entry = published["measured"].get(measurement.identity) or self._earlier(published, run, measurement)
+        return entry and entry["result"] | {"where": "published", "processor": entry["provenance"]["processor"]}
+
+    def _earlier(self, published: dict, run: Run, measurement: Measurement) -> dict | None:
+        """What the first revision of a measurement published, while there is nothing newer: its images were the first
+        of the test set, which is as good as a sample where that is in random order. It has no values of single images,
+        unless its answers were asked for."""
+        entry = published["measured"].get(measurement.first_identity)
+        if not self.use_earlier or entry is None or run.data.name in data.ORDERED:
+            return None
+        result = {key: value for key, value in entry["result"].items() if key != "right"}
+        if "right" in entry["result"]:
+            result["each"] = {"": imagewise.FIRST + entry["result"]["right"]}
+        return entry | {"result": result}
 
     def record(self, run: Run, report: Report = _silent) -> dict:
         """Settings, history and counts of a run, trained if it is nowhere to be found."""
@@ -89,7 +103,7 @@ class Store:
         self.train(run)
         model = training.build(run, data.load(run.data))
         model.load_state_dict(self._weights(run))
-        return model.to(device(), memory_format=torch.channels_last).eval()
+        return model.to(device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     # ------------------------------------------------------------------------------------------------ working
 
@@ -113,7 +127,7 @@ class Store:
         checkpoint = paths.writable(aside) / "checkpoint.safetensors"
         begun = time.monotonic()
         splits = data.load(run.data, device())
-        trained = training.train(run, splits, run.start and self._weights(run.start), checkpoint,
+        trained = training.train(run, splits, self._weights(run.start) if run.start else None, checkpoint,
                                  lambda epochs: report("training", epochs),
                                  [self._weights(other) for other in run.sparsifier.others])
         files.save_tensors(aside / "model.safetensors", trained.model.state_dict())
@@ -128,7 +142,9 @@ class Store:
         for leftover in (checkpoint, *aside.glob(".*")):  # of writes that were killed
             leftover.unlink(missing_ok=True)
         aside.rename(home)
-        return self._complete(run)
+        complete = self._complete(run)
+        assert complete is not None  # it was written just now
+        return complete
 
     def _take(self, run: Run, measurement: Measurement, report: Report) -> None:
         self.train(run, report)
@@ -145,41 +161,43 @@ class Store:
     # ---------------------------------------------------------------------------------------------- publishing
 
     def publish(self, runs: list[Run], scale: str) -> list[Path]:
-        """Write what is known of these runs, weights apart, into `data/published/<scale>/`, and of those that they
-        began with where they are here, since they cost training time, too. Records of other runs leave the folder;
-        runs that are not here keep their record; published measurements of the same weights are kept."""
-        written, asked = [], {run.identity for run in runs}
-        for run in {each.identity: each for last in runs for each in last.lineage}.values():
-            path = paths.published_folder() / scale / f"{run.identity}.json"
-            record = self._complete(run)
-            before = _published(path) if path.exists() else None
-            if record is None and before:
-                written.append(path)
-                continue
-            if record is None and run.identity not in asked:
-                continue
-            if record is None:
-                raise UserError(f"run {run.identity} is not complete in {self.folder}: train it before publishing")
-            home = self._home(run)
+        """Write what is known of these runs, weights apart, into `data/published/<scale>/`, and of
+        those that they began with where that is known, since they cost training time, too. Returns
+        the files of these records; others in the folder stay. `UserError`, and nothing is written,
+        if one of `runs` is neither complete in the store nor published."""
+        asked = {run.identity for run in runs}
+        lineage = {each.identity: each for run in runs for each in run.lineage}
+        known = {identity: self._publishable(run, scale) for identity, run in lineage.items()}
+        if missing := sorted(identity for identity in asked if known[identity] is None):
+            raise UserError(f"{len(missing)} of {len(asked)} runs are not complete in {self.folder}, "
+                            f"such as run {missing[0]}: compute them before publishing")
+        entries = {paths.published_folder() / scale / f"{identity}.json": entry
+                   for identity, entry in known.items() if entry}
+        for path, entry in entries.items():
+            files.write_json(path, entry)
+        return list(entries)
+
+    def _publishable(self, run: Run, scale: str) -> dict | None:
+        """Record, provenance and measurements of a run from the store, or else as published, first
+        at this scale; with measurements of the same weights that are published at any scale."""
+        found = sorted(paths.published_folder().glob(f"*/{run.identity}.json"),
+                       key=lambda path: (path.parent.name != scale, path))
+        published = [entry for path in found if (entry := _published(path))]
+        record, home = self._complete(run), self._home(run)
+        if record:
             try:
-                measured = {p.stem: files.read_json(p) for p in sorted((home / "measured").glob("*.json"))}
+                measured = {p.stem: files.read_json(p) for p in (home / "measured").glob("*.json")}
                 made = files.read_json(home / "provenance.json")
             except files.Corrupt as error:
                 raise UserError(f"{error}: delete it, sweep again, then publish") from None
-            if before and before["record"].get("weights_sha256") == record["weights_sha256"]:
-                measured = before["measured"] | measured
-            files.write_json(path, {"record": record, "provenance": made, "measured": measured})
-            written.append(path)
-        for path in set((paths.published_folder() / scale).glob("*.json")) - set(written):
-            path.unlink()
-        return written
+            published.insert(0, {"record": record, "provenance": made, "measured": measured})
+        return _merged(published)
 
     def _published(self, run: Run) -> dict | None:
         """The published record of a run with its measurements, read once; None if there is none."""
         if self.use_published and run.identity not in self._read:
             found = sorted(paths.published_folder().glob(f"*/{run.identity}.json"))
-            entries = (_published(path) for path in found)
-            self._read[run.identity] = next((entry for entry in entries if entry), None)
+            self._read[run.identity] = _merged([entry for path in found if (entry := _published(path))])
         return self._read.get(run.identity)
 
     # ------------------------------------------------------------------------------------------------- layout
@@ -222,6 +240,15 @@ def _published(path: Path) -> dict | None:
         return entry if entry["record"]["format"] == FORMAT else None
     except (files.Corrupt, KeyError, TypeError):
         raise UserError(f"{path} is damaged: restore it with git checkout -- {path.name}") from None
+
+
+def _merged(entries: list[dict]) -> dict | None:
+    """The first of several records of a run, with the measurements that any has of the same weights; None of none."""
+    measured: dict[str, dict] = {}
+    for entry in reversed(entries):  # what comes first counts
+        if entry["record"]["weights_sha256"] == entries[0]["record"]["weights_sha256"]:
+            measured |= entry["measured"]
+    return entries[0] | {"measured": measured} if entries else None
 
 
 def _set_aside(home: Path) -> None:

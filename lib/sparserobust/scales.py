@@ -25,8 +25,8 @@ def check(scale: str) -> None:
 def load(scale: str, paper: str) -> dict:
     """The settings of one paper at one scale. `UserError` for an unknown scale or a broken file."""
     content = _content(scale)
-    if paper not in content:
-        raise UserError(f"{scale}.yaml has no section '{paper}'")
+    if not isinstance(content.get(paper), dict) or not content[paper]:
+        raise UserError(f"{scale}.yaml has no section '{paper}', or nothing stands in it")
     return content[paper]
 
 

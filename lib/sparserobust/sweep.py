@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import pandas
 
+from sparserobust import data
 from sparserobust.config import Measurement, Run
 from sparserobust.environment import cores, device
 from sparserobust.errors import UserError
@@ -38,8 +40,9 @@ class Experiment:
 
     @property
     def nets(self) -> list[str]:
-        """The networks that the settings list."""
-        return list(self.settings["nets"])
+        """The networks that the settings list and of which the grid has rows."""
+        present = {row["net"] for row in self.grid}
+        return [net for net in self.settings["nets"] if net in present]
 
     def of(self, net: str) -> dict:
         """The settings of a network: its own come before those of all."""
@@ -49,12 +52,39 @@ class Experiment:
         """Grid rows with these labels."""
         return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]
 
+    def redraws(self, store: Store) -> bool:
+        """Whether only what is known already is shown: the scale asks for it (`redraw: true`, since computing takes
+        hours), and published records may stand in."""
+        return bool(self.settings.get("redraw")) and store.use_published
+
+    def known(self, store: Store) -> Self:
+        """The experiment as it can be shown now: all of it, or, where it only redraws, those rows and measurements
+        under `also` that are stored or published, with the seeds that are left. Of a row something must be known that
+        was asked of test images, if anything is."""
+        if not self.redraws(store):
+            return self
+        grid = []
+        for row in self.grid:
+            known = {name for name, m in _wanted(row, self.measurements).items() if store.find(row["run"], m)}
+            asked = {name for name, m in _wanted(row, self.measurements).items() if m.sampled}
+            if known & asked or (known and not asked):
+                grid.append(row | {"also": {name: m for name, m in row.get("also", {}).items() if name in known}})
+        return replace(self, grid=grid, seeds=[seed for seed in self.seeds if any(r["seed"] == seed for r in grid)])
+
+    def measured(self, store: Store, workers: int | None = None) -> pandas.DataFrame:
+        """The `sweep` of the grid; where it only redraws, what is stored or published of it."""
+        if self.redraws(store):
+            return _frame(self.grid, self.measurements, store, known=True)
+        return sweep(self.grid, self.measurements, store, workers)
+
 
 def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
           threads: int = 1) -> pandas.DataFrame:
     """Train what is not trained yet, measure what is not measured yet, and return one row per grid row and measurement:
-    the grid row's labels, `run` (its identity), `metric` (the measurement's name in `measurements`), `value`, `count`,
-    `total`, `where` and `processor`. Where a measurement has `parts`, each is a row of its own, `<name> <part>`.
+    the grid row's labels, `run` (its identity), `chance` (what guessing would get), `metric` (the measurement's name in
+    `measurements`), `value`, `count`, `total`, `where` and `processor`; `sampled`, whether it depends on the images
+    that were drawn, and `each`, the values of single images as `imagewise.unpack` reads them (None where they were not
+    kept). Where a measurement has `parts`, each is a row of its own, `<name> <part>`.
 
     `workers` processes of `threads` threads work side by side (default: one per core, one on a GPU). A run that fails
     leaves the others alone; when all are through, `UserError` names the failed ones with their reasons.
@@ -78,7 +108,7 @@ def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | Non
 
 def _missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> list[dict]:
     """One job per distinct run of which something is not known yet, the longest first."""
-    jobs = {}
+    jobs: dict[str, dict] = {}
     for row in grid:
         run = row["run"]
         missing = [m for m in _wanted(row, measurements).values() if store.find(run, m) is None]
@@ -104,16 +134,20 @@ def _labels(row: dict) -> dict:
     return {k: v for k, v in row.items() if k not in ("run", "also")}
 
 
-def _frame(grid: Grid, measurements: dict[str, Measurement], store: Store) -> pandas.DataFrame:
+def _frame(grid: Grid, measurements: dict[str, Measurement], store: Store, known: bool = False) -> pandas.DataFrame:
+    """As `sweep` describes it; with `known` nothing is computed, and what is not known has no row."""
     rows = []
     for row in grid:
-        labels = _labels(row) | {"run": row["run"].identity}
+        labels = _labels(row) | {"run": row["run"].identity, "chance": 1 / data.classes(row["run"].data)}
         for name, measurement in _wanted(row, measurements).items():
-            result = store.measure(row["run"], measurement)
-            rows.append(labels | {"metric": name} | {k: result.get(k) for k in ("value", "count", "total", "where",
-                                                                                  "processor")})
-            rows += [rows[-1] | {"metric": f"{name} {part}", "value": value, "count": None, "total": None}
-                     for part, value in result.get("parts", {}).items()]
+            result = (store.find if known else store.measure)(row["run"], measurement)
+            if result is None:
+                continue
+            each = result.get("each", {})
+            rows.append(labels | {"metric": name, "sampled": measurement.sampled, "each": each.get("")}
+                        | {k: result.get(k) for k in ("value", "count", "total", "where", "processor")})
+            rows += [rows[-1] | {"metric": f"{name} {part}", "value": value, "count": None, "total": None,
+                                 "each": each.get(part)} for part, value in result.get("parts", {}).items()]
     return pandas.DataFrame(rows)
 
 
@@ -140,6 +174,7 @@ def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tu
         try:
             plain = {"run": job["run"].plain(), "measurements": [m.plain() for m in job["measurements"]],
                      "store": str(store.folder), "use_published": store.use_published,
+                     "use_earlier": store.use_earlier,
                      "modules": outside[job["run"].identity], "path": sys.path}
             board.finished(job, worker.do(plain, lambda answer: board.heard(job, answer)))
         finally:
@@ -164,7 +199,7 @@ class _Worker:
     """A worker process, started anew if it dies."""
 
     def __init__(self, threads: int):
-        self.threads, self.process = threads, None
+        self.threads = threads
         self._start()
 
     def _start(self):
@@ -177,6 +212,7 @@ class _Worker:
         """Do a job; returns None, or why it failed."""
         if self.process.poll() is not None:
             self._start()
+        assert self.process.stdin is not None and self.process.stdout is not None  # pipes
         try:
             self.process.stdin.write(json.dumps(job) + "\n")
             for line in self.process.stdout:

@@ -1,13 +1,44 @@
 """Tidy frames into tables a person reads: reported beside ours, with spread."""
 
 import math
+from collections.abc import Callable, Collection
+from typing import Any
 
 import pandas
 
+from sparserobust import estimates, imagewise
+from sparserobust.analysis.health import best_minus_last, symptoms
 from sparserobust.config import Measurement
-from sparserobust.estimates import binomial_interval, interval, matching, paired_effects
+from sparserobust.estimates import binomial_interval, matching
+from sparserobust.runs import Store
+from sparserobust.training import validation_attack
 
 Pairs = dict[str, tuple[dict, dict]]  # labels of treatment and reference, by name
+
+
+def on_common_images(frame: pandas.DataFrame, metrics: Collection[str]) -> pandas.DataFrame:
+    """The rows of these metrics, all rates taken of the same test images: the sample that they have in common, which is
+    the smallest. So no attack looks weaker than another because it was tried on other images. Results that kept no
+    answers stay as they are, and so do distances, each of which has a sample of its own."""
+    rows = frame[frame["metric"].isin(list(metrics))].astype({"count": float, "total": float})  # shares of trials
+    sampled = rows["each"].map(lambda text: isinstance(text, str) and imagewise.is_sample(text)).astype(bool)
+    kept = rows["count"].notna() & sampled
+    answers = rows.loc[kept, "each"].map(imagewise.unpack)
+    if len(answers):
+        least = min(map(len, answers))
+        rows.loc[kept, "value"] = answers.map(lambda right: right[:least].mean())
+        rows.loc[kept, "count"] = answers.map(lambda right: right[:least].sum())
+        rows.loc[kept, "total"] = least
+    return rows
+
+
+def images(frame: pandas.DataFrame, metrics: Collection[str]) -> str:
+    """On how many images the rates of these metrics rest in a table, for its caption."""
+    rows = on_common_images(frame, metrics)
+    totals = sorted(set(rows.loc[rows["sampled"] & rows["count"].notna(), "total"].astype(int)))
+    if len(totals) > 1:
+        return f"On {totals[0]:,} to {totals[-1]:,} test images."
+    return f"All on the same {totals[0]:,} test images." if totals else ""
 
 
 def summary(frame: pandas.DataFrame, by: list[str], exact: tuple[str, ...] = ()) -> pandas.DataFrame:
@@ -25,34 +56,38 @@ def summary(frame: pandas.DataFrame, by: list[str], exact: tuple[str, ...] = ())
             "mean": values.mean(), "sd": values.std(ddof=1) if n > 1 else math.nan, "n_seeds": n,
             "count": count, "total": total, "low": 100 * low, "high": 100 * high,
             "where": "/".join(sorted(set(group["where"]))), "processor": "/".join(sorted(set(group["processor"])))})
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=[*by, "metric", "n_seeds"])
 
 
-def cell(row: pandas.Series) -> str:
-    """`75.2 ± 0.4` over seeds; for one seed `75.2 [74.3, 76.0]`, the interval due to the finite test set, or `75.2`."""
+def cell(row: pandas.Series, mixed: bool = False) -> str:
+    """`75.2 ± 0.4`: mean and standard deviation over seeds. For one seed, which has no such spread, `75.2 (1 seed)` in
+    a table that is `mixed`; in one that has one seed throughout `75.2 [74.3, 76.0]`, with the interval due to the
+    finite test set, or `75.2` where nothing was sampled."""
     if row["n_seeds"] > 1:
         return f"{row['mean']:.1f} ± {row['sd']:.1f}"
-    if math.isnan(row["low"]):
-        return f"{row['mean']:.1f}"
+    if mixed or math.isnan(row["low"]):
+        return f"{row['mean']:.1f}" + (" (1 seed)" if mixed else "")
     return f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
 def rates(frame: pandas.DataFrame, by: list[str], columns: dict[str, str],
           exact: tuple[str, ...] = ()) -> pandas.DataFrame:
-    """One line per group, rates in percent as `cell` writes them; `columns` maps headings to metrics, what was not
-    measured stays empty; `exact` as for `summary`."""
-    lines = {}
-    for keys, group in summary(frame, by, exact).groupby(by, sort=False, dropna=False):
-        found = group.set_index("metric")
-        lines[", ".join(map(str, keys))] = {heading: cell(found.loc[metric]) for heading, metric in columns.items()
-                                            if metric in found.index}
+    """One line per group, rates in percent as `cell` writes them, all on the same images (`on_common_images`);
+    `columns` maps headings to metrics, what was not measured stays empty; `exact` as for `summary`."""
+    lines, found = {}, summary(on_common_images(frame, columns.values()), by, exact)
+    mixed = found["n_seeds"].nunique() > 1
+    for keys, group in found.groupby(by, sort=False, dropna=False):
+        group = group.set_index("metric")
+        lines[", ".join(map(str, keys))] = {heading: cell(group.loc[metric], mixed)
+                                            for heading, metric in columns.items() if metric in group.index}
     return pandas.DataFrame.from_dict(lines, orient="index").reindex(columns=list(columns)).astype(object).fillna("")
 
 
 def means(frame: pandas.DataFrame, by: list[str], columns: dict[str, tuple[str, float]]) -> pandas.DataFrame:
     """One line per group for what need not be a rate; `columns` maps headings to metrics and what they are multiplied
-    by to be shown, 100 for a rate: mean ± standard deviation over seeds, for one seed the value."""
-    lines = {}
+    by to be shown, 100 for a rate: mean ± standard deviation over seeds, for one seed the value; rates on the same
+    images (`on_common_images`)."""
+    lines, frame = {}, on_common_images(frame, [metric for metric, _ in columns.values()])
     for keys, group in frame.groupby(by, sort=False):
         lines[", ".join(map(str, keys))] = {
             heading: mean(factor * group.loc[group["metric"] == metric, "value"].astype(float), factor)
@@ -82,13 +117,13 @@ def beside(reported: pandas.DataFrame, ours: pandas.DataFrame, keys: dict[str, s
     metric). Columns come in pairs (heading, reported) and (heading, ours); what was not reported, or not run, stays
     empty.
     """
-    rows = reported.to_dict("records")
+    rows, mixed = reported.to_dict("records"), ours["n_seeds"].nunique() > 1
     here = [matching(ours, {keys[k]: row[k] for k in keys}) for row in rows]
     table = {("", "ours is"): [chosen[label].iloc[0] if len(chosen) else "" for chosen in here]}
     for heading, (column, metric) in metrics.items():
         if column:
             table[heading, "reported"] = ["" if pandas.isna(v) else f"{v:.2f}" for v in reported[column]]
-        table[heading, "ours"] = [_cell_of(chosen, metric) for chosen in here]
+        table[heading, "ours"] = [_cell_of(chosen, metric, mixed) for chosen in here]
     names = [" ".join("dense" if pandas.isna(row[k]) else f"{k} {row[k]:g}" if isinstance(row[k], float) else row[k]
                       for k in keys) for row in rows]
     frame = pandas.DataFrame(table, index=pandas.Index(names, name="the paper's row"))
@@ -96,31 +131,53 @@ def beside(reported: pandas.DataFrame, ours: pandas.DataFrame, keys: dict[str, s
     return frame
 
 
-def _cell_of(chosen: pandas.DataFrame, metric: str) -> str:
+def _cell_of(chosen: pandas.DataFrame, metric: str, mixed: bool) -> str:
     found = chosen[chosen["metric"] == metric]
-    return cell(found.iloc[0]) if len(found) else ""
+    return cell(found.iloc[0], mixed) if len(found) else ""
 
 
 def effects(frame: pandas.DataFrame, pairs: Pairs, columns: dict[str, str]) -> pandas.DataFrame:
     """One line per pair (treatment, reference), each named by the values of some columns of `frame`: what the treatment
-    adds, in points, mean over paired seeds with Student's 95 % interval; where there is none, the bare effect.
-    `columns` maps headings to metrics; what was not measured on both stays empty."""
+    adds, in points, with the 95 % interval over seeds and images (`estimates.compared`); where there is none, the bare
+    effect. `columns` maps headings to metrics; what was not measured on both stays empty."""
+    return pandas.DataFrame.from_dict({label: {
+        heading: effect(estimates.compared(frame, metric, *pair)) for heading, metric in columns.items()}
+        for label, pair in pairs.items()}, orient="index")
+
+
+def effect(found: estimates.Comparison, digits: int = 1) -> str:
+    """`+2.0 [+1.1, +2.9]`: the effect with its 95 % interval; `+2.0` where there is none (one seed, or no values of
+    single images); for no seed nothing."""
+    if not found.effects:
+        return ""
+    low, high = found.estimate.interval() if found.estimate else (math.nan, math.nan)
+    spread = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if not math.isnan(low) else ""
+    return f"{sum(found.effects) / len(found.effects):+.{digits}f}{spread}"
+
+
+def health(rows: list[dict], store: Store, name: Callable[[dict], str]) -> pandas.DataFrame:
+    """One line per grid row that has `health` under `also`: what says whether its accuracy under attack can be
+    believed. PGD over FGSM (near zero: catastrophic overfitting), growth of the loss over the last attack steps (the
+    attack has not converged), images that Square fools and PGD does not (masked gradients), best minus last epoch on
+    the validation split (robust overfitting), and what that means in words. `name` names a row."""
     lines = {}
-    for label, (treatment, reference) in pairs.items():
-        lines[label] = {}
-        for heading, metric in columns.items():
-            lines[label][heading] = effect(paired_effects(frame, metric, treatment, reference))
+    for row in rows:
+        if "health" in row["also"]:
+            result = store.measure(row["run"], row["also"]["health"])
+            parts, fallen = result["parts"], best_minus_last(store.record(row["run"])["history"])
+            seen = [what for what in symptoms(parts)  # without an attack in training one step finds less than many
+                    if what != "catastrophic overfitting" or validation_attack(row["run"].objective)]
+            lines[name(row)] = {
+                "PGD / FGSM": _share(result["value"], 2), "loss still rises [%]": _share(parts["still_rising"], 0, 100),
+                "Square, not PGD [%]": _share(parts["square_below_pgd"], 1, 100),
+                "no gradient [%]": _share(parts["zero_gradient"], 1, 100),
+                "best - last epoch [points]": _share(fallen, 1, 100),
+                "what is wrong": ", ".join(seen) or "nothing seen"}
     return pandas.DataFrame.from_dict(lines, orient="index")
 
 
-def effect(values: list[float], digits: int = 1) -> str:
-    """`+2.0 [+1.1, +2.9]`: the mean over seeds with Student's 95 % interval; `+2.0` where there is none (one seed,
-    or equal values); for no seed nothing."""
-    if not values:
-        return ""
-    low, high = interval(values)
-    spread = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if not math.isnan(low) else ""
-    return f"{sum(values) / len(values):+.{digits}f}{spread}"
+def _share(value: float | None, digits: int, factor: float = 1) -> str:
+    return "" if value is None else f"{factor * value:.{digits}f}"
 
 
 def gathered(lines: list[dict], *several: str) -> pandas.DataFrame:
@@ -134,7 +191,7 @@ def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -
     """Of every attack in a table its radius, draws of the noise and test images; `headings` maps headings to names."""
     told = []
     for heading, name in headings.items():
-        measurement = measurements.get(name)
+        measurement: Any = measurements.get(name)
         attack = getattr(measurement, "attack", None)
         if attack is not None:
             radius, draws = getattr(attack, "epsilon", None), getattr(attack, "eot_draws", 1)

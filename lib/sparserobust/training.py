@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +56,12 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
     device = splits.train.images.device
     model = build(run, splits)
     if run.inheritance is not None:
+        if start is None:
+            raise UserError(f"run {run.identity} inherits weights: hand those of the smaller network over as `start`")
         inherit(model, start, run.inheritance)
     elif start is not None:
         model.load_state_dict(start)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     job = Job(run, model, others)
     job.resume(checkpoint)
     recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
@@ -130,7 +133,8 @@ class Job:
 
     def __init__(self, run: Run, model: nn.Module, others: Sequence[dict[str, Tensor]]):
         self.run, self.model = run, model
-        self.epoch, self.history, self.steps = 0, [], 0
+        self.epoch, self.steps = 0, 0
+        self.history: list[dict] = []
         self.parameters = dict(model.named_parameters())
         recipe = run.recipe
         # not decayed: noise would only fade, gates would only be drawn to the middle
@@ -169,7 +173,7 @@ class Job:
         run, model = self.run, self.model
         run.sparsifier.after_epoch(model, self.state)
         weights = self.handed_over()
-        row = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}
+        row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}
         if scales := noise_scales(model):
             row["noise_scales"] = {name: float(scale.detach().abs().mean()) for name, scale in scales.items()}
         if gates := gated(model):
@@ -201,6 +205,8 @@ class Job:
         names = [n for n in self.parameters if n in weights]  # one order, before and after an interruption
         trained = torch.cat([self.parameters[n].detach().flatten() for n in names])
         delivered = torch.cat([weights[n].flatten() for n in names])
+        if not trained.any():
+            return 0.0  # nothing can be torn away
         return float((trained - delivered).norm() / trained.norm())
 
     def _validated(self, split: Split, epoch: int) -> dict:

@@ -1,8 +1,8 @@
 """One worker process of a sweep: reads jobs from standard input and tells how they go, a JSON line each.
 
-A job is {"run": ..., "measurements": [...], "store": folder, "use_published": ..., "modules": [...], "path": [...]}:
-the modules, found on that path, define settings that are not this library's. The answers are {"doing", "epochs"} while
-it works, then {"done": true} or {"failed": reason}.
+A job is {"run": ..., "measurements": [...], "store": folder, "use_published": ..., "use_earlier": ..., "modules":
+[...], "path": [...]}: the modules, found on that path, define settings that are not this library's. The answers are
+{"doing", "epochs"} while it works, then {"done": true} or {"failed": reason}.
 """
 
 import importlib
@@ -39,7 +39,7 @@ def main(threads: int) -> None:
             sys.path += [folder for folder in job["path"] if folder not in sys.path]
             for name in job["modules"]:
                 importlib.import_module(name)
-            run, store = Run.parse(job["run"]), store_at(job["store"], job["use_published"])
+            run, store = Run.parse(job["run"]), store_at(job["store"], job["use_published"], job["use_earlier"])
             store.train(run, report)
             for measurement in job["measurements"]:
                 store.measure(run, Measurement.parse(measurement), report)

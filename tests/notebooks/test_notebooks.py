@@ -41,6 +41,34 @@ def test_no_class_and_no_long_function(path):
             assert not re.search(r"^\s*(class|def) ", cell.source, re.MULTILINE), cell.id
 
 
+def test_no_text_speaks_of_what_came_out_at_one_scale(path):
+    """What came out is said by cells that compute it. The first cell may name the settings of a scale, an exercise what
+    its check takes."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown" and not re.match("title|exercise|solution", cell.id):
+            assert not re.search(r"\b(quick|laptop)`? scale|was executed at", cell.source), cell.id
+
+
+def told(notebook) -> set[str]:
+    """The sentences with numbers that the cells of an executed notebook have made."""
+    texts = [str(output["data"]["text/markdown"]) for cell in notebook.cells if cell.cell_type == "code"
+             for output in cell.outputs if "text/markdown" in output.get("data", {})]
+    return {line for text in texts for line in text.splitlines() if re.search(r"\d", line)}
+
+
+@pytest.mark.slow
+def test_a_page_at_another_scale_says_nothing_of_the_first(tmp_path):
+    """Redrawn from published records, without training, and with other sentences."""
+    page = batch.find("03_rsr")
+    elsewhere = os.environ | {"SPARSEROBUST_STORE": str(tmp_path / "runs"), "SPARSEROBUST_FIGURES": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "sparserobust.cli", "run", page.stem, "-p", "scale", "laptop",
+                           "-o", str(tmp_path / "out.ipynb")], capture_output=True, text=True, env=elsewhere)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, other = (told(nbformat.read(path, as_version=4)) for path in (page, tmp_path / "out.ipynb"))
+    assert first and other and not first & other
+    assert not list((tmp_path / "runs").glob("*/record.json")), "nothing is trained"
+
+
 def solved(path):
     """The notebook with the solutions in place of the three dots; a cell whose answer is not right is an error."""
     notebook = nbformat.read(path, as_version=4)

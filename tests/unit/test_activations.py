@@ -76,17 +76,18 @@ class One(nn.Module):
         self.weight, self.relu, self.seen = nn.Parameter(torch.ones(1, 1)), nn.ReLU(), []
 
     def forward(self, images):
-        self.seen.append(len(images))
+        self.seen.append(images)
         return self.relu(2 * images.flatten(1) - 1)
 
 
 @pytest.mark.parametrize("images", [1, 250, 260, 600, None])
 def test_a_unit_is_dead_only_if_zero_on_all_images_of_all_batches(images):
-    net, n = One(), images or 600
-    result = Activations(images=images)(net, only(torch.eye(600).view(600, 1, 1, 600)))
+    net, n, splits = One(), images or 600, only(torch.eye(600).view(600, 1, 1, 600))
+    result = Activations(images=images)(net, splits)
     assert result["layers"] == {"relu": {"zero": n * 599, "total": n * 600, "dead": 600 - n, "units": 600}}
     assert (result["dead_units"], result["units"], result["value"]) == (600 - n, 600, 599 / 600)
-    assert sum(net.seen) == n and max(net.seen) == min(n, 250)
+    assert torch.equal(torch.cat(net.seen), splits.test.sample(images).images)
+    assert max(map(len, net.seen)) == min(n, 250)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
@@ -110,8 +111,13 @@ def test_a_fully_pruned_layer(shift):
 def by_hand(net, images, monkeypatch) -> list[dict]:
     """From every call of torch.relu in one pass over all images, in the order of the calls."""
     given, relu = [], torch.relu
+
+    def kept(x):
+        given.append(relu(x))
+        return given[-1]
+
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(torch, "relu", lambda x: given.append(relu(x)) or given[-1])
+        patch.setattr(torch, "relu", kept)
         net(images)
     layers = []
     for output in given:

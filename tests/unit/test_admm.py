@@ -151,7 +151,7 @@ def trained_by_hand(run, splits) -> tuple[dict, dict, dict]:
     """w after training, z and dual, and what is delivered: SGD and ADMM spelt out in the released loop's order."""
     model, s, recipe = training.build(run, splits).train(), run.sparsifier, run.recipe
     released = isinstance(s, ReleasedADMM)
-    w = dict(model.named_parameters())
+    w: dict[str, torch.Tensor] = dict(model.named_parameters())
     convolutions = [name for name, p in w.items() if p.dim() == 4]
     momentum = {name: torch.zeros_like(p) for name, p in w.items()}
 
@@ -164,7 +164,7 @@ def trained_by_hand(run, splits) -> tuple[dict, dict, dict]:
         order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
         for index in order.split(recipe.batch_size):
             loss = cross_entropy(model(splits.train.images[index]), splits.train.labels[index])
-            gradients = dict(zip(w, torch.autograd.grad(loss, w.values()), strict=True))
+            gradients = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
             with torch.no_grad():
                 for name in convolutions:
                     z[name] = projection_by_hand(s, w[name] + dual[name])

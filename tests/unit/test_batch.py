@@ -56,14 +56,15 @@ def executed(monkeypatch, tmp_path) -> list[list[str]]:
     monkeypatch.setattr(batch, "find", find)
     monkeypatch.setattr(batch, "cores", lambda: 1)
     monkeypatch.setattr(batch.subprocess, "run", run)
-    monkeypatch.setattr(batch, "compute", lambda names, scale: commands.append(["compute", names, scale]))
+    monkeypatch.setattr(batch, "compute", lambda names, scale, all_of_it: commands.append(
+        ["compute", names, scale, all_of_it]))
     monkeypatch.setattr(scales, "has", lambda scale, paper: paper != "absent")
     return commands
 
 
 def test_notebooks_are_run_once_all_is_computed(executed, capsys):
     lines = batch.reproduce(["01_a", "03_c_d"], "laptop")
-    assert executed[0] == ["compute", ["a", "c_d"], "laptop"]
+    assert executed[0] == ["compute", ["a", "c_d"], "laptop", False]
     assert executed[1:] == [["-m", "sparserobust.cli", "run", name, "-p", "scale", "laptop"]
                             for name in ("03_c_d", "01_a")]
     assert [line.split(":")[0] for line in lines] == ["01_a", "03_c_d"] and "figures/laptop/03_c_d/" in lines[1]
@@ -72,7 +73,7 @@ def test_notebooks_are_run_once_all_is_computed(executed, capsys):
 
 def test_notebooks_without_settings_at_a_scale_are_named_and_left_out(executed, capsys):
     lines = batch.reproduce(["01_a", "02_absent", "03_c_d"], "laptop")
-    assert executed[0] == ["compute", ["a", "c_d"], "laptop"] and len(executed) == 3 and len(lines) == 2
+    assert executed[0] == ["compute", ["a", "c_d"], "laptop", False] and len(executed) == 3 and len(lines) == 2
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "scale laptop has no settings for 02_absent: left out" and "what 2 notebooks need" in told[1]
 
@@ -115,42 +116,34 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capfd):
 def judged(tmp_path, monkeypatch):
     """Two notebooks with claims."""
     monkeypatch.setattr(paths, "figures_folder", lambda scale, notebook: tmp_path / scale / notebook)
-    row = {"claim": "C1 a", "quantity": "q", "unit": "percentage points", "reported": None, "ours": 1.0, "low": 0.5,
-           "high": 1.5, "n_seeds": 3, "verdict": claims.HOLDS, "where": "01_a, table 1"}
-    first = pandas.DataFrame([row, row | {"claim": "C1 b", "n_seeds": 1, "low": None, "high": None,
-                                          "verdict": claims.UNDECIDED}])
-    second = pandas.DataFrame([row | {"claim": "C8", "ours": None, "n_seeds": 0, "reported": 2.5,
-                                      "verdict": claims.NOT_RUN, "where": "02_b, figure 1"}])
-    for name, ledger in (("01_a", first), ("02_b", second)):
-        artifacts.Artifacts("quick", name).table(claims.table(ledger), "claims", "Claims.")
+    row = {"line": "C1", "words": "A is better than B", "claim": "C1 a", "quantity": "q", "unit": "percentage points",
+           "reported": None, "ours": 1.0, "low": 0.5, "high": 1.5, "n_seeds": 3, "images": 500, "p": 0.01,
+           "p_holm": 0.02, "verdict": claims.HOLDS, "why": "", "where": "01_a, table 1"}
+    untested = row | {"claim": "C1 b", "words": "A is better than C", "n_seeds": 1, "low": None, "high": None,
+                      "p": None, "p_holm": None, "verdict": claims.UNTESTED, "why": "one seed"}
+    first = pandas.DataFrame([row, untested])
+    second = pandas.DataFrame([untested | {"claim": "C8", "words": "D", "ours": None, "n_seeds": 0, "reported": 2.5,
+                                           "why": "not run at this scale", "where": "02_b, figure 1"}])
+    for name, lines in (("01_a", first), ("02_b", second)):
+        artifacts.Artifacts("quick", name).judged(lines, lines, None, "Claims.")
     return tmp_path / "quick"
 
 
 def test_the_ledger_joins_the_claims_of_all_notebooks(judged):
     whole = artifacts.ledger("quick")
     assert list(whole["notebook"]) == ["01_a", "01_a", "02_b"] and list(whole["claim"]) == ["C1 a", "C1 b", "C8"]
-    pandas.testing.assert_frame_equal(whole, pandas.read_csv(judged / "claims.csv"))
+    for name in ("ledger.csv", "claims.csv"):
+        assert list(pandas.read_csv(judged / name)["claim"]) == ["C1 a", "C1 b", "C8"]
     assert whole.columns[0] == "notebook" and whole.loc[0, "where"] == "01_a, table 1"
 
 
-def test_the_ledger_is_printed_with_intervals_verdicts_and_where_to_look(judged, capsys):
+def test_the_ledger_is_printed_in_words_with_intervals_and_verdicts(judged, capsys):
     assert cli.main(["ledger"]) == 0
     told = capsys.readouterr().out
-    assert "claims of 01_a, scale quick:" in told and "claims of 02_b, scale quick:" in told
-    assert any("C1 a" in line and "+1 [+0.5, +1.5] percentage points" in line and line.endswith("table 1")
-               for line in told.splitlines())
-    assert any("C8" in line and "2.5" in line and line.endswith("figure 1") for line in told.splitlines())
-    assert told.strip().endswith("3 comparisons in figures/quick/claims.csv:\n  01_a: 1 hold, 1 undecided\n"
-                                 "  02_b: 1 not run")
-
-
-def test_equal_seeds_are_printed_without_an_interval(judged, capsys):
-    ledger = pandas.read_csv(judged / "01_a" / "claims.csv")
-    ledger.loc[0, ["low", "high"]] = None
-    ledger.to_csv(judged / "01_a" / "claims.csv", index=False)
-    assert cli.main(["ledger"]) == 0
-    told = capsys.readouterr().out
-    assert "+1 percentage points" in told and "nan" not in told
+    assert "01_a, scale quick:" in told and "02_b, scale quick:" in told and "nan" not in told
+    assert "holds          A is better than B: +1.0 [+0.5, +1.5] points; 3 seeds, 500 images." in told
+    assert "not tested     A is better than C: +1.0 points; 1 seed" in told and "one seed." in told
+    assert told.strip().endswith("  01_a: 1 hold, 1 not tested\n  02_b: 1 not tested")
 
 
 def test_without_claims_the_ledger_says_what_to_do(tmp_path, monkeypatch, refusal):
@@ -158,22 +151,15 @@ def test_without_claims_the_ledger_says_what_to_do(tmp_path, monkeypatch, refusa
     assert "sparserobust reproduce --scale laptop" in refusal(artifacts.ledger, "laptop")
 
 
-def test_verdicts_are_counted_by_claim():
-    said = {"claim": ["C2 x", "C1 x", "C2 y"], "verdict": [claims.FAILS, claims.HOLDS, claims.HOLDS]}
-    table = claims.verdicts(pandas.DataFrame(said))
-    assert list(table.index) == ["C2", "C1"]
-    assert table.loc["C2"].to_dict() == {claims.HOLDS: 1, claims.FAILS: 1}
-    assert list(table.columns) == [claims.HOLDS, claims.FAILS]
-
-
+@pytest.mark.parametrize("table", ["claims.csv", "ledger.csv"])
 @pytest.mark.parametrize("scale", scales.names())
-def test_the_committed_ledger_is_that_of_the_notebooks(scale):
+def test_the_committed_ledger_is_that_of_the_notebooks(scale, table):
     folder = paths.figures_folder(scale, ".")
-    parts = {path.parent.name: pandas.read_csv(path) for path in sorted(folder.glob("*/claims.csv"))}
+    parts = {path.parent.name: pandas.read_csv(path) for path in sorted(folder.glob(f"*/{table}"))}
     if not parts:
-        assert not (folder / "claims.csv").exists()
+        assert not (folder / table).exists()
         return
-    whole = pandas.read_csv(folder / "claims.csv")
+    whole = pandas.read_csv(folder / table)
     assert list(whole["notebook"].unique()) == list(parts)
     for name, part in parts.items():
         mine = whole[whole["notebook"] == name].drop(columns="notebook").reset_index(drop=True)

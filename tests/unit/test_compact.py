@@ -1,6 +1,7 @@
 """Really removing zero channels: the same outputs, and just the sizes that counting by hand gives."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def built(channels: int = 2, **changes) -> Ensemble:
 
 def block_of(out: int = 4, stride: int = 1, noise: float = 0.0) -> tuple[Ensemble, Block]:
     """A network whose first block, given apart, maps 4 channels to `out`."""
-    model = built()
+    model: Any = built()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model.members[0].blocks[0] = lively(Block(4, out, stride, noise))
@@ -92,6 +93,7 @@ def used(weight) -> set[int]:
 def count_by_hand(model: Ensemble) -> int:
     """Parameters that the compact network has, out of the zeros of the full one."""
     total = 0
+    member: Any
     for member in model.members:
         out = member.stem.weight.shape[0]
         total += 9 * max(1, len(used(member.stem.weight))) * out

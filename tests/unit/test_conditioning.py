@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas
@@ -18,21 +19,28 @@ from sparserobust.analysis.conditioning import (
     LocalLipschitz,
     condition,
     conditioning,
+    deficit,
     effective_rank,
     effective_weights,
+    floored_condition,
     null_conditions,
     null_of,
     rank,
+    row_conditioning,
     spectrum,
+    unit_rows,
 )
+from sparserobust.analysis.folding import folded_weights
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
 from sparserobust.estimates import regression
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.models.gates import add_gates
 from sparserobust.models.lenet import Linear, Sequence
+from sparserobust.sparsifiers.constraints import condition_penalty
 
 SHAPE = (1, 2, 4)
+NAMES = ("folded", "folded_floored", "folded_deficit")
 
 
 def splits(images) -> Splits:
@@ -98,6 +106,79 @@ def test_equal_singular_values_are_the_best_conditioned_and_no_weights_have_no_c
     assert conditioning(torch.zeros(3, 8)) == nothing and effective_rank(torch.zeros(3)) == 0
 
 
+# ------------------------------------------------------------------ rows of length one, lost rank
+
+
+@pytest.mark.parametrize("rows, columns", [(5, 12), (12, 5), (7, 7), (1, 9)])
+def test_the_deficit_is_what_the_determinant_falls_short(rows, columns):
+    weight = np.random.default_rng(rows).normal(size=(rows, columns))
+    n = min(rows, columns)
+    gram = weight @ weight.T if rows <= columns else weight.T @ weight
+    _, logarithm = np.linalg.slogdet(gram)
+    size = np.linalg.norm(weight) / math.sqrt(n)
+    expected = math.log10(size) - logarithm / (2 * n * math.log(10))
+    values = spectrum(torch.tensor(weight))
+    assert values[-1] > 1e-3 * values[0]
+    assert deficit(values) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    penalty = float(condition_penalty(torch.tensor(weight), "scale_invariant"))
+    assert deficit(values) == pytest.approx(penalty / (2 * n * math.log(10)), rel=1e-9, abs=1e-12)
+    assert deficit(1e-3 * values) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert floored_condition(values) == condition(values) == pytest.approx(np.linalg.cond(weight))
+
+
+def test_equal_singular_values_have_no_deficit():
+    """Not even one below zero, by rounding."""
+    for n in range(2, 9):
+        for size in (0.1, 0.3, 1.3, 3.0):
+            values = torch.full((n,), size, dtype=torch.float64)
+            assert 0 <= deficit(values) < 1e-12 and floored_condition(values) == 1
+
+
+def test_lost_rank_is_seen_by_what_has_a_floor_and_not_by_the_condition_number():
+    found = []
+    for lost in range(5):
+        values = spectrum(with_values(5, 12, [2.0] * (5 - lost)))
+        assert condition(values) == pytest.approx(1) and len(values) - rank(values) == lost
+        assert floored_condition(values) == pytest.approx(1000 if lost else 1)
+        floored = np.array([2.0] * (5 - lost) + [0.002] * lost)
+        expected = np.log10(np.sqrt(np.mean(floored**2))) - np.mean(np.log10(floored))
+        assert deficit(values) == pytest.approx(expected, abs=1e-9)
+        found.append(deficit(values))
+    assert found == sorted(found) and found[1] > 0.5
+    values = torch.tensor([2.0, 0.5, 0.01])
+    assert floored_condition(values, 0.1) == pytest.approx(10)
+    assert floored_condition(values, 0.001) == pytest.approx(200)
+    assert deficit(values, 0.1) == pytest.approx(deficit(torch.tensor([2.0, 0.5, 0.2])))
+
+
+def test_rows_have_length_one_or_zero():
+    weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    weight[2] = 0
+    rows = unit_rows(weight)
+    kept = [0, 1, 3]
+    array = weight[kept].reshape(3, 12).double().numpy()
+    assert rows.dtype == torch.float64 and not rows[2].any()
+    array = array / np.linalg.norm(array, axis=1, keepdims=True)
+    assert rows[kept].numpy() == pytest.approx(array, rel=1e-12)
+    values = np.linalg.svd(array, compute_uv=False)
+    found = row_conditioning(weight)
+    assert found["folded"] == pytest.approx(values[0] / values[-1], rel=1e-5)
+    assert found["folded_floored"] == 1000
+    floored = np.append(values, 1e-3 * values[0])
+    expected = np.log10(np.sqrt(np.mean(floored**2))) - np.mean(np.log10(floored))
+    assert found["folded_deficit"] == pytest.approx(expected, abs=1e-6)
+    scaled = weight * torch.tensor([1e-3, 5.0, 1.0, 80.0]).view(-1, 1, 1, 1)
+    assert condition(spectrum(scaled)) > 100 * found["folded"]
+    assert list(row_conditioning(scaled).values()) == pytest.approx(list(found.values()), rel=1e-5)
+    assert row_conditioning(weight[kept])["folded_floored"] == found["folded"]
+    assert row_conditioning(weight[kept])["folded_deficit"] < found["folded_deficit"] - 0.5
+
+
+def test_a_weight_of_zeros_has_none_of_it():
+    assert row_conditioning(torch.zeros(3, 8)) == dict.fromkeys(NAMES)
+    assert deficit(torch.zeros(3)) is None and floored_condition(torch.zeros(3)) is None
+
+
 # ----------------------------------------------------------------------------------------------------- measurement
 
 
@@ -113,7 +194,8 @@ def test_weights_are_those_with_which_layers_act():
         x, silent = torch.randn(2, 4, 5, 5), copy.deepcopy(model[2]).eval()
         assert torch.allclose(nn.functional.conv2d(x, weight, model[2].bias, stride=2), silent(x), atol=1e-6)
         result = Conditioning()(model, DATA)
-        assert result["layers"]["2"] == conditioning(weight) and result["layers"]["2"]["zero"] == 2
+        assert conditioning(weight).items() <= result["layers"]["2"].items()
+        assert result["layers"]["2"]["zero"] == 2
     assert not weight.requires_grad and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -174,6 +256,63 @@ def test_layers_of_zeros_are_left_out_of_the_median_and_have_no_logarithm():
     nn.init.zeros_(model[2].weight)
     result = Conditioning(null_draws=1)(model, DATA)
     assert result["value"] is None and result["parts"]["over_null"] is None
+    assert json.loads(json.dumps(result)) == result
+
+
+def with_norms(seed: int = 0):
+    """Two convolutions and two linear layers, three of them with norms, for images of one channel
+    and 4x4 pixels. Some filters of the second convolution are zero, and one gamma."""
+    torch.manual_seed(seed)
+    model: Any = Sequence(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+                          nn.Conv2d(6, 5, 2), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 4)).eval()
+    for norm in (model[1], model[4], model[8]):
+        nn.init.normal_(norm.weight)
+    model[3].weight.data[:2] = 0
+    model[1].weight.data[0] = 0
+    return model
+
+
+def test_folded_parts_are_medians_over_convolutions_and_those_of_the_classifier():
+    model = with_norms()
+    result = Conditioning()(model, DATA)
+    folded = {name: row_conditioning(weight) for name, weight in folded_weights(model).items()}
+    for name in NAMES:
+        middle = (folded["0"][name] + folded["3"][name]) / 2
+        assert result["parts"][name] == pytest.approx(middle, rel=1e-5)
+        assert result["parts"][f"classifier_{name}"] == folded["10"][name]
+        assert {n: layer.get(name) for n, layer in result["layers"].items()} == {
+            "0": folded["0"][name], "3": folded["3"][name], "7": None, "10": folded["10"][name]}
+    assert result["layers"]["3"]["folded_floored"] == 1000
+    assert result["parts"]["classifier_folded_floored"] < 100
+    bare = convolutional()
+    for layer, weight in folded_weights(bare).items():
+        assert torch.equal(weight, effective_weights(bare)[layer].double())
+    model = Sequence(nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5)).eval()
+    result = Conditioning()(model, DATA)
+    assert result["parts"]["classifier_folded"] == result["layers"]["3"]["folded"]
+    values = [result["layers"][name]["folded_deficit"] for name in ("1", "3")]
+    assert result["parts"]["folded_deficit"] == pytest.approx(sum(values) / 2, rel=1e-5)
+    model = Sequence(nn.Conv2d(1, 3, 2), nn.Flatten()).eval()
+    parts = Conditioning(null_draws=1)(model, DATA)["parts"]
+    assert parts["folded"] >= 1
+    assert all(value is None for name, value in parts.items() if "classifier_folded" in name)
+
+
+def test_a_layer_that_gamma_makes_zero_is_left_out():
+    model = with_norms()
+    nn.init.zeros_(model[4].weight)
+    result = Conditioning(null_draws=2)(model, DATA)
+    assert result["layers"]["3"]["folded"] is None and result["layers"]["3"]["condition"] > 1
+    for name in NAMES:
+        assert result["parts"][name] == result["layers"]["0"][name]
+    expected = result["layers"]["0"]["folded"] / result["null"]["0"]["folded_median"]
+    assert result["parts"]["folded_over_null"] == pytest.approx(expected, rel=1e-5)
+    nn.init.zeros_(model[1].weight)
+    result = Conditioning(null_draws=2)(model, DATA)
+    for name in NAMES:
+        assert result["parts"][name] is result["parts"][f"{name}_over_null"] is None
+        assert result["parts"][f"null_{name}"] is not None
     assert json.loads(json.dumps(result)) == result
 
 
@@ -290,6 +429,43 @@ def test_a_gaussian_network_pruned_by_magnitude_is_its_own_null():
     assert Conditioning(null_draws=3)(model, DATA)["parts"]["over_null"] > 10
 
 
+def test_null_layers_have_rows_of_length_one_where_asked():
+    """The draws are those of the other numbers, of which nothing changes."""
+    model, asked = convolutional(), ("2", "7")
+    model[2].weight.data[torch.rand(6, 4, 3, 3) < 0.7] = 0
+    plain = null_of(model, 3, torch.Generator().manual_seed(3))
+    found = null_of(model, 3, torch.Generator().manual_seed(3), asked)
+    generator = torch.Generator().manual_seed(3)
+    for layer, weight in effective_weights(model).items():
+        rows = []
+        for _ in range(3):
+            gaussian = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            sizes = gaussian.abs().flatten().sort().values
+            gaussian[gaussian.abs() < sizes[int((weight == 0).sum())]] = 0
+            rows.append(row_conditioning(gaussian))
+        medians = {f"{name}_median": pytest.approx(np.median([row[name] for row in rows]), rel=1e-5)
+                   for name in NAMES}
+        assert found[layer] == plain[layer] | (medians if layer in asked else {})
+
+
+def test_folded_parts_beside_null_layers():
+    """Ratios, and differences of deficits, layer by layer."""
+    model = with_norms()
+    result = Conditioning(null_draws=3)(model, DATA)
+    layers, null, parts = result["layers"], result["null"], result["parts"]
+    assert Conditioning()(model, DATA)["parts"].items() <= parts.items()
+    for name in NAMES:
+        beside = np.subtract if name == "folded_deficit" else np.divide
+        alone = {layer: null[layer][f"{name}_median"] for layer in ("0", "3", "10")}
+        over = {layer: beside(layers[layer][name], alone[layer]) for layer in alone}
+        assert parts[f"null_{name}"] == pytest.approx((alone["0"] + alone["3"]) / 2, rel=1e-5)
+        assert parts[f"{name}_over_null"] == pytest.approx((over["0"] + over["3"]) / 2, rel=1e-5)
+        assert parts[f"null_classifier_{name}"] == alone["10"]
+        assert parts[f"classifier_{name}_over_null"] == pytest.approx(over["10"], rel=1e-5)
+    assert not any("folded" in key for key in null["7"])
+    assert json.loads(json.dumps(result)) == result
+
+
 # ------------------------------------------------------------------------------------------------- local Lipschitz
 
 
@@ -335,12 +511,14 @@ def test_the_point_stays_in_ball_and_box():
     images[0], images[1] = 0, 1
     LocalLipschitz(epsilon=0.1, step_size=0.07, steps=6, images=5)(model, splits(images))
     first, *points = model[0].seen
+    images = splits(images).test.sample(5).images
     assert len(points) == 6 + 1 and torch.equal(first, images)
+    inside = (images > 0).flatten(1).any(1) & (images < 1).flatten(1).any(1)
     for x in points:
         assert x.min() >= 0 and x.max() <= 1 and (x - images).abs().max() <= 0.1 + 1e-6
-    start = (points[0] - images)[2:]
+    start = (points[0] - images)[inside]
     assert start.unique().numel() > 20 and start.abs().max() > 0.05  # at random, not the corners
-    moved = (points[1] - points[0])[2:].abs()
+    moved = (points[1] - points[0])[inside].abs()
     assert moved.max() <= 0.07 + 1e-6 and (moved - 0.07).abs().lt(1e-6).sum() > 5
 
 
@@ -413,8 +591,9 @@ def test_the_network_is_left_as_it_was_found_and_chance_is_its_own(monkeypatch):
     assert measure(model.eval(), splits(images)) == first and json.loads(json.dumps(first)) == first
     assert LocalLipschitz(images=10, steps=3, step_size=0.9)(model, splits(images)) != first
     monkeypatch.setattr("sparserobust.analysis.conditioning.BATCH", 4)
-    batched = measure(model, splits(torch.cat([images, images])))
+    batched = measure(model, splits(images))
     assert batched["total"] == 10 and batched["value"] == pytest.approx(first["value"], rel=0.3)
+    assert measure(model, splits(torch.cat([images, images])))["total"] == 10
     assert measure(model, splits(images[:5]))["total"] == 5
     assert LocalLipschitz(images=None, steps=1)(model, splits(images))["total"] == 10
 

@@ -1,7 +1,9 @@
 """Settings: checked when made, written and read back, named by what they are."""
 
 import copy
+import importlib
 import json
+import linecache
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from sparserobust.config import Attack, Inheritance, Measurement, Model, Objecti
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import Adversarial, Natural
+from sparserobust.paths import PROJECT
 from sparserobust.sparsifiers import RGSM, RVSM, Dense, Magnitude, Ticket
 
 FAMILIES = (Model, Attack, Objective, Sparsifier, Measurement)
@@ -143,13 +146,14 @@ def test_a_later_setting_at_its_default_leaves_identities_valid():
 
 @pytest.mark.parametrize(("one", "other"), [
     (Recipe(epochs=1, lr=1), Recipe(epochs=1, lr=1.0)),
-    (Recipe(epochs=1, lr="1e-2"), Recipe(epochs=1, lr=0.01)),
-    (Recipe(epochs=1, schedule="multistep", milestones=[80, 120]),
+    (Recipe(epochs=1, lr="1e-2"), Recipe(epochs=1, lr=0.01)),  # type: ignore[arg-type]
+    (Recipe(epochs=1, schedule="multistep", milestones=[80, 120]),  # type: ignore[arg-type]
      Recipe(epochs=1, schedule="multistep", milestones=(80.0, 120.0))),
-    (FGSM(epsilon="8/255"), FGSM(epsilon=8 / 255)),
-    (RVSM(beta=1, lam="1e-6"), RVSM(beta=1.0)),
+    (FGSM(epsilon="8/255"), FGSM(epsilon=8 / 255)),  # type: ignore[arg-type]
+    (RVSM(beta=1, lam="1e-6"), RVSM(beta=1.0)),  # type: ignore[arg-type]
     (Recipe(epochs=1, weight_decay=0.0), Recipe(epochs=1, weight_decay=-0.0)),
-    (Adversarial(attack={"kind": "fgsm", "epsilon": 0.1}), Adversarial(attack=FGSM(epsilon=0.1))),
+    (Adversarial(attack={"kind": "fgsm", "epsilon": 0.1}),  # type: ignore[arg-type]
+     Adversarial(attack=FGSM(epsilon=0.1))),
 ], ids=["int", "text", "list", "fraction", "default", "minus zero", "mapping"])  # fmt: skip
 def test_however_it_is_written_it_is_the_same(one, other):
     assert one == other
@@ -163,6 +167,153 @@ def test_plain_holds_what_differs_from_the_defaults():
     assert RGSM(lambda1=0.1, beta=1).plain() == {"kind": "rgsm", "lambda1": 0.1}
     assert Accuracy(attack=FGSM(epsilon=0.1)).plain() == {"kind": "accuracy",
                                                           "attack": {"kind": "fgsm", "epsilon": 0.1}}
+
+
+# ------------------------------------------------------------------- identity: classes of one's own
+
+OWN = """\
+from sparserobust.config import Measurement, Sparsifier, settings
+
+SHARE = {share}
+
+@settings
+class Mine(Sparsifier, kind="of_my_own"):
+    level: float = 0.5
+
+    def start(self, model):
+        return {{}}
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """`own(text)` imports a file with this text, anew if there was one; its classes are forgotten after the test."""
+    for family in FAMILIES:
+        monkeypatch.setattr(family, "family", dict(family.family))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a second edit within a second is seen
+
+    names = set()
+
+    def own(text, name="file_of_my_own", folder=tmp_path):
+        names.add(name)
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    yield own
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def containing(sparsifier) -> list[str]:
+    """Identities of settings that contain this sparsifier."""
+    run = replace(RUN, sparsifier=sparsifier)
+    pruned = replace(RUN, start=run, sparsifier=Magnitude(sparsity=0.5))
+    return [s.identity for s in (sparsifier, run, pruned, replace(RUN, sparsifier=Ticket(pruned=run)))]
+
+
+def test_identities_of_library_settings_never_change():
+    tiny = Run(data=Data(train_images=64), model=PreActResNet(depth=8, width=2), objective=Natural(),
+               recipe=Recipe(epochs=2, batch_size=24))
+    for thing, identity in [
+            (RUN, "26a555035d2e"), (replace(RUN, start=RUN, seed=4), "a0acad5fcdf5"), (tiny, "dddcbf2b2908"),
+            (RUN.model, "87604046b394"), (RUN.objective.attack, "f9dde37c8f74"), (Natural(), "789fa34c0838")]:
+        assert thing.identity == identity
+    published = sorted((PROJECT / "data" / "published").glob("*/*.json"))
+    assert published
+    for path in published:
+        assert Run.parse(json.loads(path.read_text())["record"]["run"]).identity == path.stem
+
+
+def test_the_source_of_a_class_of_ones_own_enters_whatever_contains_it(own):
+    before = containing(own(OWN.format(share=0.5)).Mine())
+    assert containing(own(OWN.format(share=0.5)).Mine()) == before
+    after = containing(own(OWN.format(share=0.6)).Mine())  # a number outside the class
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    assert len({*before, *after}) == 2 * len(before)
+
+
+def test_paths_and_line_endings_do_not_enter(own, tmp_path):
+    text = OWN.format(share=0.5)
+    before = containing(own(text).Mine())
+    for other in (text.replace("\n", "\r\n"), text.rstrip("\n"), "\ufeff" + text):
+        assert containing(own(other.encode(), folder=tmp_path / "elsewhere").Mine()) == before
+
+
+def test_the_source_of_a_base_in_another_file_enters_too(own):
+    text = ("from file_of_a_base import Mine\nfrom sparserobust.config import settings\n"
+            "@settings\nclass Derived(Mine, kind='derived_of_my_own'):\n    pass\n")
+    found = []
+    for share in (0.5, 0.6):
+        own(OWN.format(share=share), "file_of_a_base")
+        found.append(containing(own(text).Derived()))
+    assert all(a != b for a, b in zip(*found, strict=True))
+
+
+def test_two_classes_of_one_file_are_told_apart(own):
+    one, two = "@settings\nclass One(Sparsifier):\n    pass\n", "@settings\nclass Two(Sparsifier):\n    pass\n"
+    module = own("from sparserobust.config import Sparsifier, settings\n" + one + two)
+    assert len({*containing(module.One()), *containing(module.Two())}) == 8
+
+
+def test_a_file_changed_after_its_import_is_told_to_be_reloaded(own, tmp_path, refusal):
+    module = own(OWN.format(share=0.5))
+    kept, identity = module.Mine(), module.Mine().identity
+    assert importlib.reload(module).Mine().identity == identity  # and registered anew
+    assert type(Sparsifier.parse(module.Mine().plain())) is module.Mine
+    (tmp_path / "file_of_my_own.py").write_text(OWN.format(share=0.6))
+    for thing in (module.Mine(), kept):
+        message = refusal(lambda thing=thing: replace(RUN, sparsifier=thing).identity)
+        assert "file_of_my_own.Mine" in message and "reload(file_of_my_own)" in message
+    assert importlib.reload(module).Mine().identity != identity
+    (tmp_path / "file_of_my_own.py").unlink()
+    assert "has changed" in refusal(lambda: module.Mine().identity)
+
+
+@pytest.mark.parametrize("name", [None, "__main__", "nowhere"])
+def test_a_class_without_source_is_told_to_move_into_a_file(own, name, refusal):
+    space = {} if name is None else {"__name__": name}
+    exec(OWN.format(share=0.5), space)
+    thing = space["Mine"]()
+    assert thing.plain() == {"kind": "of_my_own"}
+    for container in (thing, replace(RUN, sparsifier=thing)):
+        message = refusal(lambda container=container: container.identity)
+        assert "Mine" in message and "move the class into a file" in message
+
+
+def test_a_class_in_a_notebook_cell_has_the_source_of_its_cell(own, monkeypatch):
+    def cell(share):
+        text, space = OWN.format(share=share), {"__name__": "a_notebook"}
+        name = f"<cell {hash(text)}>"  # as in IPython, which keeps the text of cells in linecache
+        monkeypatch.setitem(linecache.cache, name, (len(text), None, text.splitlines(keepends=True), name))
+        exec(compile(text, name, "exec"), space)
+        return containing(space["Mine"]())
+
+    first = cell(0.5)
+    assert cell(0.5) == first
+    assert all(a != b for a, b in zip(first, cell(0.6), strict=True))
+
+
+def test_two_different_classes_of_one_kind_are_refused(own, refusal):
+    first = own(OWN.format(share=0.5)).Mine
+    for text, name, other in [(OWN.format(share=0.5), "file_of_another", "file_of_another.Mine"),
+                              (OWN.format(share=0.5).replace("Mine", "Yours"), "file_of_my_own",
+                               "file_of_my_own.Yours")]:
+        message = refusal(own, text, name)
+        assert "'of_my_own'" in message and "file_of_my_own.Mine" in message and other in message
+        assert Sparsifier.family["of_my_own"] is first
+    again = own(OWN.format(share=0.6)).Mine  # the same name: the newer one counts
+    assert Sparsifier.family["of_my_own"] is again is not first
+    assert "magnitude" in refusal(own, OWN.format(share=0.5).replace("of_my_own", "magnitude"))
+    assert Sparsifier.family["magnitude"] is Magnitude
+
+
+def test_a_class_that_would_be_taken_for_its_base_is_refused(own, refusal):
+    text = "from sparserobust.sparsifiers import Magnitude\nclass Mine(Magnitude):\n    pass\n"
+    message = refusal(lambda: replace(RUN, sparsifier=own(text).Mine(sparsity=0.5)).identity)
+    assert "file_of_my_own.Mine" in message and "class Mine(Magnitude, kind='...')" in message
 
 
 # --------------------------------------------------------------------------------------- what is refused

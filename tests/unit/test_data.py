@@ -8,8 +8,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparserobust import Data, data, paths
+from sparserobust.data import Split
 
 OFFICIAL = {"cifar10": (45000, 5000, 10000, (3, 32, 32)), "mnist": (55000, 5000, 10000, (1, 28, 28))}
 
@@ -107,11 +110,118 @@ def test_a_class_that_is_not_there_is_refused(classes, refusal):
     assert "digits has those from 0 to 9" in refusal(data.load, Data(classes=classes))
 
 
+@pytest.mark.parametrize("settings", [Data(), Data(classes=(3, 8)), Data(classes=(9, 0, 4))])
+def test_the_number_of_classes_is_known_without_the_files(settings):
+    assert data.classes(settings) == len(data.load(settings).classes)
+    assert {name: data.classes(Data(name=name)) for name in data._SOURCES} == dict.fromkeys(data._SOURCES, 10) | {
+        "cifar100": 100}
+
+
 def test_all_classes_are_the_default_and_leave_the_identity():
     assert Data().plain() == {} and Data(classes=()).identity == Data().identity
     assert Data().identity == "38ec5f7d16e7"  # as of commit 3bd9911, which knows no classes
     assert len({Data().identity, Data(classes=(1, 7)).identity, Data(classes=(7, 1)).identity}) == 3
     assert Data.parse({"name": "digits", "classes": [1, 7]}) == Data(classes=(1, 7))
+
+
+# ---------------------------------------------------------------------------------------------- samples
+
+SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=12)  # of classes
+
+
+def numbered(sizes: list[int], seed: int = 0) -> Split:
+    """So many images of each class, in random order; the only pixel of an image is its number."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    return Split(torch.arange(len(labels)).view(-1, 1, 1, 1), labels)
+
+
+def numbers(sample: Split) -> list[int]:
+    return sample.images.flatten().tolist()
+
+
+@given(SIZES, st.integers(0, 9), st.data())
+def test_the_sample_of_fewer_images_is_the_beginning_of_that_of_more(sizes, seed, draw):
+    split = numbered(sizes, seed)
+    fewer, more = sorted(draw.draw(st.lists(st.integers(1, len(split)), min_size=2, max_size=2)))
+    assert len(split.sample(fewer)) == fewer and len(split.sample(more)) == more
+    assert numbers(split.sample(fewer)) == numbers(split.sample(more))[:fewer]
+
+
+@given(SIZES, st.integers(0, 9), st.data())
+def test_no_image_is_drawn_twice_and_each_keeps_its_label(sizes, seed, draw):
+    split = numbered(sizes, seed)
+    sample = split.sample(draw.draw(st.integers(1, len(split))))
+    assert len(set(numbers(sample))) == len(sample)
+    assert torch.equal(sample.labels, split.labels[sample.images.flatten()])
+    assert sample.images.shape[1:] == split.images.shape[1:] and sample.images.dtype == split.images.dtype
+    for everything in (None, len(split), len(split) + 5):
+        assert sorted(numbers(split.sample(everything))) == list(range(len(split)))
+
+
+def furthest(split: Split, sizes: list[int]) -> list[float]:
+    """By class, the largest difference of its count among the first n images that are drawn from n times its share,
+    over all n."""
+    labels, counts, worst = split.sample(None).labels.tolist(), [0] * len(sizes), [0.0] * len(sizes)
+    for n, label in enumerate(labels, 1):
+        counts[label] += 1
+        worst = [max(w, abs(count - n * size / len(labels))) for w, count, size in zip(worst, counts, sizes,
+                                                                                       strict=True)]
+    return worst
+
+
+@given(SIZES, st.integers(0, 9))
+def test_any_number_of_images_has_of_each_class_its_share(sizes, seed):
+    for size, distance in zip(sizes, furthest(numbered(sizes, seed), sizes), strict=True):
+        assert distance <= 1 + size / sum(sizes) * (len(sizes) - 2) + 1e-9
+
+
+@given(st.integers(2, 12), st.integers(1, 60))
+def test_classes_of_equal_size_have_their_shares_to_within_two(classes, size):
+    sizes = [size] * classes
+    assert max(furthest(numbered(sizes), sizes)) < 2
+
+
+@pytest.mark.parametrize("classes", [(), (1, 7), (9, 0, 4)])
+def test_digits_are_drawn_with_the_shares_of_their_classes(classes):
+    splits = data.load(Data(classes=classes))
+    for split in (splits.test, splits.validation):
+        assert max(furthest(split, split.labels.bincount().tolist())) < 2
+
+
+def test_what_is_drawn_is_always_the_same_whatever_was_drawn_before():
+    expected = {n: numbers(numbered([30, 20, 50]).sample(n)) for n in (7, 60, None)}
+    for order in ((7, 60, None), (None, 60, 7), (60, 7, 7, None)):
+        split = numbered([30, 20, 50])
+        torch.manual_seed(len(order))
+        before = torch.get_rng_state()
+        assert all(numbers(split.sample(n)) == expected[n] for n in order)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="there is no GPU"))])
+def test_what_is_drawn_does_not_depend_on_the_device_nor_on_the_pixels(where):
+    split = numbered([30, 20, 50])
+    moved = split.to(where).sample(40)
+    assert moved.images.device.type == moved.labels.device.type == where
+    assert numbers(moved) == numbers(split.sample(40))
+    other = Split(torch.rand(100, 3, 2, 2), split.labels)
+    assert torch.equal(other.sample(40).images, other.images[numbers(split.sample(40))])
+
+
+def test_what_is_drawn_comes_from_everywhere_and_not_from_the_beginning():
+    """Places of the first ten of many test sets of one class and of two, as shares of their sizes: uniform."""
+    for sizes in ([1], [1, 1]):
+        places = torch.cat([numbered([n * k for k in sizes]).sample(10).images.flatten() / (n * len(sizes))
+                            for n in range(100, 400)])
+        deciles = torch.histc(places, 10, 0, 1)
+        assert deciles.min() > 240 and deciles.max() < 360  # 300 each, give or take 16
+    assert data.load("digits").test.sample(60).labels.tolist() != data.load("digits").test.labels[:60].tolist()
+
+
+def test_data_sets_whose_test_images_are_in_order_are_known():
+    assert set(data.ORDERED) <= set(data._SOURCES) and "mnist" in data.ORDERED and "cifar10" not in data.ORDERED
 
 
 # ---------------------------------------------------------------------------------------- augmentation
@@ -332,6 +442,8 @@ def test_the_real_files(name, fresh, monkeypatch):
     for part in parts:
         counts = part.labels.bincount(minlength=10) / len(part)
         assert 0.08 < counts.min() <= counts.max() < 0.13
+    assert max(furthest(splits.test, splits.test.labels.bincount().tolist())) < 2
+    assert data.classes(Data(name=name)) == len(splits.classes) == 10
     if name == "cifar10":
         raw = [(paths.PROJECT / "data" / folder / f).read_bytes() for f in list(data.CIFAR10_FILES)[:5]]
         assert records(splits.train, splits.validation) == sorted(

@@ -278,7 +278,8 @@ def test_heir_at_equal_cost(tickets):
     for (part, method, level), values in rates.items():
         for metric, value in zip(("pgd20", "clean"), values, strict=True):
             rows += [{"net": net, "part": part, "pruning": "", "retraining": "adversarial", "method": method,
-                      "level": level, "seed": seed, "metric": metric, "value": value + seed / 100} for seed in (0, 1)]
+                      "level": level, "seed": seed, "run": f"{method} {seed}", "metric": metric, "chance": 0.1,
+                      "value": value + seed / 100, "sampled": True, "each": None} for seed in (0, 1)]
     answered(iwi.exercise_3, pandas.DataFrame(rows), tickets, correct=-2.0, slips=[
         (8, "as many epochs"), (2, "other way round"), (-0.02, "points"), (1, "narrow"), (-4, "clean"),
         (0.5, "histogram"),
@@ -345,7 +346,8 @@ def test_square_without_noise(noisy):
     rates = {"AT": {"square": 0.4, "square_quiet": 0.4, "clean": 0.95},
              "RSR": {"square": 0.8, "square_quiet": 0.5, "clean": 0.9}}
     frame = pandas.DataFrame([
-        {"net": net, "method": method, "stage": stage, "varied": "", "metric": metric, "seed": seed, "value": value}
+        {"net": net, "method": method, "stage": stage, "varied": "", "metric": metric, "seed": seed, "value": value,
+         "run": f"{method} {seed}", "chance": 0.1, "sampled": True, "each": None}
         for method, stage in rsr_paper.BLACK_BOX for metric, value in rates[method].items() for seed in (0, 1)])
     answered(rsr.exercise_2, frame, noisy, correct=10.0, slips=[
         (40, "noise on"), (30, "silence takes away"), (-10, "other way round"), (0.1, "points"), (-5, "clean"),

@@ -3,17 +3,19 @@
 Expectations come from the YAML files as they stand, `data/reported/fk_resnet.yaml` and `notebooks/scales/*.yaml`.
 """
 
+import math
 import zlib
 from collections import Counter
 from dataclasses import replace
 from statistics import mean, stdev
 from types import SimpleNamespace
 
+import numpy as np
 import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, paths, reported, scales, tables
+from sparserobust import claims, estimates, imagewise, paths, reported, scales, tables
 from sparserobust.analysis import WeightSparsity
 from sparserobust.attacks import PGD, CarliniWagnerReleased
 from sparserobust.config import Dense, Measurement, Model, Recipe, Sparsifier
@@ -140,9 +142,10 @@ def test_what_is_measured_on_some_rows_only(scale):
     assert set(rows_with["stability"]) == {row for row in run if row[:2] == ("En2ResNet20", "dense")}
     ensemble = "En5ResNet20" if "En5ResNet20" in settings["nets"] else "En2ResNet20"
     assert set(rows_with["layer"]) == {(net, "dense", None, first) for net in ("ResNet20", ensemble)}
-    assert {row[1:] for row in rows_with["channel_norms"]} == {
-        ("RVSM", 0.01, first), ("RGSM", 0.1, first), *((m, None, first) for names in FAIR.items() for m in names
-                                                       if m.endswith("channels"))}
+    in_figure_5 = [("RVSM", 0.01), ("RGSM", 0.1), ("released ADMM channels", None), ("ADMM channels", None)]
+    assert set(rows_with["channel_norms"]) == {row for row in run if row[0] == "ResNet20" and row[1:3] in in_figure_5}
+    assert set(rows_with.get("health", [])) == {row for row in run if row[1] != "natural" and row[3] == first
+                                                and "health" in settings}
     strongest = {"ResNet20": 0.1, "En2ResNet20": 0.1, "En5ResNet20": 0.02, "ResNet38": 0.1}
     expected = {(net, method, level, first) for net, highest in strongest.items()
                 if net in settings.get("stronger_nets", settings["nets"])
@@ -217,20 +220,41 @@ def test_overview_names_every_run_once():
 
 
 def made_up(net, method, level, seed, metric) -> int:
-    """A count of 1000 that belongs to this measurement and no other."""
-    return zlib.crc32(repr((net, method, level, seed, metric)).encode()) % 1000 + 1
+    """A count of 1000 that belongs to this measurement and no other; no network has collapsed."""
+    return max(zlib.crc32(repr((net, method, level, seed, metric)).encode()) % 1000 + 1, 300 * (metric == "clean"))
+
+
+def answers(*measured) -> np.ndarray:
+    """Which of 1000 images were right: as many as are made up, and which ones belongs to this measurement, too."""
+    return np.random.default_rng(made_up(*measured)).permutation(1000) < made_up(*measured)
+
+
+UNSAMPLED = (*fk_resnet.EXACT, "near_zero", "channel_norms")
 
 
 def frame_of(grid: list[dict], *names: str) -> pandas.DataFrame:
     """As `sweep` gives it, without a run being trained."""
     rows = []
     for row in grid:
-        for metric in (*names, *({"near_zero"} & row["also"].keys())):
-            count = made_up(*key(row), row["seed"], metric)
-            rows.append({k: v for k, v in row.items() if k != "also"} | {
-                "run": row["run"].identity, "metric": metric, "value": count / 1000, "count": count, "total": 1000,
-                "where": "store", "processor": "P"})
+        labels = {k: v for k, v in row.items() if k != "also"} | {
+            "run": row["run"].identity, "where": "store", "processor": "P", "chance": 0.1}
+        for metric in (*names, *({"near_zero", "channel_norms"} & row["also"].keys())):
+            measured = *key(row), row["seed"], metric
+            sampled, count = metric not in UNSAMPLED, made_up(*measured)
+            rows.append(labels | {"metric": metric, "value": count / 1000, "count": count, "total": 1000,
+                                  "sampled": sampled, "each": imagewise.pack(answers(*measured)) if sampled else None})
+        if "stability" in row["also"]:
+            rows.append(labels | {"metric": "stability", "value": 0.7, "sampled": True, "each": None})
+            for level in row["also"]["stability"].levels:
+                values = changes(row["seed"], level)
+                rows.append(labels | {"metric": f"stability level {level:g}", "value": values.mean(), "sampled": True,
+                                      "each": imagewise.pack(values)})
     return pandas.DataFrame(rows)
+
+
+def changes(seed: int, level: float) -> np.ndarray:
+    """How far the output of 100 images moves: with noise less far."""
+    return np.random.default_rng(seed).uniform(0.5, 1.5, 100) * (1 - level) ** (1 + 0.1 * seed)
 
 
 ALL = (*METRICS.values(), "sparsity", "channel_sparsity", "pgd20_eot")
@@ -246,12 +270,13 @@ def frame(experiment):
     return frame_of(experiment.grid, *ALL)
 
 
-def cell(row: tuple, metric: str, seeds=(0, 1, 2)) -> str:
+def cell(row: tuple[str, str, float | None], metric: str, seeds=(0, 1, 2)) -> str:
     values = [made_up(*row, seed, metric) / 10 for seed in seeds]
     return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
-def difference(treatment: tuple, reference: tuple, metric: str) -> float:
+def difference(treatment: tuple[str, str, float | None], reference: tuple[str, str, float | None],
+               metric: str) -> float:
     """In percentage points, mean over seeds."""
     return mean(made_up(*treatment, seed, metric) - made_up(*reference, seed, metric) for seed in range(3)) / 10
 
@@ -312,14 +337,25 @@ def test_one_seed_and_missing_rows(table, frame, refusal):
     assert "T1, T2, T3, T4" in refusal(fk_resnet.table, frame, "T5")
 
 
-def test_a_measurement_without_a_count_does_not_hinder_the_tables(experiment, frame):
+def test_a_measurement_without_a_count_does_not_hinder_the_tables(frame):
     """Stability, of unpruned En2ResNet20, has none."""
-    (row, *_) = [row for row in experiment.grid if "stability" in row["also"]]
-    more = {**frame.iloc[0].to_dict(), "net": row["net"], "method": "dense", "level": None, "ours": row["ours"],
-            "metric": "stability", "value": 0.7, "count": None, "total": None}
-    with_it = pandas.concat([frame, pandas.DataFrame([more])], ignore_index=True)
+    stability = frame["metric"].str.startswith("stability")
+    assert stability.any() and frame[stability]["count"].isna().all()
     for table in ("T1", "T2", "T3"):
-        pandas.testing.assert_frame_equal(fk_resnet.table(with_it, table), fk_resnet.table(frame, table))
+        pandas.testing.assert_frame_equal(fk_resnet.table(frame, table), fk_resnet.table(frame[~stability], table))
+
+
+def test_a_table_has_all_rates_of_the_same_images(frame):
+    """If one attack was tried on 200 images, its line and the others are of those; shares of weights stay whole."""
+    few = (frame["metric"] == "cw") & (frame["net"] == "ResNet20")
+    fewer = frame.assign(each=[imagewise.pack(imagewise.unpack(each)[:200] == 1) if cut else each
+                               for each, cut in zip(frame["each"], few, strict=True)])
+    shown, rows = fk_resnet.table(fewer, "T1"), printed_rows("T1")
+    for code, name in METRICS.items():
+        for line, row in zip(shown[HEADINGS[code], "ours"], rows, strict=True):
+            rates = [100 * answers(*row, seed, name)[:200].mean() for seed in range(3)]
+            assert line == f"{mean(rates):.1f} ± {stdev(rates):.1f}"
+    assert shown["sparsity", "ours"].tolist() == [cell(row, "sparsity") for row in rows]
 
 
 def test_captions_say_scale_and_the_papers_inconsistencies(experiment):
@@ -392,75 +428,158 @@ def test_each_claim_compares_the_rows_it_names():
             cells |= {m: row[m] for m in ("sparsity", "channel_sparsity") if m in row}
             if row.get("granularity") == "channel":
                 cells["channel_sparsity"] = cells.pop("sparsity")
-            rows += [{"net": net, "method": method, "level": level, "seed": 0, "metric": metric, "value": value / 100,
+            rows += [{"net": net, "method": method, "level": level, "metric": metric, "value": value / 100,
                       "table": table} for metric, value in cells.items()]
     for row in PRINTED["F1"]:
         rows.append({"net": "ResNet20", "method": {"adversarial": "dense"}.get(row["training"], "natural"),
-                     "level": None, "seed": 0, "metric": "near_zero", "value": row["share_below_1e-3"] / 100,
-                     "table": "T1"})
-    cells = pandas.DataFrame(rows)
+                     "level": None, "metric": "near_zero", "value": row["share_below_1e-3"] / 100, "table": "T1"})
+    cells = pandas.DataFrame(rows).assign(seed=0, chance=0.1, sampled=True, each=None)
+    cells["run"] = [f"{net} {method} {level}" for net, method, level in cells[["net", "method", "level"]].to_numpy()]
     tables_of = {"C1": "T1", "C2a": "T1", "C2b": "T2", "C3": "T2", "C4": "T3", "C5a": "T4", "C5b": "T4", "C6": "T2",
                  "C10": "T2"}
     for name, table in tables_of.items():
-        ledger = fk_resnet.judged(cells[cells["table"] == table], [], (1, 1, 1))
-        ledger = ledger[ledger["claim"].str.split("[. ]", regex=True).str[0] == name]
-        fair = ledger["claim"].str.contains(" fair")
-        assert (ledger[fair]["verdict"] == claims.NOT_RUN).all()  # no ADMM but the released one is on record
-        assert len(ledger[~fair]) and (ledger[~fair]["n_seeds"] == 1).all()
-        for row in ledger[~fair].itertuples():
-            expected = 2.11 if row.claim == "C3.ratio" else row.reported
+        rows = fk_resnet.judged(cells[cells["table"] == table], (1, 1, 1))
+        rows = rows[rows["claim"].str.split("[. ]", regex=True).str[0] == name]
+        fair = rows["claim"].str.contains(" fair")
+        assert (rows[fair]["why"] == estimates.NOT_RUN).all()  # no ADMM but the released one is on record
+        assert len(rows[~fair]) and (rows[~fair]["n_seeds"] == 1).all()
+        assert (rows["verdict"] == claims.UNTESTED).all()
+        for row in rows[~fair].itertuples():
+            expected = math.log10(53.36 / 25.33) if row.claim == "C3.ratio" else row.reported
             assert row.ours == pytest.approx(expected, abs=0.006), row.claim
 
 
-def test_claims_about_admm_compare_with_the_released_one(frame):
+FALLS = (300, 300, 3)  # steps downhill, steps, seeds
+
+
+@pytest.fixture(scope="module")
+def rows(frame):
+    return fk_resnet.judged(frame, FALLS).set_index("claim", drop=False)
+
+
+def test_claims_about_admm_compare_with_the_released_one(rows):
     """As the paper did, with the code it released."""
-    ledger = fk_resnet.judged(frame, [], (1, 1, 1)).set_index("claim")
     rgsm, released = ("ResNet20", "RGSM", 0.1), ("ResNet20", "released ADMM channels", None)
-    assert ledger.loc["C5a"]["ours"] == pytest.approx(difference(
+    assert rows.loc["C5a"]["ours"] == pytest.approx(difference(
         ("ResNet20", "RVSM", 0.01), ("ResNet20", "released ADMM weights", None), "sparsity"))
     for code, metric in (METRICS | {"S": "channel_sparsity"}).items():
-        assert ledger.loc[f"C5b.{code}"]["ours"] == pytest.approx(difference(rgsm, released, metric))
-    assert ledger.loc["C7"]["ours"] == pytest.approx(difference(rgsm, released, "channel_sparsity"))
+        assert rows.loc[f"C5b.{code}"]["ours"] == pytest.approx(difference(rgsm, released, metric))
+    # of small norms that are not zero: ADMM has more
+    assert rows.loc["C7"]["ours"] == pytest.approx(difference(released, rgsm, "channel_norms"))
+    assert rows.loc["C7"]["direction"] == "increase"
 
 
-def test_fair_claims_compare_with_admm_not_released(frame):
-    ledger = fk_resnet.judged(frame, [], (1, 1, 1))
-    rows = ledger[ledger["claim"].str.contains(" fair")]
+def test_fair_claims_compare_with_admm_not_released(rows):
+    fair = rows[rows["claim"].str.contains(" fair")]
     pairs = {"C5a": (("ResNet20", "RVSM", 0.01), ("ResNet20", "ADMM weights", None)),
              "C5b": (("ResNet20", "RGSM", 0.1), ("ResNet20", "ADMM channels", None))}
     judged = Counter()
-    for row in rows.itertuples():
+    for row in fair.itertuples():
         treatment, reference = pairs[row.claim[:3]]
         assert row.ours == pytest.approx(difference(treatment, reference, METRICS[row.claim[-2:]])), row.claim
-        assert (row.unit, row.n_seeds) == ("percentage points", 3)
+        assert (row.unit, row.n_seeds, row.images) == ("percentage points", 3, 1000)
         assert pandas.isna(row.reported)  # the paper makes no such comparison
+        assert row.margin == rows.loc["C5b.A3", "margin"] == 1.2  # of accuracies, also where sparsities are claimed
         assert all(method in row.quantity for _, method, _ in (treatment, reference))
-        assert not set(ledger[ledger["claim"].isin(["C5a", "C5b.A4"])]["statement"]) & {row.statement}
+        assert row.statement not in set(rows.loc[["C5a", "C5b.A4"], "statement"])
         judged[row.claim] += 1
     assert judged == Counter({f"{name} fair.{code}": 1 for name in pairs for code in METRICS})
 
 
-def test_the_ledger_has_every_claim_with_its_own_effect(frame):
-    ledger = fk_resnet.judged(frame, [-40.0, -41.0, -39.0], (299, 300, 2)).set_index("claim")
-    assert [claim for claim in ledger.index if " fair" not in claim] == [claim["id"] for claim in RECORD["claims"]]
-    assert ledger.loc["C1"]["ours"] == pytest.approx(difference(
+def test_every_claim_is_judged_with_its_own_effect(frame, rows):
+    assert [claim for claim in rows.index if " fair" not in claim] == [claim["id"] for claim in RECORD["claims"]]
+    assert rows.loc["C1"]["ours"] == pytest.approx(difference(
         ("ResNet20", "dense", None), ("ResNet20", "natural", None), "near_zero"))
-    ratios = [made_up("En5ResNet20", "RGSM", 0.02, s, "channel_sparsity")
-              / made_up("ResNet20", "RGSM", 0.1, s, "channel_sparsity") for s in range(3)]
-    assert ledger.loc["C3.ratio"]["ours"] == pytest.approx(mean(ratios))
-    assert (ledger.loc["C9"]["ours"], ledger.loc["C9"]["verdict"], ledger.loc["C9"]["n_seeds"]) == (
-        -40, claims.HOLDS, 3)
-    assert ledger.loc["C8"]["ours"] == pytest.approx(99.6667, abs=1e-4)
-    assert (ledger.loc["C8"]["verdict"], ledger.loc["C8"]["n_seeds"]) == (claims.FAILS, 2)
-    assert fk_resnet.judged(frame, [], (300, 300, 2)).set_index("claim").loc["C8"]["verdict"] == claims.HOLDS
-    assert ledger["where"].str.startswith("01_fk_resnet, ").all()
+    assert (rows.loc["C1"]["images"], rows.loc["C10.2.A3"]["images"]) == (0, 1000)  # no image enters a share of weights
+    ratios = [math.log10(made_up("En5ResNet20", "RGSM", 0.02, s, "channel_sparsity")
+                         / made_up("ResNet20", "RGSM", 0.1, s, "channel_sparsity")) for s in range(3)]
+    assert rows.loc["C3.ratio"]["ours"] == pytest.approx(mean(ratios))
+    assert rows.loc["C3.ratio"]["reported"] == pytest.approx(math.log10(2))
+    assert (rows.loc["C8"]["ours"], rows.loc["C8"]["verdict"], rows.loc["C8"]["n_seeds"]) == (100, claims.HOLDS, 3)
+    once = fk_resnet.judged(frame, (299, 300, 3)).set_index("claim").loc["C8"]
+    assert (once["ours"], once["verdict"]) == (pytest.approx(99.6667, abs=1e-4), claims.FAILS)
+    assert rows["where"].str.startswith("01_fk_resnet, ").all()
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(2.2, claims.HOLDS), (1.8, claims.FAILS)])
+def test_at_least_twice_the_share_is_held_against_twice(ratio, verdict, frame):
+    values = 0.2 * (1 + 0.01 * frame["seed"]) * (frame["net"] == "ResNet20") + 0.2 * ratio * (
+        frame["net"] == "En5ResNet20")
+    some = frame.assign(value=frame["value"].where(frame["metric"] != "channel_sparsity", values))
+    assert fk_resnet.judged(some, FALLS).set_index("claim").loc["C3.ratio", "verdict"] == verdict
+
+
+def test_noise_is_compared_with_none_in_the_same_networks(frame, rows):
+    """By the ratio of the changes, seed by seed and image by image."""
+    row = rows.loc["C9"]
+    expected = [math.log10(changes(s, 0.1).mean() / changes(s, 0).mean()) for s in range(3)]
+    assert row["ours"] == pytest.approx(mean(expected), abs=1e-4)
+    assert (row["n_seeds"], row["images"], row["verdict"]) == (3, 100, claims.HOLDS)
+    assert row["unit"] == "log10 of the ratio" and pandas.isna(row["reported"])  # the companion's
+    swap = {"stability level 0.1": "stability level 0", "stability level 0": "stability level 0.1"}
+    other = fk_resnet.judged(frame.assign(metric=frame["metric"].replace(swap)), FALLS).set_index("claim").loc["C9"]
+    assert (other["ours"], other["verdict"]) == (pytest.approx(-row["ours"]), claims.FAILS)
+    old = frame[~frame["metric"].str.startswith("stability level")]  # of a result that kept no values of images
+    old = fk_resnet.judged(old, FALLS).set_index("claim").loc["C9"]
+    assert (old["verdict"], old["why"], old["n_seeds"]) == (claims.UNTESTED, estimates.NO_ANSWERS, 0)
+
+
+@pytest.mark.parametrize(("clean", "why"), [(0.9, "a value is zero, of which there is no logarithm"),
+                                           (0.1, "a network has collapsed (clean 10 %)")])
+def test_an_output_that_does_not_move_is_not_compared(clean, why, frame):
+    still = (frame["net"] == "En2ResNet20") & (frame["method"] == "dense") & (frame["seed"] == 0)
+    values = frame["value"].mask(still & frame["metric"].str.startswith("stability"), 0.0)
+    some = frame.assign(value=values.mask(still & (frame["metric"] == "clean"), clean))
+    row = fk_resnet.judged(some, FALLS).set_index("claim").loc["C9"]
+    assert (row["verdict"], row["why"]) == (claims.UNTESTED, why)
+
+
+@every_scale
+def test_the_noise_of_training_is_among_the_levels_of_stability(scale):
+    for row in fk_resnet.experiment(scale).grid:
+        if "stability" in row["also"]:
+            assert {0, row["run"].model.noise} <= set(row["also"]["stability"].levels)
+            assert row["run"].model.noise == fk_resnet.TRAINING_NOISE
+
+
+def test_every_line_of_the_ledger_has_its_comparison(rows):
+    lines = claims.ledger(rows, reported.load("fk_resnet"))
+    assert lines["line"].tolist() == [line["id"] for line in RECORD["ledger"]]
+    assert lines["claim"].tolist() == [line["primary"] for line in RECORD["ledger"]]
+    assert set(lines["claim"]) <= set(rows.index)
+    assert (lines["n_seeds"] == 3).all() and claims.UNTESTED not in set(lines["verdict"])
+
+
+def test_a_collapsed_network_is_not_judged(frame, rows):
+    fallen = ((frame["metric"] == "clean") & (frame["net"] == "En2ResNet20") & (frame["method"] == "dense")
+              & (frame["seed"] == 1))
+    assert fallen.sum() == 1
+    found = fk_resnet.judged(frame.assign(value=frame["value"].where(~fallen, 0.12)), FALLS).set_index("claim")
+    its = found.index.str.match(r"C9|C10\.2")
+    assert its.sum() == 5 and (found[its]["verdict"] == claims.UNTESTED).all()
+    assert (found[its]["why"] == "a network has collapsed (clean 12 %)").all()
+    assert found[~its]["verdict"].equals(rows[~its]["verdict"])
+
+
+def test_one_seed_is_not_tested(frame):
+    found = fk_resnet.judged(frame[frame["seed"] == 1], (300, 300, 1))
+    assert (found["verdict"] == claims.UNTESTED).all()
+    assert (found["why"] == estimates.ONE_SEED).all() and (found["n_seeds"] == 1).all()
+    assert found["ours"].notna().all() and found.set_index("claim").loc["C8", "ours"] == 100
+
+
+def test_two_seeds_are_too_few(frame):
+    found = fk_resnet.judged(frame[frame["seed"] < 2], (300, 300, 2))
+    assert (found["verdict"] == claims.UNTESTED).all() and (found["n_seeds"] == 2).all()
+    assert found["ours"].notna().all()
 
 
 def test_what_was_not_run_is_said_so(frame):
     some = frame[frame["net"] == "ResNet20"]
-    ledger = fk_resnet.judged(some, [], (1, 1, 1)).set_index("claim")
-    assert (ledger.loc[["C2a.1", "C4.1.A1", "C10.5.A1", "C9"], "verdict"] == claims.NOT_RUN).all()
-    assert ledger.loc["C5a"]["n_seeds"] == 3
+    found = fk_resnet.judged(some, FALLS).set_index("claim")
+    missing = found.loc[["C2a.1", "C4.1.A1", "C10.5.A1", "C9"]]
+    assert (missing["verdict"] == claims.UNTESTED).all() and (missing["why"] == estimates.NOT_RUN).all()
+    assert found.loc["C5a"]["n_seeds"] == 3
 
 
 def test_user_mistakes_are_one_line(refusal):

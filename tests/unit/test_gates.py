@@ -50,6 +50,7 @@ def lively(settings, seed: int = 0, shape=SHAPE) -> nn.Module:
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d):
             for t in (m.weight, m.bias, m.running_mean, m.running_var):
+                assert t is not None
                 t.data.uniform_(0.5, 1.5)
         elif isinstance(m, GatedConv2d):
             m.log_alpha.data.uniform_(-3.0, 3.0)

@@ -294,3 +294,4 @@ def test_a_run_begins_with_what_it_inherits(case, tiny_run, digits, tmp_path, re
     assert len({run.identity, replace(run, inheritance=Inheritance()).identity, small.identity}) == 3
     if case == "narrow":
         assert "another model" in refusal(replace, run, inheritance=None)
+        assert "`start`" in refusal(training.train, run, digits)

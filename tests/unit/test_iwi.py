@@ -1,13 +1,13 @@
 """Achieving Adversarial Robustness via Sparsity: its grid of runs, what training costs, its frames, its verdicts."""
 
-import zlib
 from dataclasses import replace
 
+import numpy as np
 import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, paths, plots, reported, scales, tables
+from sparserobust import claims, estimates, imagewise, paths, plots, reported, scales, tables
 from sparserobust.analysis import macs
 from sparserobust.config import Data, Dense, Measurement, Model, Objective, Recipe, Run
 from sparserobust.objectives import Natural
@@ -222,6 +222,9 @@ def test_what_is_measured(any_scale):
         assert also >= {"near_zero", "macs"} or row["part"] not in ("dense", "inheritance")
         if "autoattack" in also:
             assert row["seed"] == any_scale.seeds[0] and row["retraining"] == "adversarial"
+        if "health" in also:
+            assert row["seed"] == any_scale.seeds[0] and row["retraining"] == "adversarial"
+            assert row["part"] in ("dense", "inheritance", "tickets")
         if "margins" in also:
             assert row["pruning"] in ("", row["retraining"]) and row["method"] not in iwi.STARTS[1:]
             assert row["part"] != "inheritance" or row["level"] in (None, own["kappa"])
@@ -234,6 +237,8 @@ def test_what_is_measured(any_scale):
                                 retraining="adversarial")
         for row in [*compared, *ticket]:
             assert set(row["also"]) >= {*settings["stronger"], "near_zero", "macs"}
+            attacked = row["seed"] == any_scale.seeds[0] and row["retraining"] == "adversarial"
+            assert ("health" in row["also"]) == ("health" in settings and attacked)
         explained = [*(row for row in compared if row["method"] != iwi.NATURAL),
                      *(row for row in first if row["method"] == "initial" and row["pruning"] == row["retraining"]),
                      *(row for row in first if row["method"] == iwi.GLOBAL)]
@@ -344,28 +349,50 @@ def test_arithmetic_is_told_by_model(quick):
 # -------------------------------------------------------------------------------------------------- the frame
 
 
+IMAGES = 20_000
+
+
+def right(rate: float) -> str:
+    """Answers on single images, packed; the first images are the easiest for every network."""
+    return imagewise.pack(np.arange(IMAGES) < round(IMAGES * rate))
+
+
+def spread(value: float) -> str:
+    """Values of single images with this mean, packed."""
+    values = np.random.default_rng(0).uniform(0.5, 1.5, 1000)
+    return imagewise.pack(value * values / values.mean())
+
+
 @pytest.fixture(scope="module")
 def frame(quick):
     """Made up: accuracy falls with sparsity, rises with adversarial training and inheritance; the seeds scatter, each
     kind of run in its own way."""
-    rows = []
+    rows, kinds = [], {}
     for row in quick.grid:
-        kind = repr([row[k] for k in ("net", "part", "pruning", "retraining", "method", "level")])
-        own = 1 + 1e-9 * (zlib.crc32(kind.encode()) % 1000) * (row["seed"] - 1)
+        kind = tuple(row[k] for k in ("net", "part", "pruning", "retraining", "method", "level"))
+        scatter = kinds.setdefault(kind, len(kinds)) * (row["seed"] - 1) / IMAGES  # the mean over seeds is zero
+        own = 1 + scatter
         base = 0.8 - 0.2 * (row["level"] or 0) * (row["part"] in ("tickets", "zoo")) + 0.001 * row["seed"]
         base -= 0.5 * (row["retraining"] == "natural") + 0.1 * (row["pruning"] == "natural")
         base += {"initial": 0.02, "trained": 0.03, "random": -0.05, iwi.LONGER: 0.01}.get(row["method"], 0)
         base += 0.04 * row["method"].startswith("IWI") + 0.06 * row["method"].startswith("AT, cost")
-        values = {"pgd20": base * own, "clean": 0.9,
-                  "near_zero": (0.1 + 0.1 * row["method"].startswith("IWI")) * own,
+        values = {"pgd20": base + scatter, "clean": 0.9,
+                  "near_zero": 0.1 + 0.1 * row["method"].startswith("IWI") + scatter,
                   "sparsity": row["level"] if row["part"] in ("tickets", "zoo") else 0.0,
                   "margins bound": 10 * (1 + (row["level"] or 0)) * own,
                   "margins slope": (2 - (row["level"] or 0)) * own,
                   "margins ratio": 1, "margins_linf ratio": 1 + base}
         labels = {k: v for k, v in row.items() if k not in ("run", "also")} | {"run": row["run"].identity}
         rows += [labels | {"metric": metric, "value": value, "count": 100 * min(max(value, 0), 1), "total": 100,
-                           "where": "store", "processor": "x"} for metric, value in values.items()]
+                           "sampled": metric not in ("near_zero", "sparsity"), "chance": 0.1, "where": "store",
+                           "processor": "x", "each": right(value) if metric in ("pgd20", "clean") else
+                           spread(value) if "margins" in metric else None} for metric, value in values.items()]
     return iwi.located(pandas.DataFrame(rows))
+
+
+@pytest.fixture(scope="module")
+def rows(frame, quick):
+    return iwi.judged(frame, quick).set_index("claim", drop=False)
 
 
 def test_every_line_begins_with_the_dense_net_trained_as_it_was_retrained(frame, quick):
@@ -417,7 +444,10 @@ def test_the_factorial_has_a_line_per_cell_and_columns_per_level(frame, quick):
     cells = quick.settings["tickets"]["cells"]
     assert set(shown.index) == {f"{c['pruning']}, {c['retraining']}, {s}" for c in cells for s in c["starts"]}
     assert list(shown.columns) == ["80 % removed: PGD-20", "95 % removed: PGD-20"]
-    assert shown.loc["adversarial, adversarial, initial", "80 % removed: PGD-20"] == "66.1 ± 0.1"
+    values = frame[(frame["net"] == "ResNet") & (frame["pruning"] == "adversarial") & (frame["metric"] == "pgd20")
+                   & (frame["retraining"] == "adversarial") & (frame["method"] == "initial") & (frame["level"] == 0.8)]
+    assert shown.loc["adversarial, adversarial, initial", "80 % removed: PGD-20"] == (
+        f"66.1 ± {100 * values['value'].std():.1f}")
     assert shown.loc["natural, natural, initial", "80 % removed: PGD-20"] == ""
     assert list(iwi.factorial(frame, "LeNet-5", {"PGD-20": "pgd20"}).columns) == ["80 % removed: PGD-20"]
 
@@ -460,45 +490,98 @@ def test_what_inherits_is_compared_with_what_would_explain_it_away(quick):
     assert all(len(quick.rows(**side)) == len(quick.seeds) for pair in found.values() for side in pair)
 
 
-def test_verdicts_follow_from_effects(frame, quick):
-    ledger = iwi.judged(frame, quick).set_index("claim")
-    assert not ledger.index.has_duplicates and (ledger["n_seeds"] == 3).all()
-    assert {name.split()[0] for name in ledger.index} == set(reported.load("iwi").claims)
-    assert [name.split()[0] for name in ledger.index] == sorted(name.split()[0] for name in ledger.index)
-    assert ledger.index[0] == f"C1 ResNet, {iwi.GLOBAL}, 80 %"  # within a claim as the zoo is ordered
-    verdicts = ledger["verdict"]
-    assert ledger.loc[f"C1 ResNet, {iwi.GLOBAL}, 80 %", "ours"] == pytest.approx(-16)
-    assert ledger.loc[f"C1 ResNet, {iwi.GLOBAL}, 80 %, equal training", "ours"] == pytest.approx(-17)
-    assert (verdicts[[name for name in ledger.index if name.startswith("C1")]] == claims.FAILS).all()
-    assert ledger.loc["C1 ResNet, ticket, 80 %", "ours"] == pytest.approx(-14)  # initial weights: 2 points more
-    assert ledger.loc["C2 ResNet, 95 %, initial - random weights", "ours"] == pytest.approx(7)
-    assert {name for name in ledger.index if name.startswith("C2 ResNet, 95 %")} == {
+def test_every_claim_is_judged_once_for_each_thing_it_speaks_of(rows, quick):
+    assert not rows.index.has_duplicates and (rows["n_seeds"] == 3).all()
+    names = [name.split()[0] for name in rows.index]
+    assert set(names) == set(reported.load("iwi").claims) and names == sorted(names)
+    assert rows.index[0] == f"C1 ResNet, {iwi.GLOBAL}, 80 %"  # within a claim as the zoo is ordered
+    assert f"C1 ResNet, {iwi.RANDOM}, 80 %" not in rows.index
+    assert {name for name in rows.index if name.startswith("C2 ResNet, 95 %")} == {
         f"C2 ResNet, 95 %, {start} - random weights" for start in iwi.STARTS[:-1]}
-    assert ledger.loc["C3 ResNet, 95 %, adversarial - natural retraining", "ours"] == pytest.approx(50)
-    assert ledger.loc["C3 ResNet, 95 %, adversarial - natural pruning", "ours"] == pytest.approx(10)
-    assert (verdicts[[name for name in ledger.index if name[:2] in ("C2", "C3", "C5")]] == claims.HOLDS).all()
-    assert ledger.loc["C7 ResNet, ticket, 80 %", "direction"] == "no worse"
-    assert verdicts["C7 ResNet, ticket, 80 %"] == claims.FAILS and "C7 ResNet, ticket, 95 %" not in ledger.index
-    inherits = ledger.loc[f"C7 ResNet, {iwi.IWI[iwi.NARROW]} - AT"]
-    assert (inherits["direction"], inherits["verdict"]) == ("increase", claims.HOLDS)
+    first, second = quick.nets
+    assert all(name.split(",")[0] == f"{name[:2]} {second if name.startswith('C7') else first}" for name in rows.index)
+    assert rows["reported"].isna().all()
+
+
+def test_verdicts_follow_from_effects(frame, quick, rows):
+    verdicts = rows["verdict"]
+    assert rows.loc[f"C1 ResNet, {iwi.GLOBAL}, 80 %", "ours"] == pytest.approx(-16)
+    assert rows.loc[f"C1 ResNet, {iwi.GLOBAL}, 80 %, equal training", "ours"] == pytest.approx(-17)
+    assert rows.loc["C1 ResNet, ticket, 80 %", "ours"] == pytest.approx(-14)  # initial weights: 2 points more
+    assert (verdicts[[name for name in rows.index if name.startswith("C1")]] == claims.FAILS).all()
+    assert rows.loc["C2 ResNet, 95 %, initial - random weights", "ours"] == pytest.approx(7)
+    assert rows.loc["C3 ResNet, 95 %, adversarial - natural retraining", "ours"] == pytest.approx(50)
+    assert rows.loc["C3 ResNet, 95 %, adversarial - natural pruning", "ours"] == pytest.approx(10)
+    assert (verdicts[[name for name in rows.index if name[:2] in ("C2", "C3", "C5")]] == claims.HOLDS).all()
     assert verdicts[f"C4 ResNet, {iwi.IWI[iwi.NARROW]} - AT"] == claims.HOLDS
     assert verdicts[f"C4 ResNet, {iwi.IWI[iwi.NARROW]} - AT at equal cost"] == claims.FAILS
-    assert ledger.loc[f"C4 LeNet-5, {iwi.IWI[iwi.TICKET]} - AT with its histogram", "ours"] == pytest.approx(4)
-    assert ledger.loc[f"C4 ResNet, {iwi.IWI[iwi.NARROW]} - {iwi.NATURAL_HEIR}", "ours"] == pytest.approx(4)
-    assert ledger.loc[f"C5 LeNet-5, {iwi.IWI[iwi.TICKET]} - AT", "ours"] == pytest.approx(10)
-    bound, slope = (ledger.loc[f"C6 ResNet, 95 %, {what}"] for what in ("bound of the slope", "slope in l2"))
-    assert (10 ** bound["ours"], bound["verdict"]) == (pytest.approx(1.95), claims.FAILS)
-    assert (10 ** slope["ours"], slope["verdict"]) == (pytest.approx(1.05 / 2), claims.HOLDS)
-    assert "log10" in bound["unit"] and bound["quantity"] == "bound of the slope"
-    assert f"C1 ResNet, {iwi.RANDOM}, 80 %" not in ledger.index
-    assert ledger["reported"].isna().all()
-    l1, l2 = (ledger.loc[f"C6 ResNet, 95 %, margin / slope in {norm}"] for norm in ("l1", "l2"))
-    assert l1["direction"] == "increase" and l2["ours"] == 0
-    assert 10 ** l1["ours"] == pytest.approx(1.63 / 1.8, rel=1e-3)
-    named = [name for net in quick.nets for name in iwi.heirs_compared(net, 0.1)]
-    assert len(named) == 2 * 9 and len(set(named)) == 9
-    less = (0.005 + 1e-6 * frame["seed"]) * (frame["part"] == "zoo")  # a point less is no worse
-    half = frame.assign(value=0.5 - less + 0.1 * frame["seed"])
+    assert rows.loc[f"C4 ResNet, {iwi.IWI[iwi.TICKET]} - AT with its histogram", "ours"] == pytest.approx(4)
+    assert rows.loc[f"C4 ResNet, {iwi.IWI[iwi.NARROW]} - {iwi.NATURAL_HEIR}", "ours"] == pytest.approx(4)
+    assert rows.loc[f"C5 ResNet, {iwi.IWI[iwi.TICKET]} - AT", "ours"] == pytest.approx(10)
+    named = list(iwi.heirs_compared("ResNet", 0.1))
+    assert len(named) == 9 and len([name for name in rows.index if name.startswith("C4")]) == 7  # those of an heir
+    # a point less is no worse
+    less = 0.005 * (frame["part"] == "zoo") + frame["run"].map(lambda run: int(run[:4], 16)) / 65_536 / 1000
+    half = frame.assign(value=0.5 - less).assign(each=lambda rows: rows["value"].map(right), sampled=True)
     assert iwi.judged(half, quick).set_index("claim").loc[f"C1 ResNet, {iwi.GLOBAL}, 80 %", "verdict"] == claims.HOLDS
-    one = iwi.judged(frame[frame["seed"] == 0], quick)
-    assert (one["verdict"] == claims.UNDECIDED).all()
+
+
+def test_a_second_network_is_asked_whether_the_findings_are_tied_to_the_first(rows):
+    ticket = rows.loc["C7 LeNet-5, ticket, 80 %"]
+    assert (ticket["direction"], ticket["verdict"], ticket["ours"]) == ("no worse", claims.FAILS, pytest.approx(-14))
+    assert "C7 LeNet-5, ticket, 95 %" not in rows.index
+    inherits = rows.loc[f"C7 LeNet-5, {iwi.IWI[iwi.NARROW]} - AT"]
+    assert (inherits["direction"], inherits["verdict"], inherits["ours"]) == (
+        "increase", claims.HOLDS, pytest.approx(4))
+    assert rows.loc[f"C7 LeNet-5, {iwi.IWI[iwi.TICKET]} - AT with its histogram", "ours"] == pytest.approx(4)
+    assert [name for name in rows.index if name.startswith("C7")] == ["C7 LeNet-5, ticket, 80 %"] + [
+        f"C7 LeNet-5, {what}" for what in iwi.heirs_compared("LeNet-5", 0.1) if what.startswith("IWI")]
+
+
+def test_slopes_and_their_bounds_are_compared_by_ratios(rows):
+    bound, slope = (rows.loc[f"C6 ResNet, 95 %, {what}"] for what in ("bound of the slope", "slope in l2"))
+    assert (10 ** bound["ours"], bound["verdict"]) == (pytest.approx(1.95, rel=1e-3), claims.FAILS)
+    assert (10 ** slope["ours"], slope["verdict"]) == (pytest.approx(1.05 / 2, rel=1e-3), claims.HOLDS)
+    assert (bound["unit"], bound["quantity"], bound["images"]) == ("log10 of the ratio", "bound of the slope", 1000)
+    l1, l2 = (rows.loc[f"C6 ResNet, 95 %, margin / slope in {norm}"] for norm in ("l1", "l2"))
+    assert l1["direction"] == "increase" and 10 ** l1["ours"] == pytest.approx(1.63 / 1.8, rel=1e-3)
+    assert (l2["ours"], l2["verdict"], l2["why"]) == (0, claims.OPEN, "all networks gave the same")
+
+
+def test_every_line_of_the_ledger_has_its_comparison(rows, quick):
+    record = reported.load("iwi")
+    lines = claims.ledger(rows, record, **iwi.holes(quick))
+    assert lines["line"].tolist() == [line.id for line in record.ledger]
+    assert set(lines["claim"]) <= set(rows.index) and not lines["claim"].str.contains("[{}]").any()
+    assert (lines["n_seeds"] == 3).all() and claims.UNTESTED not in set(lines["verdict"])
+    levels = quick.settings["primary_levels"]
+    named = lines.set_index("line")["claim"]
+    assert named["C1"] == f"C1 ResNet, {iwi.GLOBAL}, {100 * levels['zoo']:g} %"
+    assert named["C6"] == f"C6 ResNet, {100 * levels['tickets']:g} %, bound of the slope"
+    assert named["C7"] == f"C7 LeNet-5, {iwi.IWI[iwi.NARROW]} - AT"
+
+
+def test_the_levels_named_beforehand_are_run(any_scale):
+    """But for claims on natural training and on a second network, where a scale computes none."""
+    named = {line.id: line.primary.format(**iwi.holes(any_scale)) for line in reported.load("iwi").ledger}
+    asked = {f"{claim} {name}" for claim, name, *_ in iwi._claims(any_scale)}
+    natural = any_scale.rows(net=any_scale.nets[0], part="tickets", retraining="natural")
+    assert {line for line, name in named.items() if name not in asked} == (
+        ({"C3"} if not natural else set()) | ({"C7"} if len(any_scale.nets) == 1 else set()))
+
+
+def test_a_collapsed_network_is_not_judged(frame, quick, rows):
+    fallen = ((frame["metric"] == "clean") & (frame["net"] == "ResNet") & (frame["method"] == iwi.IWI[iwi.NARROW])
+              & (frame["level"] == quick.settings["inheritance"]["kappa"]) & (frame["seed"] == 2))
+    assert fallen.sum() == 1
+    found = iwi.judged(frame.assign(value=frame["value"].where(~fallen, 0.15)), quick).set_index("claim")
+    its = found.index.str.match(f"C[45] ResNet, {iwi.IWI[iwi.NARROW]} -")
+    assert its.sum() == 5 and (found[its]["verdict"] == claims.UNTESTED).all()
+    assert (found[its]["why"] == "a network has collapsed (clean 15 %)").all()
+    assert found[~its]["verdict"].equals(rows[~its]["verdict"])
+
+
+def test_one_seed_is_not_tested(frame, quick):
+    found = iwi.judged(frame[frame["seed"] == 0], quick)
+    assert (found["verdict"] == claims.UNTESTED).all() and (found["why"] == estimates.ONE_SEED).all()
+    assert (found["n_seeds"] == 1).all() and found["ours"].notna().all()

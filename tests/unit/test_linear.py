@@ -9,6 +9,7 @@ from sparserobust.analysis import LinearRadii, Theorem31
 from sparserobust.analysis.linear import Binary, balancing_bias, exact_radii, weight_and_bias
 from sparserobust.attacks import FGSM, PGD
 from sparserobust.data import Split, Splits
+from sparserobust.imagewise import unpack
 from sparserobust.models import LeNet5, LeNet300100
 from sparserobust.models.lenet import Linear
 
@@ -138,19 +139,23 @@ def test_theorem_31_by_hand():
     weight = (model[1].weight[1] - model[1].weight[0]).detach().double()
     train_scores = data.train.images.flatten(1).double() @ weight
     bias = balancing_bias(train_scores, 2 * data.train.labels - 1)
-    kept, margins = {0: 0, 1: 0}, []
-    for image, label in zip(data.test.images, data.test.labels.tolist(), strict=True):
-        if kept[label] < 45:  # as many of both, the first ones
+    kept, margins, test = {0: 0, 1: 0}, [], data.test.sample(None)
+    for image, label in zip(test.images, test.labels.tolist(), strict=True):
+        if kept[label] < 45:  # as many of both, the first ones that are drawn
             kept[label] += 1
             margins.append((2 * label - 1) * float(image.flatten().double() @ weight + bias))
     result = Theorem31(radii=(0.001, 0.01))(model, data)
     parts, right = result["parts"], [m for m in margins if m > 0]
-    assert result["total"] == 90 and parts["accuracy"] == len(right) / 90
+    assert result["total"] == len(margins) == 90 and parts["accuracy"] == len(right) / 90 and 0 < len(right) < 90
+    assert result["each"].keys() == {"", "r_inf 0.001", "r_inf 0.01"}
+    distances = [max(m, 0) / float(weight.norm()) for m in margins]
+    assert unpack(result["each"][""]) == pytest.approx(distances, abs=1e-3 * max(distances))
     assert result["value"] == pytest.approx(sum(right) / 90 / float(weight.norm()))
     assert (parts["l0"], parts["l1"]) == (21, pytest.approx(float(weight.abs().sum())))
     assert parts["l2"] == pytest.approx(float(weight.norm()))
     for radius in (0.001, 0.01):
         reach = radius * float(weight.abs().sum())
+        assert unpack(result["each"][f"r_inf {radius:g}"]).tolist() == [m > reach for m in margins]
         assert parts[f"r_inf {radius:g}"] == sum(m > reach for m in margins) / 90
         bound = parts["accuracy"] / (2 * radius) * parts["numerator"] / parts["l1"]
         assert parts[f"bound {radius:g}"] == pytest.approx(bound)
@@ -182,17 +187,21 @@ def test_theorem_31_is_of_two_classes(refusal):
 
 def test_linear_radii_are_the_exact_ones():
     model, data = trained(5, [10, 20, 10, 10, 30], scale=0.02)
-    images, labels = data.test.images.flatten(1), data.test.labels
+    test = data.test.sample(None)
+    images, labels = test.images.flatten(1), test.labels
     r2, r_inf = (exact_radii(model[1].weight.detach(), model[1].bias.detach(), images, labels, norm)
                  for norm in ("l2", "linf"))
     radii = tuple(float(r_inf.quantile(q)) for q in (0.4, 0.6, 0.8))
     result = LinearRadii(radii=radii)(model, data)
-    wrong = (model(data.test.images).argmax(1) != labels).double().mean().item()
+    wrong = (model(test.images).argmax(1) != labels).double().mean().item()
     assert 0 < wrong < 0.6 and result["total"] == 80
+    assert result["each"].keys() == {"", *(f"r_inf {radius:g}" for radius in radii)}
+    assert unpack(result["each"][""]) == pytest.approx(r2.numpy(), abs=1e-3 * float(r2.max()))
     assert result["value"] == pytest.approx(r2.mean().item())
     assert result["parts"]["relative"] == pytest.approx((r2 / images.double().norm(dim=1)).mean().item())
     for radius in radii:
-        survives = model(FGSM(epsilon=radius)(model, data.test.images, labels)).argmax(1) == labels
+        survives = model(FGSM(epsilon=radius)(model, test.images, labels)).argmax(1) == labels
+        assert unpack(result["each"][f"r_inf {radius:g}"]).tolist() == (r_inf > radius).tolist()
         assert result["parts"][f"r_inf {radius:g}"] == (r_inf > radius).double().mean().item()
         assert result["parts"][f"fgsm {radius:g}"] == survives.double().mean().item()
         assert result["parts"][f"r_inf {radius:g}"] <= result["parts"][f"fgsm {radius:g}"]
@@ -205,6 +214,17 @@ def test_with_two_classes_fgsm_is_the_worst_and_r2_needs_no_theorem():
     parts = LinearRadii(radii=radii)(model, data)["parts"]
     assert [parts[f"r_inf {r:g}"] for r in radii] == [parts[f"fgsm {r:g}"] for r in radii]
     assert parts["r_inf 0.002"] > parts["r_inf 0.03"]
+
+
+@pytest.mark.parametrize("measure", [Theorem31, LinearRadii])
+def test_validation_images_are_measured_where_they_are_asked_for_and_no_others(measure, refusal):
+    model, data = trained(2, [40, 30])
+    test, validation = (Splits(data.train, *pair, data.classes) for pair in ((None, data.test), (data.test, None)))
+    result = measure(radii=(0.01,), split="validation")(model, validation)
+    assert result == measure(radii=(0.01,))(model, test) and result["total"] in (60, 70)
+    assert result != measure(radii=(0.01,), split="validation")(model, data)
+    assert measure(radii=(0.01,), split="validation").identity != measure(radii=(0.01,)).identity
+    assert "split is test or validation, not 'train'" in refusal(measure, radii=(0.01,), split="train")
 
 
 def test_only_linear_networks_have_these_parameters(refusal):

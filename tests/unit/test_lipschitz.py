@@ -25,7 +25,7 @@ from sparserobust.models.normalise import Normalise
 from sparserobust.sparsity import prunable
 
 MODELS = {"linear": Linear(), "lenet_300_100": LeNet300100(), "lenet5": LeNet5(kernel=3),
-          "resnet": ResNet(depth=8, width=4, mean_255=[100.0], std_255=[60.0]), "resnet18": ResNet18(width=2),
+          "resnet": ResNet(depth=8, width=4, mean_255=(100.0,), std_255=(60.0,)), "resnet18": ResNet18(width=2),
           "vgg16": VGG16(width=4), "vgg_like": VGGLike(width=4),
           "ensemble": PreActResNet(depth=8, width=2, members=2)}
 SHAPE = (1, 8, 8)
@@ -42,6 +42,7 @@ def shake(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(module.weight, 0.0, 1.0)
             nn.init.normal_(module.bias)
+            assert module.running_mean is not None and module.running_var is not None
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
         elif isinstance(module, nn.Linear):
@@ -283,7 +284,7 @@ def test_frobenius_is_coarser_than_spectral():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("settings", [ResNet(depth=8, width=4, mean_255=[100.0], std_255=[60.0]), ResNet18(width=2)],
+@pytest.mark.parametrize("settings", [ResNet(depth=8, width=4, mean_255=(100.0,), std_255=(60.0,)), ResNet18(width=2)],
                          ids=lambda s: s.kind)
 def test_the_bound_is_the_product_of_its_parts(settings, norm):
     """Of stem, blocks (branch plus shortcut), the mean over the pixels that are left, and the last rows."""

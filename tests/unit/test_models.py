@@ -1,13 +1,22 @@
 """Networks against the released architecture written out with functional calls, and noise against its formula."""
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
-from sparserobust.config import Model
-from sparserobust.models import PreActResNet, is_noisy, noise_off
+from sparserobust import training
+from sparserobust.config import Inheritance, Model
+from sparserobust.inheritance import inherit
+from sparserobust.models import NoisyWeights, PreActResNet, compact, gated, is_noisy, noise_off
 from sparserobust.models.noise import Noise, gaussian_like, standard_deviation
 from sparserobust.models.preact_resnet import Block
+from sparserobust.sparsifiers import Channels
 from sparserobust.sparsity import convolutions, parameters, prunable
 
 SHAPES = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -74,12 +83,91 @@ def test_members_differ_and_so_do_seeds():
     ({"width": 0}, ["width"]),
     ({"members": 0}, ["members"]),
     ({"noise": -0.1}, ["noise"]),
+    ({"widths": [4, 8]}, ["three", "(4, 8)"]),
+    ({"widths": [4, 0, 8]}, ["from 1", "(4, 0, 8)"]),
+    ({"widths": [4, 8, 16], "width": 4}, ["widths", "one of the two"]),
     ({"widht": 8}, ["'width'"]),
     ({"kind": "preact"}, ["'preact_resnet'"]),
 ], ids=str)
 def test_wrong_settings(refusal, change, words):
     message = refusal(Model.parse, {"kind": "preact_resnet"} | change)
     assert all(word in message for word in words), message
+
+
+# --- widths of stages
+
+UNEVEN = {"depth": 8, "widths": (5, 3, 7)}
+
+
+@given(depth=st.sampled_from([8, 14, 20]), widths=st.tuples(*[st.integers(1, 9)] * 3),
+       members=st.integers(1, 2), channels=st.integers(1, 3), classes=st.integers(2, 11))
+def test_number_of_weights_in_closed_form(depth, widths, members, channels, classes):
+    model = PreActResNet(depth=depth, widths=widths, members=members)
+    counted = sum(w.numel() for w in prunable(model.build((channels, 8, 8), classes)).values())
+    assert model.weights(channels, classes) == counted
+    other = replace(model, widths=(2, 2, 2))
+    stages = [np.array([w, 2 * w]) for w in widths]
+    assert other.weights(channels, classes, widths) == counted
+    assert other.weights(channels, classes, stages)[0] == counted
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 16])
+def test_widths_that_are_those_of_a_width_are_the_same_network(width):
+    usual = PreActResNet(depth=8, width=width, members=2)
+    spelt = PreActResNet(depth=8, widths=(width, 2 * width, 4 * width), members=2)
+    nets = []
+    for model in (usual, spelt):
+        torch.manual_seed(3)
+        nets.append(model.build((1, 8, 8), 10).state_dict())
+    assert nets[0].keys() == nets[1].keys() and all(torch.equal(nets[0][k], nets[1][k]) for k in nets[0])
+    assert usual.cost == spelt.cost == 2 * 6 * (1 + width / 16) and usual.stages == spelt.stages
+    assert usual.plain().keys() == {"kind", "depth", "members"} | ({"width"} if width != 16 else set())
+
+
+def test_widths_of_each_stage():
+    wide = [w.shape[0] for w in convolutions(built(depth=14, widths=(5, 3, 7))).values()]
+    assert wide == [5] * 5 + [3] * 5 + [7] * 5  # the stem, four convolutions a stage, two shortcuts
+    assert built(depth=14, widths=(5, 3, 7)).members[0].linear.in_features == 7
+    assert PreActResNet(widths=(8, 16, 32)).cost < PreActResNet(widths=(9, 16, 32)).cost < PreActResNet().cost
+
+
+def test_widths_survive_plain_and_parse():
+    model = PreActResNet(**UNEVEN)
+    again = Model.parse(json.loads(json.dumps(model.plain())))
+    assert again == model and again.identity == model.identity and model.fits(again)
+    assert not model.fits(replace(model, widths=(5, 3, 8)))
+
+
+def test_a_network_of_any_widths_is_inherited_by_a_wider_one():
+    """With kappa 0 the wider one computes the same."""
+    small, images = lively(built(**UNEVEN)).eval(), torch.rand(4, 3, 32, 32)
+    large = built(depth=8, widths=(5, 6, 8)).eval()
+    before = large(images)
+    inherit(large, small.state_dict(), Inheritance(kappa=0.0))
+    linear = large.members[0].linear.weight
+    assert (linear[:, 7:] == 0).all() and torch.equal(linear[:, :7], small.members[0].linear.weight)
+    assert torch.allclose(large(images), small(images), atol=1e-5)
+    assert not torch.allclose(large(images), before, atol=1e-2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"members": 2, "noise": 0.1}, {"gated": True}], ids=str)
+def test_channels_of_a_network_of_any_widths_are_removed(changes):
+    model = lively(built(**UNEVEN, **changes)).eval()
+    assert len(gated(model)) == (3 if "gated" in changes else 0)
+    Channels(share=0.4).start(model)
+    small, images = compact(model), torch.rand(4, 3, 32, 32)
+    for member in small.members:  # 40 % of 5, 3 and 7 channels are gone, rounded down
+        assert [block.conv1.weight.shape[0] for block in member.blocks] == [3, 2, 5]
+    with noise_off(model), noise_off(small):
+        assert torch.allclose(model(images), small(images), atol=1e-5)
+
+
+def test_a_network_of_any_widths_is_trained(tiny_run, digits):
+    model = NoisyWeights(model=PreActResNet(**UNEVEN))
+    before = training.build(tiny_run(model=model), digits)
+    after = training.train(tiny_run(model=model), digits).model
+    for (name, w), v in zip(prunable(after).items(), prunable(before).values(), strict=True):
+        assert w.shape == v.shape and not torch.equal(w.cpu(), v.cpu()), name
 
 
 # --- formulas
@@ -116,10 +204,11 @@ def test_noise_comes_last_in_a_block():
     assert torch.allclose(out, clean + 0.1 * clean.std() * torch.randn_like(clean), atol=1e-5)
 
 
-@pytest.mark.parametrize("depth", [8, 14])
-def test_network(depth):
+@pytest.mark.parametrize(("depth", "widths"), [(8, ()), (14, ()), (8, (5, 3, 6)), (14, (4, 4, 1))])
+def test_network(depth, widths):
     """Stem without norm, blocks with strides 1, 2, 2, then norm, ReLU, mean over the image, linear."""
-    model = lively(PreActResNet(depth=depth, width=4).build((2, 12, 12), 5)).eval()
+    channels = {"widths": widths} if widths else {"width": 4}
+    model = lively(PreActResNet(depth=depth, **channels).build((2, 12, 12), 5)).eval()
     weights = {key.removeprefix("members.0."): t for key, t in model.state_dict().items()}
     images = torch.rand(3, 2, 12, 12)
     x = functional.conv2d(images, weights["stem.weight"], padding=1)
@@ -127,7 +216,7 @@ def test_network(depth):
     for i in range(3 * each):
         block = {key.removeprefix(f"blocks.{i}."): t for key, t in weights.items() if key.startswith(f"blocks.{i}.")}
         x = block_by_hand(block, x, 2 if i in (each, 2 * each) else 1, training=False)
-    assert x.shape == (3, 16, 3, 3)
+    assert x.shape == (3, widths[-1] if widths else 16, 3, 3)
     x = functional.batch_norm(x, *(weights[f"norm.{key}"] for key in ("running_mean", "running_var", "weight", "bias")))
     logits = functional.linear(x.relu().flatten(2).mean(2), weights["linear.weight"], weights["linear.bias"])
     assert torch.allclose(model(images), logits, atol=1e-5)

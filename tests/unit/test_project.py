@@ -5,8 +5,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import takewhile
 
-import pandas
 import pytest
 import yaml
 
@@ -14,11 +14,11 @@ from sparserobust.paths import PROJECT
 
 LIBRARY = PROJECT / "lib" / "sparserobust"
 FLOORS = [  # ground first; a room imports from its own floor and those below
-    {"errors", "paths", "files", "environment", "config", "data", "sparsity", "optimisers"},
+    {"errors", "paths", "files", "environment", "config", "data", "imagewise", "sparsity", "optimisers"},
     {"attacks", "query_attacks", "objectives", "sparsifiers", "models"},
     {"training", "inheritance", "evaluation", "analysis"},
     {"runs", "progress", "worker", "sweep"},
-    {"reported", "scales", "estimates", "claims", "tables", "plots", "artifacts", "sliders"},
+    {"reported", "scales", "crossed", "estimates", "claims", "tables", "plots", "artifacts", "sliders"},
     {"papers", "exercises"},
     {"batch", "cli"},
 ]
@@ -78,9 +78,33 @@ def test_no_host_of_a_registry_is_named():
     assert not re.search(r"https?://", (PROJECT / "requirements.lock").read_text())
 
 
-def test_the_readme_shows_the_ledger():
-    from sparserobust import claims, tables
+def test_every_paper_is_cited_as_it_is_on_record():
+    references = yaml.safe_load((PROJECT / "CITATION.cff").read_text())["references"]
+    cited = {reference["title"]: reference for reference in references}
+    papers = [yaml.safe_load(path.read_text())["citation"]
+              for path in sorted((PROJECT / "data" / "reported").glob("*.yaml"))]
+    assert papers and cited.keys() == {paper["title"] for paper in papers}
+    for paper in papers:
+        reference = cited[paper["title"]]
+        names = [f"{each['given-names']} {each['family-names']}" for each in reference["authors"]]
+        assert (names, reference["year"]) == (paper["authors"], paper["year"])
+        assert reference["url"].endswith(f"/{paper['arxiv']}")
+        assert paper.get("doi", "") in reference.get("notes", "")
 
-    ledgers = {scale: pandas.read_csv(PROJECT / "figures" / scale / "claims.csv") for scale in ("quick", "laptop")}
-    table = tables.markdown(claims.standing(ledgers))
-    assert table in (PROJECT / "README.md").read_text(), f"the table under 'The ledger' should be\n{table}"
+
+def test_the_readme_shows_the_ledger(monkeypatch):
+    from sparserobust import artifacts, claims
+
+    monkeypatch.delenv("SPARSEROBUST_FIGURES", raising=False)
+    readme = (PROJECT / "README.md").read_text()
+    assert claims.with_ledger(readme, artifacts.readme_table()) == readme, "run sparserobust ledger --readme"
+
+
+def test_tables_of_the_readme_have_as_many_columns_in_every_line():
+    lines = (PROJECT / "README.md").read_text().splitlines()
+    rules = [n for n, line in enumerate(lines) if re.fullmatch(r"\|( *:?-+:? *\|)+", line)]
+    assert rules
+    for n in rules:
+        rows = list(takewhile(lambda line: line.startswith("|"), lines[n - 1:]))
+        columns = [len(re.split(r"(?<!\\)\|", row.rstrip())) for row in rows]
+        assert len(rows) > 2 and len(set(columns)) == 1, rows[0]

@@ -1,6 +1,7 @@
 """Margins, slopes and radii: exact on linear networks, in order on all others."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sparserobust.attacks import CarliniWagnerL2, DeepFool, l2_norm, predicted
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
 from sparserobust.errors import UserError
+from sparserobust.imagewise import unpack
 from sparserobust.models import Linear, PreActResNet, noise_off
 from sparserobust.models.lenet import Sequence
 
@@ -55,8 +57,8 @@ def mlp(seed: int, share: float = 0.0):
 def test_all_is_exact_on_a_linear_network(linear, norm, dual):
     model, data = linear
     weight, bias = (p.detach().double() for p in model[1].parameters())
-    margins, slopes, right = [], [], []
-    for i, (image, label) in enumerate(zip(data.test.images[:30].double(), data.test.labels[:30], strict=True)):
+    margins, slopes, right, test = [], [], [], data.test.sample(30)
+    for i, (image, label) in enumerate(zip(test.images.double(), test.labels, strict=True)):
         logits = weight @ image.flatten() + bias
         best, runner_up = logits.argsort(descending=True)[:2]
         if best == label:
@@ -65,13 +67,20 @@ def test_all_is_exact_on_a_linear_network(linear, norm, dual):
             slopes.append((weight[best] - weight[runner_up]).norm(p=dual))
     margins, slopes = torch.stack(margins), torch.stack(slopes)
     result = Margins(images=30, norm=norm, samples=3)(model, data)
-    assert result["total"] == len(right) == 24
+    assert result["total"] == len(right) == 23
     assert result["value"] == pytest.approx(margins.mean().item(), rel=1e-5)
     parts = result["parts"]
     assert parts["slope"] == pytest.approx(slopes.mean().item(), rel=1e-5)
     assert parts["bound"] == pytest.approx(slopes.mean().item(), rel=1e-5)
-    assert parts["ratio"] == pytest.approx((margins / slopes).sum().item() / 30, rel=1e-5)  # zero for the other six
-    exact = exact_radii(weight, bias, data.test.images[:30].flatten(1), data.test.labels[:30], norm)
+    assert parts["ratio"] == pytest.approx((margins / slopes).sum().item() / 30, rel=1e-5)  # zero for the other seven
+    assert result["each"].keys() == {"", "slope", "bound", "ratio"}
+    for part, values, of_wrong in (("", margins, torch.nan), ("slope", slopes, torch.nan), ("bound", slopes, torch.nan),
+                                   ("ratio", margins / slopes, 0.0)):
+        expected = torch.full((30,), of_wrong).double()
+        expected[right] = values
+        assert unpack(result["each"][part]) == pytest.approx(expected.numpy(), abs=1e-3 * float(values.max()),
+                                                             nan_ok=True)
+    exact = exact_radii(weight, bias, test.images.flatten(1), test.labels, norm)
     assert parts["guaranteed"] == pytest.approx(exact.mean().item(), rel=1e-5)
     assert parts["guaranteed"] < parts["ratio"]  # the runner-up is not always the nearest class
 
@@ -83,11 +92,14 @@ def test_a_constant_network_has_margins_but_no_ratio():
     result = Margins(images=6, samples=2)(model, data)
     assert (result["value"], result["total"]) == (2.0, 4)
     assert result["parts"]["slope"] == result["parts"]["bound"] == 0 and result["parts"]["ratio"] is None
+    wrong = (data.test.sample(6).labels != 1).tolist()
+    assert unpack(result["each"]["ratio"]) == pytest.approx([0 if w else torch.nan for w in wrong], nan_ok=True)
+    assert unpack(result["each"]["slope"]) == pytest.approx([torch.nan if w else 0 for w in wrong], nan_ok=True)
 
 
 def step(weight: float, threshold: float):
     """Two logits: 1, and 5 relu(weight (x - threshold)) of the first pixel."""
-    model = Sequence(nn.Flatten(), nn.Linear(16, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
+    model: Any = Sequence(nn.Flatten(), nn.Linear(16, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
     for p in model.parameters():
         nn.init.zeros_(p)
     model[1].weight.data[0, 0], model[1].bias.data[0] = weight, -weight * threshold
@@ -100,12 +112,18 @@ def test_images_without_slope_count_in_the_slope_but_not_in_the_ratio():
     a third is misclassified: its ratio is zero."""
     images = torch.zeros(3, *SHAPE)
     images[1, 0, 0, 0] = 1.5
-    result = Margins(images=3, radius=0.3, samples=4)(step(2.0, 0.9), splits(images, torch.tensor([0, 1, 1])))
+    data = splits(images, torch.tensor([0, 1, 1]))
+    result = Margins(images=3, radius=0.3, samples=4)(step(2.0, 0.9), data)
     margins = [1, 5 * 2 * 0.6 - 1]
     assert (result["value"], result["total"]) == (pytest.approx(sum(margins) / 2), 2)
     assert result["parts"]["slope"] == pytest.approx(5)
     assert result["parts"]["ratio"] == pytest.approx((margins[1] / 10 + 0) / 2)
     assert result["parts"]["bound"] == pytest.approx(10)
+    of_image = {0: torch.nan, 1: margins[1] / 10, 2: 0.0}  # no slope, the second, misclassified
+    order = [2 if label and not image.any() else int(label) for image, label in zip(*vars(data.test.sample(3)).values(),
+                                                                                    strict=True)]
+    assert sorted(order) == [0, 1, 2]
+    assert unpack(result["each"]["ratio"]) == pytest.approx([of_image[i] for i in order], rel=1e-3, nan_ok=True)
 
 
 @pytest.mark.parametrize("radius, slope", [(0.02, 0), (1.0, 10)])
@@ -172,11 +190,12 @@ def test_the_trained_net_is_in_order(net, digits):
 def test_radii_of_a_linear_network_are_its_own(linear):
     model, data = linear
     result = RadiusOrder(images=20, radius=0.05, batches=3, samples=2, cw=CW)(model, data)
-    right = predicted(model, data.test.images[:20]) == data.test.labels[:20]
-    images, labels = data.test.images[:20][right], data.test.labels[:20][right]
+    test = data.test.sample(20)
+    right = predicted(model, test.images) == test.labels
+    images, labels = test.images[right], test.labels[right]
     exact = exact_radii(model[1].weight.detach(), model[1].bias.detach(), images.flatten(1), labels, "l2")
     found = {name: torch.tensor(values).double() for name, values in result["radii"].items()}
-    assert result["total"] == len(labels) == 16 and result["value"] == 1
+    assert result["total"] == len(labels) == 15 and result["value"] == 1
     assert torch.allclose(found["guaranteed (l2)"], exact, rtol=1e-4)
     assert exact.max() < 0.1  # far from the edges of the box
     assert torch.allclose(found["DeepFool"], 1.02 * exact, rtol=1e-3, atol=2e-4)
@@ -193,9 +212,10 @@ def test_what_an_attack_does_not_fool_it_does_not_reach():
     model, data = mlp(0)
     weak = CarliniWagnerL2(steps=1, search_steps=1, lr=1e-6)
     result = RadiusOrder(images=12, batches=1, samples=4, cw=weak, deepfool=DeepFool(steps=1))(model, data)
-    moved = DeepFool(steps=1)(model, data.test.images[:12], data.test.labels[:12])
-    lengths = l2_norm(moved - data.test.images[:12]).tolist()
-    fooled = (predicted(model, moved) != data.test.labels[:12]).tolist()
+    test = data.test.sample(12)
+    moved = DeepFool(steps=1)(model, test.images, test.labels)
+    lengths = l2_norm(moved - test.images).tolist()
+    fooled = (predicted(model, moved) != test.labels).tolist()
     assert 0 < sum(fooled) < 12
     assert result["radii"]["C&W"] == [None] * 12
     for reached, length, there in zip(result["radii"]["DeepFool"], lengths, fooled, strict=True):
@@ -236,8 +256,8 @@ def test_a_clever_score_above_what_is_reached_is_counted_and_breaks_no_order(mon
 
 def test_only_correct_answers_are_ordered(linear, refusal):
     model, data = linear
-    result = RadiusOrder(images=10, batches=1, samples=2, cw=CW)(model, data)
-    assert result["total"] == 8 and len(result["radii"]["C&W"]) == 8
+    result, test = RadiusOrder(images=10, batches=1, samples=2, cw=CW)(model, data), data.test.sample(10)
+    assert result["total"] == len(result["radii"]["C&W"]) == sum(model(test.images).argmax(1) == test.labels) == 5
     for name in ("images", "radius", "batches", "samples"):
         assert "radius, batches and samples must be positive" in refusal(RadiusOrder, **{name: 0})
 

@@ -1,3 +1,4 @@
+import math
 import re
 
 import pandas
@@ -23,15 +24,17 @@ TABLE = {
     "id": "T1", "caption": "c", "kind": "reported", "grade": "paper", "source": "Table 9", "unit": None,
     "columns": ["net", "beta", "A1"], "rows": [["a", None, 1], ["a", 0.1, 2.0]], "notes": [],
 }  # fmt: skip
+LINE = {"id": "one", "claim": "C1", "words": "a is more than b", "primary": "C1 {net}"}
 
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Put a file x.yaml with these claims and tables (or this text) where the library looks."""
+    """Put a file x.yaml with these claims, tables and lines of a ledger (or this text) where the library looks."""
     monkeypatch.setattr(reported, "FOLDER", tmp_path)
 
-    def write(claims=(CLAIM,), tables=(TABLE,), text=None):
+    def write(claims=(CLAIM,), tables=(TABLE,), text=None, **sections):
         data = {"citation": {"title": "x"}, "claims": list(claims), "tables": list(tables), "hyperparameters": {}}
+        data |= sections
         (tmp_path / "x.yaml").write_text(yaml.safe_dump(data) if text is None else text)
 
     return write
@@ -183,6 +186,17 @@ def test_no_cell_is_a_number_read_as_text():
     assert {text for text in texts if re.fullmatch(r"[-+.\deE]+", text)} == {"20", "32", "44", "56"}
 
 
+def test_margins_are_in_the_unit_of_their_claim_and_have_a_reason():
+    for paper, claim in all_claims():
+        if claim.margin is not None:
+            assert claim.margin > 0 and len(claim.margin_why) > 20, (paper, claim.id)
+        if claim.unit == "percentage points" and claim.direction:
+            assert 0 < (claim.margin or 1) <= 2, (paper, claim.id)  # no claim is small beside its own margin
+            assert claim.reported is None or claim.direction == "no worse" or claim.margin is not None
+    margins = {(paper, claim.margin_why, claim.margin) for paper, claim in all_claims() if claim.margin}
+    assert len(margins) == len({(paper, why) for paper, why, _ in margins}) > 0  # for one reason one margin
+
+
 # --- asking
 
 
@@ -239,6 +253,18 @@ def test_a_file_is_read_once(write):
     ({"kind": "open"}, ["claim C1", "open"]),
     ({"value": "1e-6"}, ["claim C1", "not a number"]),
     ({"value": True}, ["claim C1", "not a number"]),
+    ({"value": math.nan}, ["claim C1", "value", "nan is not a number"]),
+    ({"value": math.inf}, ["claim C1", "value", "inf is not a number"]),
+    ({"direction": "increases"}, ["claim C1", "'increases'", "increase, decrease, no worse"]),
+    ({"direction": ["increase"]}, ["claim C1", "direction"]),
+    ({"margin": "1", "margin_why": "w"}, ["claim C1", "margin '1' is not a number"]),
+    ({"margin": math.nan, "margin_why": "w"}, ["claim C1", "margin nan is not a number"]),
+    ({"margin": 0, "margin_why": "w"}, ["claim C1", "margin is positive"]),
+    ({"margin": -1.0, "margin_why": "w"}, ["claim C1", "margin is positive"]),
+    ({"margin": 1.0}, ["claim C1", "margin_why", "reason"]),
+    ({"margin": 1.0, "margin_why": ""}, ["claim C1", "margin_why", "reason"]),
+    ({"margin_why": "because"}, ["claim C1", "margin", "reason"]),
+    ({"direction": "no worse"}, ["claim C1", "no worse", "needs a margin"]),
     ({"vaule": 3}, ["claim C1", "vaule"]),
 ])  # fmt: skip
 def test_wrong_claim(write, change, words):
@@ -261,6 +287,36 @@ def test_wrong_table(write, change, words):
     write(tables=[TABLE | change])
     message = refusal(reported.load, "x")
     assert all(word in message for word in ["x.yaml", *words])
+
+
+def test_a_margin_and_the_lines_of_a_ledger_are_read(write):
+    write(claims=[CLAIM | {"direction": "no worse", "margin": 1, "margin_why": "seeds"}], ledger=[LINE, LINE | {
+        "id": "two"}])
+    record = reported.load("x")
+    assert (record.claim("C1").margin, record.claim("C1").margin_why) == (1, "seeds")
+    assert record.ledger == (reported.Line(**LINE), reported.Line(**LINE | {"id": "two"}))
+    write()
+    assert reported.load("x").ledger == () and reported.load("x").claim("C1").margin is None
+
+
+@pytest.mark.parametrize(("lines", "words"), [
+    (None, ["ledger is not a list"]),
+    ({"one": LINE}, ["ledger is not a list"]),
+    (["C1"], ["line 1 of the ledger"]),
+    ([LINE, {k: v for k, v in LINE.items() if k != "words"}], ["line 2 of the ledger", "words"]),
+    ([LINE | {"why": "because"}], ["line 1 of the ledger", "why"]),
+    ([LINE | {"claim": "C9"}], ["line one of the ledger", "no claim C9"]),
+    ([LINE | {"claim": "T1"}], ["line one of the ledger", "no claim T1"]),
+    ([LINE, LINE], ["line one of the ledger", "used twice"]),
+    ([LINE | {"words": ""}], ["line 1 of the ledger", "words", "texts"]),
+    ([LINE | {"primary": None}], ["line 1 of the ledger", "primary", "texts"]),
+    ([LINE | {"id": 1}], ["line 1 of the ledger", "id", "texts"]),
+    ([LINE | {"id": ["one"]}], ["line 1 of the ledger", "id", "texts"]),
+])  # fmt: skip
+def test_wrong_ledger(write, lines, words):
+    write(ledger=lines)
+    message = refusal(reported.load, "x")
+    assert all(word in message for word in ["x.yaml", *words]), message
 
 
 def test_ids_are_unique(write):

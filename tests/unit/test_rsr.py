@@ -3,13 +3,15 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, estimates, paths, reported, tables
+from sparserobust import claims, estimates, imagewise, paths, reported, tables
 from sparserobust.attacks import PGD
 from sparserobust.config import Dense
+from sparserobust.crossed import crossed
 from sparserobust.models import NoisyWeights
 from sparserobust.papers import rsr
 from sparserobust.sparsifiers import Lasso, Magnitude, RelativeThreshold
@@ -116,6 +118,11 @@ def test_costly_measurements_belong_to_the_first_seed(quick):
         assert named == quick.settings["autoattack_rows"]
 
 
+def test_the_health_of_main_rows_is_measured_once(quick):
+    assert [row for row in quick.grid if "health" in row["also"]] == [
+        row for row in quick.grid if row["seed"] == quick.seeds[0] and not row["varied"]]
+
+
 def test_what_is_judged_is_measured(quick):
     """Every comparison of the ledger and of the control finds its metric on both sides, for every seed."""
     metrics = {row["run"].identity: {*quick.measurements, *row["also"]} for row in quick.grid}
@@ -175,6 +182,19 @@ def test_the_paper_scale_is_the_companions_protocol():
 # -------------------------------------------------------------------------------------------- tables, verdicts
 
 
+IMAGES = 2000
+
+
+def answers(rate: float) -> np.ndarray:
+    """On single images; the first images are the easiest for every network."""
+    return np.arange(IMAGES) < round(IMAGES * rate)
+
+
+def with_rates(frame: pandas.DataFrame, rates: pandas.Series) -> pandas.DataFrame:
+    """The frame with these rates, and answers that go with them."""
+    return frame.assign(value=rates, count=1000 * rates, each=[imagewise.pack(answers(rate)) for rate in rates])
+
+
 @pytest.fixture(scope="module")
 def frame(quick):
     """As `sweep` returns it, every value made of its row: method, stage, net, metric and seed."""
@@ -187,19 +207,24 @@ def frame(quick):
 
     rows = []
     for row in quick.grid:
-        for metric in {*quick.measurements, *row["also"]}:
-            v = value(row, metric)
+        for metric, measurement in (quick.measurements | row["also"]).items():
             rows.append({k: row[k] for k in row if k not in ("run", "also")} | {
-                "run": row["run"].identity, "metric": metric, "value": v, "count": 1000 * v, "total": 1000,
-                "where": "store", "processor": "test"})
-    return pandas.DataFrame(rows)
+                "run": row["run"].identity, "metric": metric, "value": value(row, metric), "total": 1000,
+                "sampled": measurement.sampled, "chance": 0.1, "where": "store", "processor": "test"})
+    frame = pandas.DataFrame(rows)
+    return with_rates(frame, frame["value"])
+
+
+@pytest.fixture(scope="module")
+def rows(frame):
+    return rsr.judged(frame, "ResNet-18").set_index("claim", drop=False)
 
 
 def test_effects_are_paired_differences_in_points(frame):
     shown = tables.effects(frame, rsr.gains(["ResNet-20"]), {"PGD-7": "pgd7", "absent": "nothing"})
     assert list(shown.index) == ["ResNet-20: RSR, pruned - AT", "ResNet-20: RSR, fine-tuned - AT, trained on"]
-    per_seed = [7.0, 7.5, 8.0]  # 10 - 3 more, and half a point per seed
-    low, high = estimates.interval(per_seed)
+    per_seed = [(0.44, 0.51), (0.44, 0.515), (0.44, 0.52)]  # 10 - 3 more, and half a point per seed
+    low, high = crossed(np.array([100.0 * answers(rsr) - 100.0 * answers(at) for at, rsr in per_seed])).interval()
     assert shown.loc["ResNet-20: RSR, pruned - AT", "PGD-7"] == f"+7.5 [{low:+.1f}, {high:+.1f}]"
     assert set(shown["absent"]) == {""}
 
@@ -240,7 +265,8 @@ def test_trials_are_told_with_the_companions(quick):
 
 def test_zoo_succeeds_on_what_was_right_before():
     rows = [{"net": "N", "ours": "n", "method": m, "stage": "dense", "varied": "", "level": None, "seed": 0, "run": m,
-             "metric": metric, "value": c / t, "count": c, "total": t, "where": "store", "processor": "x"}
+             "metric": metric, "value": c / t, "count": c, "total": t, "sampled": True, "each": None, "chance": 0.1,
+             "where": "store", "processor": "x"}
             for m, left in (("AT", 2), ("RSR", 6))
             for metric, c, t in (("zoo", left, 10), ("zoo_clean", 8, 10), ("transfer", 30, 100), ("square", 50, 100))]
     shown = rsr.black_box(pandas.DataFrame(rows))
@@ -268,46 +294,70 @@ def test_curve_frames_hold_their_level(frame, quick):
     assert set(rows["network"]) == {f"{m}, {s}" for m, s in rsr.COMPARED}
 
 
-def test_every_claim_is_judged_and_own_questions_report_nothing(frame):
-    ledger = rsr.judged(frame, "ResNet-18").set_index("claim")
-    record = reported.load("rsr").claims
-    for claim in record:
-        assert [name for name in ledger.index if name.split()[0] == claim], claim
-    own = ledger[[" " in name for name in ledger.index]]
+def test_every_claim_is_judged_and_own_questions_report_nothing(rows):
+    assert not rows.index.has_duplicates
+    assert {name.split()[0] for name in rows.index} == set(reported.load("rsr").claims) - {"C6.PGD"}  # as C2 and C5
+    own = rows[[" " in name for name in rows.index]]
     assert own["reported"].isna().all() and set(own["source"]) == {"this project's question"}
-    assert ledger.loc["C1", "reported"] == 0.68 and ledger.loc["C2", "reported"] == 8.72
-    assert ledger.loc["C7.PGD", "reported"] is None or pandas.isna(ledger.loc["C7.PGD", "reported"])  # the companion's
-    assert set(ledger["n_seeds"]) == {3}
+    assert rows.loc["C1", "reported"] == 0.68 and rows.loc["C2", "reported"] == 8.72
+    assert pandas.isna(rows.loc["C7.PGD", "reported"])  # the companion's
+    assert set(rows["n_seeds"]) == {3} and set(rows["images"]) == {IMAGES} and set(rows["margin"].dropna()) == {1.0}
 
 
-def test_verdicts_follow_the_numbers(frame):
-    ledger = rsr.judged(frame, "ResNet-18").set_index("claim")
-    assert ledger.loc["C2", "ours"] == pytest.approx(7.5) and ledger.loc["C2", "verdict"] == claims.HOLDS
-    assert ledger.loc["C4", "ours"] == pytest.approx(4.0)  # fine-tuned 15, trained on 11
-    assert ledger.loc["C2 equal training", "ours"] == pytest.approx(14.0, abs=0.6)
-    worse = frame.assign(value=frame["value"].where(frame["method"] != "RSR", frame["value"] - 0.3))
+def test_verdicts_follow_the_numbers(frame, rows):
+    assert rows.loc["C2", "ours"] == pytest.approx(7.5) and rows.loc["C2", "verdict"] == claims.HOLDS
+    assert rows.loc["C4", "ours"] == pytest.approx(4.0)  # fine-tuned 15, trained on 11
+    assert rows.loc["C2 equal training", "ours"] == pytest.approx(14.0, abs=0.6)
+    worse = with_rates(frame, frame["value"].where(frame["method"] != "RSR", frame["value"] - 0.3))
+    worse = worse.assign(value=worse["value"].where(worse["metric"] != "clean", 0.5))  # none has collapsed
     after = rsr.judged(worse, "ResNet-18").set_index("claim")
     assert after.loc["C2", "verdict"] == after.loc["C3 PGD-7", "verdict"] == claims.FAILS
 
 
 def test_no_loss_is_asked_of_both_accuracies(frame):
     lower = (frame["metric"] == "pgd7") & (frame["method"] == "RSR")
-    frame = frame.assign(value=frame["value"].where(~lower, frame["value"] - 0.2))
-    ledger = rsr.judged(frame, "ResNet-18").set_index("claim")
-    assert ledger.loc["C3 PGD-7", "ours"] == pytest.approx(7.5 - 20)
-    assert ledger.loc["C3 clean", "ours"] == ledger.loc["C1", "ours"] == pytest.approx(7.5)
-    assert set(ledger.loc[["C3 clean", "C3 PGD-7"], "unit"]) == {"percentage points"}
+    rows = rsr.judged(with_rates(frame, frame["value"].where(~lower, frame["value"] - 0.2)), "ResNet-18")
+    rows = rows.set_index("claim")
+    assert rows.loc["C3 PGD-7", "ours"] == pytest.approx(7.5 - 20)
+    assert rows.loc["C3 clean", "ours"] == rows.loc["C1", "ours"] == pytest.approx(7.5)
+    assert set(rows.loc[["C3 clean", "C3 PGD-7"], "unit"]) == {"percentage points"}
+    assert rows.loc["C3 clean", "verdict"] == claims.HOLDS and rows.loc["C3 PGD-7", "verdict"] == claims.FAILS
 
 
-def test_claims_of_more_than_one_kind_have_a_row_for_each(frame):
-    ledger = rsr.judged(frame, "ResNet-18").set_index("claim")
-    for claim, suffixes in {"C5.VGG": ["clean", "FGSM", "averaged", "noise off", "equal training"],
+def test_claims_of_more_than_one_kind_have_a_row_for_each(rows):
+    for claim, suffixes in {"C5.VGG": ["clean", "averaged", "noise off", "equal training"],
                             "C7.PGD": ["averaged", "noise off", "equal training"], "C6.BB": ["noise off"],
                             "C4": ["averaged", "noise off", "never any noise"]}.items():
-        assert claim in ledger.index
-        assert {name.removeprefix(f"{claim} ") for name in ledger.index if name.startswith(f"{claim} ")} == {*suffixes}
+        assert claim in rows.index
+        assert {name.removeprefix(f"{claim} ") for name in rows.index if name.startswith(f"{claim} ")} == {*suffixes}
         for suffix in suffixes:
-            assert ledger.loc[f"{claim} {suffix}", "quantity"].endswith(f"({suffix})")
+            assert rows.loc[f"{claim} {suffix}", "quantity"].endswith(f"({suffix})")
+
+
+def test_every_line_of_the_ledger_has_its_comparison(rows):
+    record = reported.load("rsr")
+    lines = claims.ledger(rows, record)
+    assert lines["line"].tolist() == [line.id for line in record.ledger]
+    assert lines["claim"].tolist() == [line.primary for line in record.ledger]
+    assert set(lines["claim"]) <= set(rows.index)
+    assert (lines["n_seeds"] == 3).all() and claims.UNTESTED not in set(lines["verdict"])
+
+
+def test_a_collapsed_network_is_not_judged(frame, rows):
+    fallen = ((frame["metric"] == "clean") & (frame["net"] == "VGG-16") & (frame["method"] == "RSR")
+              & (frame["stage"] == "pruned") & (frame["seed"] == 1))
+    assert fallen.sum() == 1
+    found = rsr.judged(frame.assign(value=frame["value"].where(~fallen, 0.1)), "ResNet-18").set_index("claim")
+    its = found.index.str.startswith("C5.VGG") & (found.index != "C5.VGG equal training")
+    assert its.sum() == 4 and (found[its]["verdict"] == claims.UNTESTED).all()
+    assert (found[its]["why"] == "a network has collapsed (clean 10 %)").all()
+    assert found[~its]["verdict"].equals(rows[~its]["verdict"])
+
+
+def test_one_seed_is_not_tested(frame):
+    found = rsr.judged(frame[frame["seed"] == 0], "ResNet-18")
+    assert (found["verdict"] == claims.UNTESTED).all() and (found["why"] == estimates.ONE_SEED).all()
+    assert (found["n_seeds"] == 1).all() and found["ours"].notna().all()
 
 
 def test_ingredients_are_told_apart(frame):

@@ -58,7 +58,7 @@ def prox_by_hand(sparsifier, w):
 def trained_by_hand(run, splits) -> tuple[dict, dict, dict]:
     """w and u after training, and what is delivered: SGD and the splitting spelt out."""
     model, s, recipe = training.build(run, splits).train(), run.sparsifier, run.recipe
-    w = dict(model.named_parameters())
+    w: dict[str, torch.Tensor] = dict(model.named_parameters())
     convolutions = {name for name, p in w.items() if p.dim() == 4}
     u = {name: prox_by_hand(s, w[name].detach()) for name in convolutions}
     momentum = {name: torch.zeros_like(p) for name, p in w.items()}
@@ -68,7 +68,7 @@ def trained_by_hand(run, splits) -> tuple[dict, dict, dict]:
             loss = cross_entropy(model(splits.train.images[index]), splits.train.labels[index])
             if isinstance(s, RGSM):
                 loss = loss + s.lambda2 * sum((w[n].pow(2).sum((0, 2, 3)) + 1e-8).sqrt().sum() for n in convolutions)
-            gradients = dict(zip(w, torch.autograd.grad(loss, w.values()), strict=True))
+            gradients = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
             with torch.no_grad():
                 for name, p in w.items():
                     gradient, before = gradients[name], p.clone()

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from itertools import groupby
 
+import numpy as np
 import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, estimates, paths, reported, scales, tables
+from sparserobust import claims, crossed, estimates, imagewise, paths, reported, scales, tables
 from sparserobust.config import Dense, Measurement
 from sparserobust.models import Winners
 from sparserobust.objectives import Natural, SparseActivations
@@ -34,7 +35,7 @@ def families(experiment) -> list[dict[str, dict]]:
     def key(row):
         return row["net"], row["training"], row["seed"]
 
-    found = []
+    found: list[dict[str, dict]] = []
     for _, rows in groupby(sorted(experiment.grid, key=key), key):
         found.append({})
         for row in rows:
@@ -116,6 +117,10 @@ def test_two_digits_are_the_same_task_with_two_classes(any_scale):
         assert one["run"].recipe == other["run"].recipe and one["run"].model.kind == other["run"].model.kind == "linear"
         assert (one["method"], one["level"], one["seed"]) == (other["method"], other["level"], other["seed"])
         assert (one["also"]["linear"].kind, other["also"]["linear"].kind) == ("theorem_31", "linear_radii")
+        for row in (one, other):  # what chooses a level is what it is judged by, on other images
+            assert ("validation" in row["also"]) == (row["method"] != "dense")
+            if row["method"] != "dense":
+                assert row["also"]["validation"] == replace(row["also"]["linear"], split="validation")
     assert set(any_scale.settings["linear"]["judged_radii"]) <= set(any_scale.settings["linear"]["radii"])
 
 
@@ -135,11 +140,15 @@ def test_what_is_measured(any_scale):
         also, method = set(row["also"]), row["method"]
         assert all(isinstance(m, Measurement) for m in row["also"].values())
         if row["net"] in (TWO, TEN):
-            assert also == {"clean", "linear"}
+            assert also == {"clean", "linear"} | ({"validation"} if row["level"] else set())
             continue
         own = settings | settings["nets"][row["net"]]
         brief = method in (CONTROL, ONE_SHOT, *VARIANTS)
         assert also & set(own["protocol"]) == set(own["control_protocol"] if brief else own["protocol"])
+        chosen = {f"validation {norm}" for norm in own["choice"]} if method in (MAGNITUDE, L1) else set()
+        assert {name for name in also if "validation" in name} == chosen
+        assert all((m.split == "validation") == (name in chosen) for name, m in row["also"].items()
+                   if hasattr(m, "split"))
         why = method in ("dense", MAGNITUDE, CONTROL, ONE_SHOT)
         assert also & set(own["why"]) == (set(own["why"]) if why else set())
         assert ("activations" in also) == (method in ("dense", MAGNITUDE, SURGERY, WINNERS, L1))
@@ -150,6 +159,8 @@ def test_what_is_measured(any_scale):
                                            and method in ("dense", MAGNITUDE, SURGERY))
         assert ("order" in also) == ("order" in own and first and method == "dense")
         assert ("random_masks" in also) == ("random_masks" in own and first and natural and method == "dense")
+        asked = row["level"] in own.get("health_levels", {}).get(method, [])
+        assert ("health" in also) == ("health" in own and first and (method == "dense" or asked))
         attacked = own.get("autoattack_levels", {}).get(method, [])
         assert ("autoattack" in also) == (first and row["level"] in attacked)
     for method, levels in settings["nets"]["LeNet-300-100"]["autoattack_levels"].items():
@@ -175,37 +186,28 @@ def test_the_overview_has_a_line_for_each_net_training_and_method(quick):
     assert (line["ours"], line["epochs"]) == ("LeNet-300-100 on 64 pixels", settings["fine_tuning"]["epochs"])
 
 
-# ------------------------------------------------------------------------------------ gains and their levels
+# ------------------------------------------------------------------------------------------ levels, chosen
 
 
 def values(levels: dict[float, list[float]]) -> pandas.DataFrame:
     return pandas.DataFrame.from_dict(levels, orient="index")
 
 
-def test_the_level_of_a_gain_is_chosen_on_the_other_seeds():
-    """Chosen on all seeds it would be 0.9, and the gain of the last seed 4."""
+def test_a_level_is_chosen_on_the_other_seeds():
+    """Chosen on all seeds it would be 0.9 throughout."""
     found = values({0.5: [1, 1, 1], 0.9: [0, 0, 4]})
     assert estimates.best_level(found) == 0.9
-    assert [estimates.best_level(found, without=seed) for seed in range(3)] == [0.9, 0.9, 0.5]
-    assert estimates.gains(found, values({0.0: [0.5, 0.25, 0]})) == [-0.5, -0.25, 1]
+    assert estimates.chosen_levels(found) == {0: 0.9, 1: 0.9, 2: 0.5}
 
 
 def test_of_two_seeds_each_has_the_level_of_the_other():
-    found = values({0.5: [3, 0], 0.9: [0, 2]})
-    assert estimates.gains(found, values({0.0: [1, 1]})) == [-1, -1]  # by the mean it would be [2, -1]
+    assert estimates.chosen_levels(values({0.5: [3, 0], 0.9: [0, 2]})) == {0: 0.9, 1: 0.5}  # by the mean: 0.5 for both
 
 
-def test_a_gain_over_a_path_is_taken_at_the_same_level():
-    found, other = values({0.5: [1, 1, 1], 0.9: [0, 0, 4]}), values({0.5: [9, 9, 0.75], 0.9: [2, 3, 9]})
-    assert estimates.gains(found, other) == [-2, -3, 0.25]
-
-
-def test_gains_of_one_seed_and_of_seeds_that_both_have():
-    found = values({0.5: [1], 0.9: [3]})
-    assert estimates.best_level(found, without=0) == 0.9 and estimates.gains(found, values({0.0: [1]})) == [2]
-    more = pandas.DataFrame({0: [1.0, 3.0], 1: [1.0, 3.0], 2: [7.0, 3.0]}, index=[0.5, 0.9])
-    assert estimates.gains(more, pandas.DataFrame({1: [0.0], 2: [1.0], 5: [9.0]}, index=[0.0])) == [1, 2]
-    assert estimates.gains(more, pandas.DataFrame()) == []
+def test_one_seed_chooses_its_own_level_and_seeds_keep_their_names():
+    assert estimates.chosen_levels(values({0.5: [1], 0.9: [3]})) == {0: 0.9}
+    more = pandas.DataFrame({1: [1.0, 3.0], 2: [7.0, 3.0], 5: [1.0, 3.0]}, index=[0.5, 0.9])
+    assert estimates.chosen_levels(more) == {1: 0.5, 2: 0.9, 5: 0.5}
 
 
 @pytest.mark.parametrize("pruned, expected", [
@@ -225,6 +227,7 @@ def test_where_a_path_falls_below_the_dense_net(pruned, expected):
 
 RATES = {"clean": 0.9, "fgsm": 0.6, "rfgsm": 0.65, "pgd40": 0.5}
 DISTANCES = {"deepfool": 1.0, "cw": 0.9}
+CHOOSES = {"validation linf": "pgd40", "validation l2": "deepfool"}
 
 
 def peak(level: float) -> float:
@@ -235,9 +238,11 @@ def peak(level: float) -> float:
 def made_up(row: dict, metric: str) -> float:
     """Of a net, in units of 0.1 (rates) or 0.2 (distances): magnitude pruning as `peak`, 1.5 less if trained
     adversarially; 0.3 for training as long as the first level, more for longer; then 0.4 more for the best k-winners,
-    and 0.2 less for the best L1 penalty. Seeds scatter a little, and differently for each method and level."""
+    and 0.2 less for the best L1 penalty. Seeds scatter a little, and differently for each method and level. The
+    validation split says what the test split does."""
     method, level = row["method"], row["level"]
-    scatter = 1e-6 * (row["seed"] - 1) * ({"dense": 0, MAGNITUDE: 2}.get(method, 1) + level)
+    metric = CHOOSES.get(metric, metric.replace("validation", "linear"))
+    scatter = 1e-4 * (row["seed"] - 1) * ({"dense": 0, MAGNITUDE: 2}.get(method, 1) + level)
     if metric == "sparsity":
         return 0.0 if method in ("dense", CONTROL, WINNERS, L1) else level if level < 1 else 0.6
     if metric == "activations":
@@ -251,18 +256,41 @@ def made_up(row: dict, metric: str) -> float:
     return RATES[metric] + 0.1 * gain if metric in RATES else DISTANCES[metric] + 0.2 * gain
 
 
+IMAGES = np.linspace(-0.1, 0.1, 20)  # what each image has more than the mean, whatever the network
+
+
+def packed(value: float) -> str:
+    """Values of single images with this mean, to about a ten-thousandth."""
+    return imagewise.pack(value + IMAGES)
+
+
+def changed(frame: pandas.DataFrame, chosen: pandas.Series, to) -> pandas.DataFrame:
+    """The frame with other values, and values of images, in some rows; `to` is a number or a series."""
+    frame = frame.assign(value=frame["value"].mask(chosen, to))
+    each = frame["each"].copy()
+    each[chosen] = frame.loc[chosen, "value"].map(packed)
+    return frame.assign(each=each)
+
+
 def framed(experiment) -> pandas.DataFrame:
     """As `sweep` returns it, with made-up values."""
     rows, linear = [], experiment.settings["linear"]
-    parts = [f"linear {name} {radius:g}" for name in ("r_inf", "bound") for radius in linear["radii"]]
+    parts = [f"{name} {radius:g}" for name in ("r_inf", "bound") for radius in linear["radii"]]
     for row in experiment.grid:
-        metrics = ["sparsity", *(m for m in row["also"] if m in (*RATES, *DISTANCES, "linear", "activations"))]
+        also = row["also"].keys()
+        metrics = ["sparsity", *(m for m in also if m in (*RATES, *DISTANCES, *CHOOSES, "linear", "activations"))]
+        for split in ("linear", *({"validation"} & also)) if row["net"] in (TWO, TEN) else ():
+            metrics += [f"{split} {part}" for part in parts if row["net"] == TWO or "r_inf" in part]
         if row["net"] == TWO:
-            metrics += [*parts, "linear formula"]
-        if row["net"] == TEN:
-            metrics += [part for part in parts if "r_inf" in part]
-        rows += [{k: v for k, v in row.items() if k not in ("run", "also")}
-                 | {"run": row["run"].identity, "metric": metric, "value": made_up(row, metric)} for metric in metrics]
+            metrics.append("linear formula")
+        metrics += {"validation"} & also
+        labels = {k: v for k, v in row.items() if k not in ("run", "also")} | {
+            "run": row["run"].identity, "chance": 0.5 if row["net"] == TWO else 0.1}
+        for metric in metrics:
+            value, sampled = made_up(row, metric), metric not in ("sparsity", "activations")
+            count = 20 * value if metric in RATES else None
+            rows.append(labels | {"metric": metric, "value": value, "count": count, "total": count and 20,
+                                  "sampled": sampled, "each": packed(value) if sampled else None})
     return pandas.DataFrame(rows)
 
 
@@ -290,7 +318,7 @@ def test_activations_take_the_place_of_weights(frame):
     assert set(found["method"]) == {"dense", MAGNITUDE, SURGERY, WINNERS, L1}
     for method, left in (("dense", 50), (WINNERS, 10), (MAGNITUDE, 10)):
         assert found[found["method"] == method]["left"].unique() == pytest.approx([left])
-    assert set(found["metric"]) == set(RATES) | set(DISTANCES) | {"sparsity", "activations"}  # all of these runs
+    assert set(found["metric"]) == {*RATES, *DISTANCES, *CHOOSES, "sparsity", "activations"}  # all of these runs
 
 
 def test_every_series_begins_with_the_dense_net(frame):
@@ -307,7 +335,7 @@ def test_a_level_is_a_row_and_a_seed_a_column(frame):
     found = theory.by_seed(frame.sample(frac=1, random_state=0), "fgsm", net="LeNet-5", training="natural",
                            method=MAGNITUDE)
     assert list(found.index) == [0.5, 0.8, 0.9, 0.95, 0.98, 0.995] and list(found.columns) == [0, 1, 2]
-    assert found.at[0.8, 2] == pytest.approx(0.6 + 0.1 * 1.02)
+    assert found.at[0.8, 2] == pytest.approx(0.6 + 0.1 * 1.02, abs=1e-4)
 
 
 def test_panels_of_linear_classifiers(frame, quick):
@@ -339,8 +367,8 @@ def test_panels_of_nets(frame, quick):
     lenet, vgg = panels[0][0], panels[0][quick.nets.index("VGG-like")]
     assert set(lenet["frame"]["series"]) == {"natural, pruned", "natural, trained on", "adversarial, pruned"}
     assert set(vgg["frame"]["series"]) == {"natural, pruned"}
-    # adversarially trained, every pruned net is worse than the dense one: it is the best itself
-    assert lenet["marks"] == [("natural, pruned", 0.8, 0.95), ("adversarial, pruned", 0.0, 0.5)]
+    # adversarially trained, every pruned net is worse than the dense one, from the first on
+    assert lenet["marks"] == [("natural, pruned", 0.8, 0.95), ("adversarial, pruned", 0.8, 0.5)]
     assert panels[1][0]["marks"] == []
     (row,) = theory.net_panels(frame, quick, {"FGSM": ("fgsm", 100)}, marks=False, nets=["LeNet-300-100"],
                                one_shot=True)
@@ -382,13 +410,16 @@ def test_what_a_robustness_follows():
 def test_peaks_tell_the_gain_and_its_end(frame):
     frame = frame[(frame["method"] != CONTROL) | (frame["metric"] != "cw")]
     shown = theory.peaks(frame, "LeNet-5", "natural", theory.LINF | theory.L2)
+    def said(text: str) -> list[float]:
+        return [float(number.strip("[],")) for number in text.split()]
+
     line = shown.loc["FGSM"]
     assert (line["dense"], line["best at"], line["below dense from"]) == ("60.0 ± 0.0", "80 %", "95 %")
-    low, high = estimates.interval([10.0, 10.1, 10.2])
-    assert line["gain over dense"] == f"+10.1 [{low:+.1f}, {high:+.1f}]"
-    assert line["gain over equal training"] == "+6.7 [+6.7, +6.7]"  # as noisy as the pruned
+    low, high = crossed.over_seeds([10.0, 10.1, 10.2]).interval()
+    assert said(line["gain over dense"]) == pytest.approx([10.1, low, high], abs=0.11)  # shown to one digit
+    assert said(line["gain over equal training"]) == [6.7] * 3  # as noisy as the pruned
     assert line["clean accuracy lost there"] == "-4.9"
-    assert shown.loc["DeepFool", "gain over equal training"] == "+0.134 [+0.134, +0.134]"
+    assert said(shown.loc["DeepFool", "gain over equal training"]) == pytest.approx([0.134] * 3, abs=0.002)
     assert shown.loc["DeepFool", "dense"] == "1.000 ± 0.000"
     assert shown.loc["C&W", "gain over equal training"] == ""  # nothing was measured on the control
     one = theory.peaks(frame[frame["seed"] == 0], "LeNet-5", "natural", theory.LINF).loc["FGSM"]
@@ -426,25 +457,31 @@ MASKS = {"LeNet-300-100": {"joint": {"l2": [0.9, 0.5], "linf": [0.8, 0.85]},
 
 
 @pytest.fixture(scope="module")
-def ledger(frame, quick):
+def rows(frame, quick):
     return theory.judged(frame, quick, MASKS).set_index("claim")
 
 
 def test_every_claim_is_judged_at_every_scale(any_scale):
-    ledger = theory.judged(theory.located(framed(any_scale)), any_scale, MASKS)
-    assert ledger["claim"].is_unique
-    for claim in reported.load(theory.PAPER).claims.keys() - {"C5.linf"}:  # which holds by construction
-        rows = ledger[[name.startswith(f"{claim} ") for name in ledger["claim"]]]
-        assert len(rows), claim
-    assert (ledger["n_seeds"] > 0).all() and claims.NOT_RUN not in set(ledger["verdict"])
-    assert ledger["reported"].isna().all()  # not one of these numbers is the paper's
-    own = ledger[~ledger["claim"].str.startswith("C5")]
+    rows, record = theory.judged(theory.located(framed(any_scale)), any_scale, MASKS), reported.load(theory.PAPER)
+    assert rows["claim"].is_unique
+    for claim in record.claims.keys() - {"C5.linf"}:  # which holds by construction
+        assert rows["claim"].str.startswith(f"{claim} ").any(), claim
+    unchosen = rows["why"] == "no level was chosen on the validation split"
+    assert (rows["n_seeds"] > 0).tolist() == (~unchosen).tolist() and estimates.NOT_RUN not in set(rows["why"])
+    assert rows["reported"].isna().all()  # not one of these numbers is the paper's
+    assert rows["where"].str.startswith("04_sparsity_theory, ").all()
+    own = rows[~rows["claim"].str.startswith("C5")]
     for net, settings in any_scale.settings["nets"].items():
-        named = own[[f" {net}" in name for name in own["claim"]]]
-        assert set(named["n_seeds"]) == {len(settings.get("seeds", any_scale.seeds))}
+        named = own[own["claim"].str.contains(f" {net}", regex=False)]
+        missing = named["claim"].str.match("C3|C6") & (not any_scale.of(net)["choice"])
+        assert missing.equals(unchosen[named.index])
+        assert set(named[~missing]["n_seeds"]) == {len(settings.get("seeds", any_scale.seeds))}
+    lines = claims.ledger(rows, record, two=TWO)
+    assert len(lines) == len(record.ledger) and set(lines["claim"]) <= set(rows["claim"])
+    assert (lines["n_seeds"] == lines["line"].map(lambda line: 1 if line == "C5" else len(any_scale.seeds))).all()
 
 
-def test_which_rows_the_ledger_has(ledger, quick):
+def test_which_comparisons_are_made(rows, quick):
     tasks = [f"{task}, {method}" for task in (TWO, TEN) for method in ("lasso", MAGNITUDE)]
     expected = {f"{claim} {task}" for claim in ("C1", "C2") for task in tasks}
     controlled = [attack for attack, (metric, _) in (theory.LINF | theory.L2).items()
@@ -460,7 +497,7 @@ def test_which_rows_the_ledger_has(ledger, quick):
     expected |= {f"C6 LeNet-300-100, {L1}, {attack}" for attack in controlled}  # k-winners mask their gradients
     expected |= {f"C7 {net}{more}" for net in ("LeNet-300-100", "LeNet-5") for more in ("", ", equal training")}
     expected.add("C5.l2 LeNet-300-100")
-    assert set(ledger.index) == expected
+    assert set(rows.index) == expected
 
 
 @pytest.mark.parametrize("name, effect, verdict", [
@@ -471,17 +508,18 @@ def test_which_rows_the_ledger_has(ledger, quick):
     ("C3.inf LeNet-5, FGSM, adversarial", -4.9, claims.FAILS),
     ("C3.l2 ResNet-32, DeepFool", 0.202, claims.HOLDS), ("C3.l2 LeNet-300-100, C&W, adversarial", -0.098, claims.FAILS),
     ("C3.l2 LeNet-5, DeepFool, equal training", 0.134, claims.HOLDS),
-    ("C4 LeNet-5, PGD-40", -19.5, claims.HOLDS), ("C4 VGG-like, C&W", -0.3, claims.HOLDS),
+    ("C4 LeNet-5, PGD-40", -9.4, claims.HOLDS), ("C4 VGG-like, C&W", -0.098, claims.HOLDS),
     (f"C6 LeNet-300-100, {L1}, PGD-40", -2, claims.FAILS),
     ("C7 LeNet-5", 0.1, claims.HOLDS), ("C7 LeNet-5, equal training", -3.4, claims.FAILS),
 ])
-def test_a_known_effect_has_its_size_sign_and_verdict(ledger, name, effect, verdict):
-    row = ledger.loc[name]
-    assert (row["ours"], row["verdict"], row["n_seeds"]) == (pytest.approx(effect), verdict, 3)
-    far = ("C2", "C3.l2")
-    distance = name.startswith(far) or "DeepFool" in name or "C&W" in name
+def test_a_known_effect_has_its_size_sign_and_verdict(rows, name, effect, verdict):
+    row = rows.loc[name]
+    distance = name.startswith(("C2", "C3.l2")) or "DeepFool" in name or "C&W" in name
+    assert row["ours"] == pytest.approx(effect, abs=0.001 if distance else 0.02)
+    assert (row["verdict"], row["n_seeds"], row["images"]) == (verdict, 3, 20)
     assert row["unit"] == ("l2 distance" if distance else "percentage points")
-    assert row["low"] <= row["ours"] + 1e-9 and row["high"] >= row["ours"] - 1e-9
+    assert row["margin"] == (0.01 if distance else 1.0)
+    assert row["low"] < row["ours"] < row["high"]
 
 
 def test_no_worse_allows_a_little(frame, quick):
@@ -489,38 +527,98 @@ def test_no_worse_allows_a_little(frame, quick):
     def verdicts(distance: float, points: float) -> list[str]:
         sparse = (frame["metric"] == "linear") & (frame["method"] == "lasso") & (frame["net"] == TWO)
         pruned = (frame["metric"] == "clean") & (frame["method"] == MAGNITUDE) & (frame["net"] == "LeNet-5")
-        scatter = 1e-6 * frame["seed"]
-        values = frame["value"].mask(sparse, 0.7 + distance + scatter).mask(pruned, 0.9 - points / 100 + scatter)
-        ledger = theory.judged(frame.assign(value=values), quick, {}).set_index("claim")
-        return ledger.loc[[f"C2 {TWO}, lasso", "C7 LeNet-5"], "verdict"].tolist()
+        scatter = 1e-5 * frame["seed"]
+        some = changed(changed(frame, sparse, 0.7 + distance + scatter), pruned, 0.9 - points / 100 + scatter)
+        rows = theory.judged(some, quick, {}).set_index("claim")
+        return rows.loc[[f"C2 {TWO}, lasso", "C7 LeNet-5"], "verdict"].tolist()
 
     assert verdicts(0.009, 0.9) == [claims.HOLDS] * 2 and verdicts(0.011, 1.1) == [claims.FAILS] * 2
 
 
-def test_a_net_that_is_best_dense_gives_way_from_there(frame, quick):
-    pruned = (frame["metric"] == "fgsm") & (frame["method"] == MAGNITUDE) & (frame["net"] == "LeNet-5")
-    falling = frame["value"].mask(pruned, 0.6 - (0.1 + 1e-7 * (frame["seed"] - 1)) * frame["level"])
-    row = theory.judged(frame.assign(value=falling), quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
-    assert (row["ours"], row["verdict"]) == (pytest.approx(-9.95), claims.HOLDS)
-    rising = frame["value"].mask(pruned, 0.6 + 0.1 * frame["level"])
-    row = theory.judged(frame.assign(value=rising), quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
-    assert row["ours"] == 0 and row["verdict"] == claims.UNDECIDED  # the sparsest is the best
+def of_lenet5(frame, metric: str, method: str = MAGNITUDE) -> pandas.Series:
+    """The rows of a metric of LeNet-5, trained naturally."""
+    return ((frame["metric"] == metric) & (frame["method"] == method) & (frame["net"] == "LeNet-5")
+            & (frame["training"] == "natural"))
 
 
-def test_how_far_a_net_falls_is_told_from_the_level_that_is_best_on_the_other_seeds(frame, quick):
-    """At 0.8 two seeds lie a tenth above dense, at 0.9 the last one lies half above it; all end a fifth below it."""
-    own = frame[(frame["metric"] == "pgd40") & (frame["method"] == MAGNITUDE) & (frame["net"] == "LeNet-5")]
-    own = own[own["training"] == "natural"]
-    gains = own["level"].map({0.8: 0.1, 0.9: 0.0}).fillna(-0.2).mask((own["level"] == 0.9) & (own["seed"] == 2), 0.5)
-    values = frame["value"].copy()
-    values[own.index] = 0.5 + gains
-    row = theory.judged(frame.assign(value=values), quick, {}).set_index("claim").loc["C4 LeNet-5, PGD-40"]
-    assert row["ours"] == pytest.approx(100 * (-0.2 + -0.2 + -0.3) / 3)
+def test_gives_way_is_the_sparsest_against_the_dense_network(frame, quick):
+    """Whatever lies between, and whatever the validation split says."""
+    for step, verdict in ((-0.1, claims.HOLDS), (0.1, claims.FAILS)):
+        own = of_lenet5(frame, "fgsm")
+        some = changed(frame, own, 0.6 + (step + 1e-3 * (frame["seed"] - 1)) * frame["level"])
+        row = theory.judged(some, quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
+        assert (row["ours"], row["verdict"]) == (pytest.approx(100 * step * 0.995, abs=0.02), verdict)
+        between = changed(some, own & (frame["level"] < 0.995), 0.99)
+        between = changed(between, of_lenet5(frame, "validation linf"), frame["level"])
+        same = theory.judged(between, quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
+        assert (same["ours"], same["p"]) == (row["ours"], row["p"])
+        moved = changed(some, of_lenet5(frame, "fgsm", "dense"), 0.65)
+        row = theory.judged(moved, quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
+        assert row["ours"] == pytest.approx(100 * step * 0.995 - 5, abs=0.02)
 
 
-def test_one_rise_refutes_that_bounds_fall(ledger, frame, quick):
-    row = ledger.loc["C5.l2 LeNet-300-100"]
-    assert (row["ours"], row["verdict"], row["n_seeds"]) == (100, claims.UNDECIDED, 1)  # one network bears out nothing
+def test_the_judged_level_is_that_of_the_other_seeds(frame, quick):
+    """On the validation split 0.8 is best for two seeds and 0.9 for the last, by so much that it decides for both
+    others. The test split has 0.9 a tenth below dense and 0.8 a fifth above it."""
+    lead = frame["level"].map({0.8: 0.5, 0.9: 0.4}).fillna(0.0).mask((frame["level"] == 0.9) & (frame["seed"] == 2), 1)
+    some = changed(frame, of_lenet5(frame, "validation linf"), lead)
+    gains = frame["level"].map({0.8: 0.2, 0.9: -0.1}).fillna(0.0) + 1e-3 * frame["seed"]
+    some = changed(some, of_lenet5(frame, "pgd40"), 0.5 + gains)
+    labels = {"net": "LeNet-5", "training": "natural", "method": MAGNITUDE}
+    assert theory.levels(some, "pgd40", **labels) == theory.levels(some, "fgsm", **labels) == {0: 0.9, 1: 0.9, 2: 0.8}
+    assert set(theory.levels(some, "deepfool", **labels).values()) == {0.8}  # l2 attacks have a choice of their own
+    rows = theory.judged(some, quick, {}).set_index("claim")
+    assert rows.loc["C3.inf LeNet-5, PGD-40", "ours"] == pytest.approx(100 * (-0.1 - 0.1 + 0.2) / 3 + 0.1, abs=0.02)
+    control = 0.1 * np.mean([0.25 + 0.1 * level + 0.01 * seed for seed, level in enumerate((0.9, 0.9, 0.8))])
+    equal = rows.loc["C3.inf LeNet-5, PGD-40, equal training", "ours"]  # the control of the same level
+    assert equal == pytest.approx(0.1 - 100 * control, abs=0.03)
+    assert theory.peaks(some, "LeNet-5", "natural", theory.LINF).loc["PGD-40", "best at"] == "90 %, 80 %"
+
+
+def test_test_images_have_no_say_in_the_level(frame):
+    """Whatever is measured on them; but what the validation split says moves the level."""
+    tested = ~frame["metric"].str.startswith("validation")
+    poisoned = frame.assign(value=frame["value"].mask(tested, 1e3 * frame["level"]))
+    metrics = {"LeNet-5": [m for m, _ in (theory.LINF | theory.L2).values()], TWO: ["linear", "linear r_inf 0.2"]}
+    for net, method in (("LeNet-5", MAGNITUDE), (TWO, MAGNITUDE), (TWO, "lasso")):
+        for metric in metrics[net]:
+            labels = {"net": net, "training": "natural", "method": method}
+            chosen = theory.levels(frame, metric, **labels)
+            assert theory.levels(poisoned, metric, **labels) == chosen and len(chosen) == 3
+            other = frame.assign(value=frame["value"].mask(~tested, -frame["value"]))
+            assert not set(theory.levels(other, metric, **labels).values()) & set(chosen.values())
+    assert theory.levels(frame[tested], "fgsm", net="LeNet-5", training="natural", method=MAGNITUDE) == {}
+
+
+def test_what_has_no_level_is_not_tested(frame, quick):
+    rows = theory.judged(frame[~frame["metric"].str.startswith("validation")], quick, {}).set_index("claim")
+    asked = rows.index.str.match("C1|C2|C3|C6")
+    assert (rows[asked]["verdict"] == claims.UNTESTED).all() and (rows[asked]["n_seeds"] == 0).all()
+    assert set(rows[asked]["why"]) == {"no level was chosen on the validation split"}
+    assert (rows[~asked]["n_seeds"] == 3).all()  # C4 and C7 name their levels
+
+
+def test_linear_networks_are_judged_at_the_level_of_the_quantity_itself(frame, quick):
+    """Accuracy is best at one level, distance at another."""
+    lasso = (frame["method"] == "lasso") & (frame["net"] == TWO)
+    some = changed(frame, lasso & (frame["metric"] == "validation"), 1 - (frame["level"] - 0.06).abs())
+    some = changed(some, lasso & (frame["metric"] == "validation r_inf 0.2"), 1 - (frame["level"] - 0.1).abs())
+    rows = theory.judged(some, quick, {}).set_index("claim")
+    assert rows.loc[f"C2 {TWO}, lasso", "ours"] == pytest.approx(0.1 * (1 - 0.06), abs=0.001)
+    assert rows.loc[f"C1 {TWO}, lasso", "ours"] == pytest.approx(20 * (1 - 0.1), abs=0.02)
+
+
+def test_a_collapsed_network_is_not_judged(frame, quick):
+    own = of_lenet5(frame, "clean") & (frame["level"] == 0.995) & (frame["seed"] == 1)
+    rows = theory.judged(changed(frame, own, 0.15), quick, {}).set_index("claim")
+    fallen = rows["why"] == "a network has collapsed (clean 15 %)"
+    assert set(rows.index[fallen]) == {f"C4 LeNet-5, {attack}" for attack in theory.LINF | theory.L2}
+    assert (rows[fallen]["verdict"] == claims.UNTESTED).all()
+
+
+def test_one_rise_refutes_that_bounds_fall(rows, frame, quick):
+    row = rows.loc["C5.l2 LeNet-300-100"]
+    assert (row["ours"], row["verdict"], row["n_seeds"]) == (100, claims.UNTESTED, 1)  # one network bears out nothing
     assert row["unit"] == "percent of steps" and "falls" in row["quantity"]
     risen = {"joint": {"l2": [1.001, 0.8]}, "single": {"1": {"l2": [0.9, 0.9]}}}  # up from 1; and one that stays
     one = theory.judged(frame, quick, {"net": risen}).set_index("claim").loc["C5.l2 net"]
@@ -528,9 +626,9 @@ def test_one_rise_refutes_that_bounds_fall(ledger, frame, quick):
 
 
 def test_with_one_seed_nothing_is_decided(frame, quick):
-    ledger = theory.judged(frame[frame["seed"] == 0], quick, MASKS).set_index("claim")
-    assert set(ledger["verdict"]) == {claims.UNDECIDED}
-    assert ledger.loc["C3.inf LeNet-5, FGSM", "ours"] == pytest.approx(10, rel=1e-5)
+    rows = theory.judged(frame[frame["seed"] == 0], quick, MASKS).set_index("claim")
+    assert set(rows["verdict"]) == {claims.UNTESTED} and set(rows["why"]) == {estimates.ONE_SEED}
+    assert rows.loc["C3.inf LeNet-5, FGSM", "ours"] == pytest.approx(10, abs=0.01)
 
 
 def test_only_the_dense_network_stands_at_level_zero(any_scale):

@@ -12,6 +12,7 @@ from torch import nn
 from sparserobust.analysis import Stability, stability
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
+from sparserobust.imagewise import unpack
 from sparserobust.models import PreActResNet
 from sparserobust.models.noise import Noise
 
@@ -109,7 +110,8 @@ def test_random_directions_lie_on_the_sphere_and_are_not_clipped(spread):
     model = Pixel()
     Stability(levels=(0, 0.1), lengths=(0.5, 3), draws=1, images=None)(model, only(spread))
     x, short, long, *again = model.seen
-    assert torch.equal(x, spread) and all(torch.equal(a, b) for a, b in zip(model.seen, again, strict=False))
+    assert torch.equal(x, only(spread).test.sample(None).images)
+    assert all(torch.equal(a, b) for a, b in zip(model.seen, again, strict=False))
     d = (long - x).flatten(1) / 3
     assert d.norm(dim=1).allclose(torch.ones(250)) and torch.allclose((short - x).flatten(1), 0.5 * d, atol=1e-6)
     assert d.mean(0).abs().max() < 0.1 and torch.cov(d.T).allclose(torch.eye(4) / 4, atol=0.05)
@@ -119,14 +121,15 @@ def test_the_gradient_points_away_from_the_label(spread):
     model, labels = Pixel(2.0), torch.arange(250) % 2
     Stability(levels=(0.1,), lengths=(0.5, 1), direction="gradient", draws=5, images=None)(model, only(spread, labels))
     assert len(model.seen) == 4 * 5
-    d = (model.seen[-1] - spread).flatten(1)
-    expected = torch.tensor([1.0, 0, 0, 0]) * (1 - 2 * labels)[:, None]
+    drawn = only(spread, labels).test.sample(None)
+    d = (model.seen[-1] - drawn.images).flatten(1)
+    expected = torch.tensor([1.0, 0, 0, 0]) * (1 - 2 * drawn.labels)[:, None]
     assert d.allclose(expected, atol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_mean_output(net, digits, monkeypatch):
     """Not of the mean logits, nor the mean of the losses' gradients."""
-    model, split = noisy(net, 1.0), digits.test.first(20)
+    model, split = noisy(net, 1.0), digits.test.sample(20)
     seen, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda x: seen.append(forward(x)) or seen[-1])
     measure = Stability(levels=(1.0,), lengths=(0.1, 1), direction="gradient", draws=3, images=20)
@@ -212,10 +215,35 @@ def test_accuracy_is_that_of_the_mean_output(net, digits):
     model, outputs = noisy(net, 0.0), []
     model.register_forward_hook(lambda _, inputs, logits: outputs.append(logits.softmax(1)))
     result = Stability(levels=(1.5,), lengths=(0.1, 1), draws=5)(model, digits)
-    mean, labels = torch.stack(outputs[:5]).mean(0), digits.test.labels[:100]
+    mean, labels = torch.stack(outputs[:5]).mean(0), digits.test.sample(100).labels
     assert result["accuracy"] == [pytest.approx((mean.argmax(1) == labels).float().mean().item())]
     alone = [(o.argmax(1) == labels).float().mean().item() for o in outputs[:5]]
     assert 0.2 < np.mean(alone) < result["accuracy"][0] < 1
+
+
+def test_each_level_has_the_mean_change_and_that_of_every_image_by_hand(net, digits):
+    """From all outputs of the network: of each level that of an image, then those of the image moved by each length."""
+    model, outputs = noisy(net, 0.0), []
+    model.register_forward_hook(lambda _, inputs, logits: outputs.append(logits.double().softmax(1)))
+    result = Stability(levels=(0.0, 0.5), lengths=(0.2, 0.8, 2), draws=3, images=60)(model, digits)
+    assert len(outputs) == 4 * 1 + 4 * 3
+    assert result["each"].keys() == result["parts"].keys() == {"level 0", "level 0.5"}
+    for level, passes in (("level 0", [[u] for u in outputs[:4]]),
+                          ("level 0.5", [outputs[i:i + 3] for i in range(4, 16, 3)])):
+        u, *moved = [torch.stack(draws).mean(0) for draws in passes]
+        changes = torch.stack([(other - u).norm(dim=1) for other in moved]).mean(0)
+        assert len(changes) == 60 and changes.min() < 0.1 * changes.max()
+        assert unpack(result["each"][level]) == pytest.approx(changes.numpy(), abs=1e-3 * float(changes.max()))
+        assert result["parts"][level] == pytest.approx(float(changes.mean()), rel=1e-5)
+    for level, row in zip(("level 0", "level 0.5"), result["changes"], strict=True):
+        assert result["parts"][level] == pytest.approx(sum(row) / 3)
+
+
+def test_the_images_are_those_that_are_drawn(net, digits):
+    model, seen = noisy(net, 0.0), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    Stability(levels=(0.5,), lengths=(0.1, 1), draws=1, images=30)(model, digits)
+    assert torch.equal(seen[0], digits.test.sample(30).images)
 
 
 def test_an_output_that_never_changes_has_no_slope(spread):

@@ -1,16 +1,19 @@
 """The run store: trained once and found again, and what happens to it when disks and processes fail."""
 
 import errno
+import importlib
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sparserobust import UserError, data, files, paths, runs, training
-from sparserobust.analysis import WeightSparsity
-from sparserobust.config import Run, Sparsifier, settings
+from sparserobust import UserError, cli, data, files, imagewise, papers, paths, runs, scales, sweep, training
+from sparserobust.analysis import WeightSparsity, WithoutBlankPixels
+from sparserobust.config import Measurement, Run, Sparsifier, settings
 from sparserobust.evaluation import Accuracy
 from sparserobust.runs import Store
 from sparserobust.sparsifiers import RGSM, Magnitude, Ticket
@@ -335,16 +338,132 @@ def test_only_complete_runs_are_published(fresh, published, tiny_run, refusal):
     assert not published.exists()
 
 
-def test_publishing_replaces_a_scale_but_keeps_what_another_machine_computed(fresh, published, tmp_path, tiny_run):
-    ours, theirs, outdated = (tiny_run(seed=seed) for seed in (0, 1, 2))
+def entry(run: Run, **changes) -> dict:
+    """A published record of a run, as another machine may have made it."""
+    record = {"format": runs.FORMAT, "run": run.plain(), "weights_sha256": "0"}
+    return {"record": record, "provenance": {"seconds": 1}, "measured": {}} | changes
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_publishing_keeps_what_another_machine_computed_and_whatever_else_is_there(fresh, published, tiny_run):
+    ours, theirs, other = (tiny_run(seed=seed) for seed in (0, 1, 2))
     fresh().train(ours)
-    for run in (theirs, outdated):
-        files.write_json(published / "quick" / f"{run.identity}.json", {"record": {"format": runs.FORMAT}})
+    for run in (theirs, other):
+        files.write_json(published / "quick" / f"{run.identity}.json", entry(run))
     files.write(published / "laptop" / "0123.json", b"another scale")
+    before = everything(published)
     written = fresh().publish([ours, theirs], "quick")
-    assert sorted(written) == sorted((published / "quick").glob("*.json"))
     assert {path.stem for path in written} == {ours.identity, theirs.identity}
-    assert (published / "laptop" / "0123.json").exists()
+    assert {path.parent for path in written} == {published / "quick"}
+    after = everything(published)
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {published / "quick" / f"{ours.identity}.json"}
+
+
+def test_nothing_is_written_unless_all_that_is_asked_for_is_known(fresh, published, tiny_run, refusal):
+    fresh().train(tiny_run())
+    files.write_json(published / "quick" / f"{tiny_run(seed=1).identity}.json", entry(tiny_run(seed=1)))
+    before = everything(published)
+    message = refusal(fresh().publish, [tiny_run(seed=seed) for seed in (0, 1, 2, 0)], "quick")
+    assert "1 of 3 runs" in message and tiny_run(seed=2).identity in message
+    assert everything(published) == before
+
+
+def test_a_run_may_be_published_at_two_scales(fresh, published, tmp_path, tiny_run):
+    run, clean, few = tiny_run(), Accuracy(), Accuracy(images=100)
+    value = fresh().measure(run, clean)
+    (first,) = fresh().publish([run], "quick")
+    elsewhere = Store(tmp_path / "elsewhere")  # where the run is known from the other scale alone
+    (second,) = elsewhere.publish([run], "laptop")
+    assert second == published / "laptop" / first.name and second.read_bytes() == first.read_bytes()
+    second.unlink()
+    elsewhere.train(run)  # to the same weights: what was measured then holds
+    elsewhere.measure(run, few)
+    assert elsewhere.publish([run], "laptop") == [second]
+    assert files.read_json(second)["measured"].keys() == {clean.identity, few.identity}
+    assert files.read_json(first)["measured"].keys() == {clean.identity}
+    assert Store(tmp_path / "third").find(run, clean) == value | {"where": "published"}
+
+
+def test_of_two_published_records_that_of_the_scale_counts(fresh, published, tiny_run):
+    run = tiny_run()
+    same, here, there = ({"result": {"value": value}} for value in (0.1, 0.2, 0.3))
+    files.write_json(published / "a" / f"{run.identity}.json", entry(run, measured={"x": there, "y": same}))
+    files.write_json(published / "b" / f"{run.identity}.json", entry(run, measured={"x": here}))
+    other = entry(run, measured={"z": there})
+    other["record"] |= {"weights_sha256": "1"}
+    files.write_json(published / "c" / f"{run.identity}.json", other)
+    (path,) = fresh().publish([run], "b")
+    assert files.read_json(path) == entry(run, measured={"x": here, "y": same})
+    (path,) = fresh().publish([run], "c")
+    assert files.read_json(path) == other
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch, capsys, tiny_run):
+    """`publish(scale file, ...)`: exit code, output and errors of the command, for a store in which the run of paper
+    `one` and the two of paper `two` are complete."""
+    grids = {"one": [tiny_run()], "two": [tiny_run(seed=1), tiny_run(seed=2)], "none": []}
+
+    def experiment(paper):
+        return lambda scale: sweep.Experiment(scale, [0], [{"run": run} for run in grids[paper]], {}, {})
+
+    modules = {paper: SimpleNamespace(experiment=experiment(paper)) for paper in grids}
+    monkeypatch.setattr(papers, "modules", lambda: modules)
+    monkeypatch.setattr(scales, "scales_folder", lambda: tmp_path)
+    monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "store"))
+    for run in (*grids["one"], *grids["two"]):
+        Store().train(run)
+
+    def publish(text, *options):
+        (tmp_path / "small.yaml").write_text(text)
+        capsys.readouterr()
+        code = cli.main(["publish", "--scale", "small", *options])
+        return code, *capsys.readouterr()
+
+    return publish
+
+
+def test_a_shortened_scale_file_removes_nothing_unless_told_to(publish, published, tiny_run):
+    code, out, _ = publish("one: {}\ntwo: {}\nnone: {}")
+    assert code == 0 and f"3 records in {published / 'small'}" in out and "more records" not in out
+    files.write(published / "other" / "0123.json", b"another scale")
+    before = everything(published)
+    assert len(before) == 4
+    code, out, err = publish("one: {}")
+    assert code == 0 and not err and everything(published) == before
+    assert "1 records in" in out and "no settings for two, none" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("2 more records"))
+    kept = {published / "small" / f"{tiny_run(seed=seed).identity}.json" for seed in (1, 2)}
+    assert min(kept).name in line and "kept" in line and "--scale small --prune" in line
+    code, out, _ = publish("one: {}", "--prune")
+    assert code == 0 and f"2 more records that scale small does not ask for, such as {min(kept).name}: removed" in out
+    assert everything(published).keys() == before.keys() - kept
+    assert "more records" not in publish("one: {}", "--prune")[1]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "none: {}", "unknown: {}"])
+@pytest.mark.parametrize("options", [[], ["--prune"]])
+def test_a_scale_that_asks_for_no_runs_is_said_and_removes_nothing(text, options, publish, published):
+    publish("one: {}\ntwo: {}")
+    before = everything(published)
+    assert len(before) == 3
+    code, out, err = publish(text, *options)
+    assert code == 1 and not out and "small.yaml asks for no runs" in err and err.count("\n") == 1
+    assert everything(published) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--prune"]])
+def test_publishing_where_nothing_is_computed_says_so_and_removes_nothing(options, publish, published, tmp_path,
+                                                                          monkeypatch):
+    files.write(published / "small" / "0123.json", b"of another run")
+    monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "empty"))
+    code, out, err = publish("one: {}\ntwo: {}", *options)
+    assert code == 1 and not out and "3 of 3 runs are not complete" in err and err.count("\n") == 1
+    assert everything(published) == {published / "small" / "0123.json": b"of another run"}
 
 
 def test_a_record_of_another_format_is_not_kept(fresh, published, tiny_run, refusal):
@@ -366,6 +485,133 @@ def test_published_numbers_are_not_mixed_with_those_of_other_weights(same, fresh
     assert (found is not None) == same
     fresh().publish([run], "quick")
     assert (Accuracy(images=7).identity in files.read_json(path)["measured"]) == same
+
+
+# ------------------------------------------------------------------------ results of the first revision
+
+KNOWN = {  # keys and settings as published at commit fc385eb, before images were drawn at random
+    "c35e7fd91e7c": {"kind": "accuracy"},
+    "0286af32cfe5": {"kind": "distance", "attack": {"kind": "deepfool"}, "images": 50},
+    "0591b16b59d1": {"kind": "margins"},
+    "9a611ea2013c": {"kind": "activations"},
+    "0030934f08b5": {"kind": "stability", "direction": "gradient", "draws": 8, "images": 50},
+    "9cec3f75f5c7": {"kind": "radius_order", "radius": 3.0,
+                     "cw": {"kind": "cw_l2", "constant": 0.3, "lr": 0.1, "search_steps": 5}},
+    "5e55c7eadead": {"kind": "linear_radii", "radii": [0.05, 0.1, 0.2, 0.3]},
+    "3adcbe978c35": {"kind": "theorem_31", "radii": [0.05, 0.1, 0.2, 0.3]},
+    "37f8ec222390": {"kind": "without_blank_pixels", "measurement": {
+        "kind": "accuracy", "images": 500, "precision": "bfloat16",
+        "attack": {"kind": "pgd", "epsilon": 0.1, "step_size": 0.01, "steps": 40}}},
+}
+
+
+@pytest.mark.parametrize("key", KNOWN)
+def test_what_images_are_drawn_for_has_another_identity_than_before(key):
+    measurement = Measurement.parse(KNOWN[key])
+    assert measurement.first_identity == key and measurement.identity != key
+    assert (measurement.revision, measurement.sampled) == (2, True)
+    assert len(measurement.identity) == 12 and int(measurement.identity, 16) >= 0
+    assert Measurement.parse(measurement.plain()).identity == measurement.identity
+
+
+def test_identities_of_all_that_was_revised_differ():
+    assert len({Measurement.parse(plain).identity for plain in KNOWN.values()} | KNOWN.keys()) == 2 * len(KNOWN)
+
+
+def test_what_is_not_revised_keeps_its_identity():
+    for key, plain in {"a4292680aa82": {"kind": "sparsity"}, "1d2dc543695f": {"kind": "macs"}}.items():
+        measurement = Measurement.parse(plain)
+        assert measurement.identity == measurement.first_identity == key
+        assert (measurement.revision, measurement.sampled) == (1, False)
+
+
+def test_without_blank_pixels_a_measurement_has_the_revision_of_what_it_measures():
+    for inner in (Accuracy(images=7), WeightSparsity()):
+        outer = WithoutBlankPixels(measurement=inner)
+        assert outer.revision == inner.revision and (outer.identity == outer.first_identity) == (inner.revision == 1)
+
+
+def test_published_keys_are_identities_of_the_first_revision_or_of_this_one():
+    keys, revised = 0, 0
+    for path in (paths.PROJECT / "data" / "published").glob("*/*.json"):
+        for key, entry in files.read_json(path)["measured"].items():
+            measurement = Measurement.parse(entry["measurement"])
+            assert key in (measurement.first_identity, measurement.identity), (path, entry["measurement"])
+            assert "right" not in entry["result"] or key == measurement.first_identity
+            assert "each" not in entry["result"] or key == measurement.identity
+            keys, revised = keys + 1, revised + (measurement.revision > 1)
+    assert keys > revised > 100
+
+
+@pytest.fixture
+def earlier(published, fresh):
+    """`earlier(data name, measurement, result)`: publish a result of the first revision, of weights that are not here;
+    returns the run, and how a store finds it."""
+    def earlier(name, measurement, result, **newer):
+        run = Run.parse({"data": {"name": name}, "model": {"kind": "resnet", "depth": 8, "width": 2},
+                         "objective": {"kind": "natural"}, "recipe": {"epochs": 1}})
+        measured = {measurement.first_identity: result} | newer
+        files.write_json(published / "laptop" / f"{run.identity}.json", entry(run, measured={
+            key: {"measurement": measurement.plain(), "result": result, "provenance": {"processor": "P"}}
+            for key, result in measured.items()}))
+        return run, lambda **more: fresh(**more).find(run, measurement)
+
+    return earlier
+
+
+@pytest.mark.parametrize(("name", "found"), [("cifar10", True), ("fashion_mnist", True), ("mnist", False)])
+def test_an_earlier_published_result_counts_where_test_images_are_in_random_order(name, found, earlier):
+    _, find = earlier(name, Accuracy(images=500), {"value": 0.5, "count": 250, "total": 500})
+    known = {"value": 0.5, "count": 250, "total": 500, "where": "published", "processor": "P"}
+    assert find() == (known if found else None)  # without values of single images
+    assert find(use_earlier=False) is find(use_published=False) is None
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_what_was_not_revised_is_not_earlier(name, earlier):
+    _, find = earlier(name, WeightSparsity(), {"value": 0.25})
+    assert find()["value"] == find(use_earlier=False)["value"] == 0.25
+
+
+def test_a_newer_published_result_comes_before_an_earlier_one(earlier):
+    measurement = Accuracy(images=500)
+    for name in ("cifar10", "mnist"):
+        _, find = earlier(name, measurement, {"value": 0.5}, **{measurement.identity: {"value": 0.75}})
+        assert find()["value"] == find(use_earlier=False)["value"] == 0.75
+
+
+def test_earlier_answers_come_back_and_are_no_sample(earlier):
+    _, find = earlier("cifar10", Accuracy(images=6, answers=True), {"value": 0.5, "total": 6, "right": "011010"})
+    result = find()
+    assert "right" not in result and result["value"] == 0.5 and result["each"].keys() == {""}
+    text = result["each"][""]
+    assert imagewise.unpack(text).tolist() == [0, 1, 1, 0, 1, 0] and not imagewise.is_sample(text)
+    assert find() == result  # what was read is not changed
+
+
+def test_an_earlier_result_of_other_weights_does_not_count(fresh, published, tiny_run):
+    run, measurement = tiny_run(), Accuracy(images=7)
+    record = fresh().train(run)
+    for weights, there in ((record["weights_sha256"], True), ("0", False)):
+        files.write_json(published / "quick" / f"{run.identity}.json", entry(
+            run, record=record | {"weights_sha256": weights}, measured={measurement.first_identity: {
+                "measurement": measurement.plain(), "result": {"value": 0.5}, "provenance": {"processor": "P"}}}))
+        assert (fresh().find(run, measurement) is not None) == there
+        assert fresh().find(run, Accuracy(images=8)) is None
+
+
+def test_an_earlier_result_in_the_store_is_not_found(fresh, tiny_run):
+    """It is measured anew, as its weights are here."""
+    run, measurement = tiny_run(), Accuracy(images=7)
+    fresh().train(run)
+    files.write_json(fresh().folder / run.identity / "measured" / f"{measurement.first_identity}.json",
+                     {"measurement": measurement.plain(), "result": {"value": 9}, "provenance": {"processor": "P"}})
+    assert fresh().find(run, measurement) is None
+    assert fresh().measure(run, measurement)["value"] <= 1
+    assert (fresh().folder / run.identity / "measured" / f"{measurement.identity}.json").exists()
+
+
+# ------------------------------------------------------------------------------------ damaged records
 
 
 def test_publishing_over_a_damaged_record_names_it(fresh, published, tiny_run, refusal):
@@ -484,3 +730,53 @@ def test_what_a_run_began_with_is_published_where_it_is_here(fresh, published, t
     pruned = tiny_run(start=dense, epochs=0, sparsifier=Magnitude(sparsity=0.5))
     fresh().train(pruned)
     assert {path.stem for path in fresh().publish([pruned], "quick")} == {dense.identity, pruned.identity}
+
+
+# ---------------------------------------------------------------------------------- a method of one's own
+
+OWN = """\
+from sparserobust.config import Measurement, settings
+from sparserobust.sparsifiers import FixedMask
+from sparserobust.sparsity import all_but_smallest, prunable
+
+SHARE = {share}
+
+@settings
+class Cut(FixedMask, kind="cut_of_my_own"):
+    def start(self, model):
+        masks = {{name: all_but_smallest(w.abs().flatten(), round(SHARE * w.numel())).view_as(w)
+                 for name, w in prunable(model).items()}}
+        self.after_step(model, masks, 0.0)
+        return masks
+
+@settings
+class Told(Measurement, kind="told_of_my_own"):
+    def __call__(self, model, splits):
+        return {{"value": SHARE}}
+"""
+
+
+@pytest.mark.slow
+def test_a_changed_formula_gives_its_own_numbers_and_workers_know_it_by_the_same_name(
+        fresh, trained, tmp_path, monkeypatch, tiny_run):
+    monkeypatch.syspath_prepend(tmp_path)
+    for family in (Sparsifier, Measurement):
+        monkeypatch.setattr(family, "family", dict(family.family))
+
+    def swept(share):
+        (tmp_path / "method_of_my_own.py").write_text(OWN.format(share=share))
+        sys.modules.pop("method_of_my_own", None)  # as Python started anew would find it
+        importlib.invalidate_caches()
+        module = importlib.import_module("method_of_my_own")
+        run, measured = tiny_run(sparsifier=module.Cut()), {"sparsity": WeightSparsity(), "told": module.Told()}
+        sweep.compute([{"run": run}], measured, fresh(), workers=1)
+        assert fresh().find(run, module.Told())["value"] == share
+        return run.identity, fresh().find(run, WeightSparsity())["value"]
+
+    (one, half), (two, quarter) = swept(0.5), swept(0.25)
+    assert half == pytest.approx(0.5, abs=0.01) and quarter == pytest.approx(0.25, abs=0.01)
+    assert names(fresh().folder) == {one, two, ".locks"}
+    monkeypatch.setattr(sweep, "_Worker", None)
+    assert swept(0.5) == (one, half)  # as it was: nothing is computed
+    assert trained == []  # in this process
+    sys.modules.pop("method_of_my_own")

@@ -26,7 +26,7 @@ LAYERS = {  # name: names of writer, norm and reader
     "resnet": [tuple(f"blocks.{b}.{x}" for x in BLOCK["resnet"]) for b in range(3)],
     "resnet18": [tuple(f"blocks.{b}.{x}" for x in BLOCK["resnet"]) for b in range(8)],
     "vgg": [(f"layers.{i}", f"layers.{i + 1}", f"layers.{j}" if j else "linear")
-            for i, j in pairwise([0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40, None])],
+            for i, j in pairwise([0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40, 0])],
 }
 CRITERIA = ["filters", "scales"]
 every_net = pytest.mark.parametrize("name", MODELS)
@@ -45,6 +45,7 @@ def lively(model, seed: int = 0) -> nn.Module:
         for m in net.modules():
             if isinstance(m, nn.BatchNorm2d):
                 for t, low in ((m.weight, -1.5), (m.bias, -1), (m.running_mean, -1), (m.running_var, 0.5)):
+                    assert t is not None
                     t.data.uniform_(low, 1.5)
         return net
 
@@ -85,13 +86,14 @@ def by_brute_force(net, layers, criterion: str) -> list[tuple[float, dict]]:
         filters, gammas = net.get_submodule(writer).weight.tolist(), net.get_submodule(norm).weight.tolist()
         size = [math.fsum(abs(x) for kernel in f for row in kernel for x in row) for f in filters]
         score = size if criterion == "filters" else [abs(gamma) for gamma in gammas]
-        rank = sorted(range(len(score)), key=lambda c, score=score: (score[c], c))
+        rank = [c for _, c in sorted((size, c) for c, size in enumerate(score))]
         candidates += [((i + 1) / len(rank) if criterion == "filters" else score[c], place, c)
                        for i, c in enumerate(rank) if i + 1 < len(rank)]
     weights = {name: p.detach().clone() for name, p in net.named_parameters() if p.dim() > 1}
     stages = []
-    for _, place, channel in [(None, None, None), *sorted(candidates)]:
-        if place is not None:
+    for removed in [None, *sorted(candidates)]:
+        if removed is not None:
+            _, place, channel = removed
             writer, _, reader = layers[place]
             weights = {name: w.clone() for name, w in weights.items()}
             weights[f"{writer}.weight"][channel] = 0

@@ -143,8 +143,8 @@ def revised_layers(sparsifier, layers: int, iteration: int) -> list[bool]:
     """Which of many layers revise their masks before this iteration."""
     model = nn.Sequential(*(nn.Linear(1, 2, bias=False) for _ in range(layers)))
     state = sparsifier.start(model)
-    for layer in model:  # as far from what the masks say as can be
-        layer.weight.data.fill_(1e9)
+    for weight in model.parameters():  # as far from what the masks say as can be
+        weight.data.fill_(1e9)
     for name in list(state):
         if name.startswith("mask "):
             state[name].zero_()
@@ -236,7 +236,7 @@ def trained_by_hand(run, splits) -> tuple[dict, dict, dict, int]:
         with global_seed(run.seed, "noise", epoch):
             for index in order.split(recipe.batch_size):
                 loss = cross_entropy(model(splits.train.images[index]), splits.train.labels[index])
-                gradients = dict(zip(w, torch.autograd.grad(loss, w.values()), strict=True))  # at the masked weights
+                gradients = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))  # at masked weights
                 for name in w:
                     gradient = gradients[name] + recipe.weight_decay * raw[name]
                     momentum[name] = recipe.momentum * momentum[name] + gradient

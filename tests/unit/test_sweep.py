@@ -5,16 +5,18 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pandas
 import pytest
 
-from sparserobust import UserError, sweep
+from sparserobust import Data, UserError, paths, sweep
 from sparserobust.analysis import ChannelSparsity, RadiusOrder, RemainingParameters, WeightHistogram, WeightSparsity
 from sparserobust.attacks import PGD, CarliniWagnerL2, DeepFool
 from sparserobust.evaluation import Accuracy, Distance
+from sparserobust.imagewise import unpack
 from sparserobust.runs import Store
 from sparserobust.sparsifiers import RGSM, Magnitude
 
@@ -76,10 +78,44 @@ def pretended(monkeypatch):
 
 def test_a_networks_own_settings_come_before_those_of_all():
     settings = {"levels": [0.5], "epochs": 3, "nets": {"a": {"levels": [0.9], "label": "A"}, "b": {}}}
-    experiment = sweep.Experiment("s", [0], [], {}, settings)
-    assert experiment.nets == ["a", "b"]
+    experiment = sweep.Experiment("s", [0], [{"net": "b"}, {"net": "a"}, {"net": "b"}], {}, settings)
+    assert experiment.nets == ["a", "b"]  # in the order of the settings
+    assert replace(experiment, grid=[{"net": "b"}]).nets == ["b"], "a network without rows is not one of them"
     assert experiment.of("a") == settings | {"levels": [0.9], "label": "A"}
     assert experiment.of("b") == settings
+
+
+def test_a_scale_that_only_redraws_shows_what_is_known_and_computes_nothing(pretended, tmp_path, tiny_run, monkeypatch):
+    told = pretended()
+    monkeypatch.setattr(paths, "published_folder", lambda: tmp_path / "published")
+    store, own = Store(tmp_path / "store"), Store(tmp_path / "store", use_published=False)
+    left, norms = RemainingParameters(), ChannelSparsity()
+    runs = [tiny_run(seed=seed) for seed in range(4)]
+    for run, measurement in ((runs[0], MEASURED["clean"]), (runs[0], left), (runs[2], norms)):
+        store.measure(run, measurement)
+    grid = [{"net": "a", "seed": seed, "run": run, "also": {"left": left, "norms": norms}}
+            for seed, run in enumerate(runs)]
+    usual = sweep.Experiment("s", [0, 1, 2, 3], grid, MEASURED, {"redraw": False})
+    redrawn = replace(usual, settings={"redraw": True})
+    for experiment, where in ((usual, store), (redrawn, own)):
+        assert not experiment.redraws(where) and experiment.known(where) is experiment
+    assert redrawn.redraws(store)
+    monkeypatch.setattr(Store, "train", None)
+    known = redrawn.known(store)
+    assert known.seeds == [0] and known.measurements == MEASURED
+    assert known.grid == [grid[0] | {"also": {"left": left}}], "of seed 2 nothing is known that images were asked for"
+    for experiment, expected in ((redrawn, [(0, "clean"), (0, "left"), (2, "norms")]),
+                                 (known, [(0, "clean"), (0, "left")])):
+        frame = experiment.measured(store)
+        assert list(zip(frame.seed, frame.metric, strict=True)) == expected
+        asked = {"clean": MEASURED["clean"], "left": left, "norms": norms}
+        assert frame.value.tolist() == [store.find(runs[seed], asked[name])["value"] for seed, name in expected]
+    unasked = replace(redrawn, measurements={"left": left, "norms": norms}).known(store)
+    assert unasked.seeds == [0, 2], "where no images are asked, anything that is known will do"
+    assert not told.jobs
+    pretended(lambda job: "no")
+    with pytest.raises(UserError, match="4 of 4 runs failed"):
+        usual.measured(store, workers=1)
 
 
 def test_nothing_to_do_starts_nothing(pretended, store, tiny_run):
@@ -157,6 +193,32 @@ def test_parts_of_a_measurement_are_rows_of_their_own(pretended, store, tiny_run
             assert row["value"] == value and pandas.isna(row["count"]) and pandas.isna(row["total"])
             assert (row["run"], row["where"]) == (tiny_run().identity, by_metric.loc[name, "where"])
     assert by_metric.loc["order", "count"] == store.find(tiny_run(), order)["count"]
+
+
+def test_the_frame_has_the_values_of_single_images_also_of_parts(pretended, store, tiny_run, digits):
+    pretended()
+    fooled = Accuracy(images=60, attack=PGD(epsilon=0.1, step_size=0.1, steps=1, random_start=False))
+    also = {"pgd": fooled, "far": Distance(images=60, attack=DeepFool())}
+    rows = sweep.sweep([{"net": "a", "run": tiny_run(), "also": also}], MEASURED, store, workers=1).set_index("metric")
+    assert rows["sampled"].to_dict() == {"clean": True, "sparsity": False, "pgd": True, "far": True,
+                                         "far not_fooled": True, "far relative": True}
+    each, model, test = rows["each"], store.model(tiny_run()), digits.test.sample(100)
+    without = [name for name, text in each.items() if pandas.isna(text)]
+    assert without == ["sparsity", "far not_fooled"]
+    assert unpack(each["clean"]).tolist() == (model(test.images).argmax(1) == test.labels).tolist()
+    moved = fooled.attack(model, test.images[:60], test.labels[:60])
+    assert unpack(each["pgd"]).tolist() == (model(moved).argmax(1) == test.labels[:60]).tolist()
+    lengths = unpack(each["far"])
+    assert len(lengths) == 60 and rows.value["far"] == pytest.approx(lengths[lengths == lengths].mean(), rel=1e-3)
+    assert unpack(each["far relative"]) == pytest.approx(
+        lengths / test.images[:60].flatten(1).norm(dim=1).numpy(), rel=2e-3, abs=1e-6, nan_ok=True)
+
+
+def test_guessing_is_right_once_in_as_many_times_as_there_are_classes(pretended, store, tiny_run):
+    pretended()
+    two = tiny_run(data=Data(classes=(3, 8)))
+    rows = sweep.sweep([{"run": tiny_run()}, {"run": two}], {"sparsity": WeightSparsity()}, store, workers=1)
+    assert rows.set_index("run")["chance"].to_dict() == {tiny_run().identity: 0.1, two.identity: 0.5}
 
 
 def test_what_is_costly_to_measure_goes_first_but_not_before_the_run_it_starts_from(pretended, store, tiny_run):
@@ -273,10 +335,16 @@ def test_two_workers_train_a_common_start_once_agree_with_this_process_and_outli
 
     frame = sweep.sweep(grid, MEASURED, reopened(store))
     assert len(started) == 2
-    expected = [{**row, "run": row["run"].identity, "metric": name, **undisturbed.measure(row["run"], measurement)}
+    expected = [{**row, "run": row["run"].identity, "chance": 0.1, "metric": name, "sampled": measurement.sampled,
+                 **undisturbed.measure(row["run"], measurement)}
                 for row in grid for name, measurement in MEASURED.items()]
-    assert frame.to_dict("records") == [{k: row[k] for k in frame.columns} for row in expected]
-    assert list(frame.columns) == ["net", "share", "run", "metric", "value", "count", "total", "where", "processor"]
+    found = frame.drop(columns="each")
+    assert found.to_dict("records") == [{k: row[k] for k in found.columns} for row in expected]
+    assert frame["each"].dropna().tolist() == [row["each"][""] for row in expected if "each" in row]
+    assert frame["each"].isna().tolist() == ["each" not in row for row in expected]
+    assert list(frame.columns) == ["net", "share", "run", "chance", "metric", "sampled", "each", "value", "count",
+                                   "total", "where", "processor"]
+    assert [len(unpack(text)) for text in frame[frame.metric == "clean"]["each"]] == [100, 100]
     runs = [long_run, *(row["run"] for row in grid)]
     for run in runs:
         assert files_of(store, run) == files_of(undisturbed, run)

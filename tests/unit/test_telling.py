@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas
@@ -10,14 +11,17 @@ import torch
 from matplotlib.colors import to_rgb
 from scipy import stats
 
-from sparserobust import artifacts, claims, estimates, plots, scales, tables
+from sparserobust import artifacts, claims, estimates, imagewise, paths, plots, scales, sweep, tables
+from sparserobust.analysis import WeightSparsity
+from sparserobust.crossed import Estimate
 from sparserobust.errors import UserError
-from sparserobust.reported import Claim
+from sparserobust.evaluation import Accuracy
+from sparserobust.runs import Store
 
 
-def claim(direction="increase", unit="percentage points", **more):
-    return Claim(id="X", statement="s", unit=unit, direction=direction, kind="reported", grade="paper",
-                 source="somewhere", **{"quantity": "q", "value": 1.0} | more)
+def packed(count: int, total: int = 100) -> str:
+    """Answers on single images, of which so many are right, spread evenly."""
+    return imagewise.pack(np.arange(total) * count % total < count)
 
 
 @pytest.fixture
@@ -29,16 +33,10 @@ def frame():
             for metric, count in (("clean", base + 4 * seed), ("channel_sparsity", 0 if level is None else 30)):
                 rows.append({"net": net, "ours": f"our {net}", "method": "dense" if level is None else "RGSM",
                              "level": level, "seed": seed, "run": f"{net}{level}{seed}", "metric": metric,
-                             "value": count / 100, "count": count, "total": 100, "where": "store", "processor": "P"})
+                             "value": count / 100, "count": count, "total": 100, "where": "store", "processor": "P",
+                             "chance": 0.1, "sampled": metric == "clean",
+                             "each": packed(count) if metric == "clean" else None})
     return pandas.DataFrame(rows)
-
-
-def test_interval_is_students():
-    values = [1.0, 2.0, 4.0]
-    assert estimates.interval(values) == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
-    assert all(math.isnan(v) for v in estimates.interval([3.0]))
-    same = [100 * (0.83 - 0.81), 100 * (0.52 - 0.5), 2.0]  # but for rounding
-    assert all(math.isnan(v) for v in estimates.interval(same))
 
 
 def test_binomial_interval_is_wilsons():
@@ -47,85 +45,6 @@ def test_binomial_interval_is_wilsons():
     expected = [(middle + s * reach) / (1 + z**2 / n) for s in (-1, 1)]
     assert estimates.binomial_interval(100, 250) == pytest.approx(expected)
     assert estimates.binomial_interval(99.6, 250) == pytest.approx(expected)  # rounded, not cut off
-
-
-def test_paired_effects(frame):
-    a, b = {"net": "A", "level": 0.1}, {"net": "A", "level": None}
-    assert estimates.paired_effects(frame, "clean", a, b) == pytest.approx([-10, -10])
-    assert estimates.paired_effects(frame, "clean", a, b, ratio=True) == pytest.approx([70 / 80, 74 / 84])
-    one_seed_less = frame.drop(frame[(frame["seed"] == 0) & (frame["level"] == 0.1)].index)
-    assert estimates.paired_effects(one_seed_less, "clean", a, b) == pytest.approx([-10])
-    assert estimates.paired_effects(frame, "channel_sparsity", a, b, ratio=True) == []
-
-
-@pytest.mark.parametrize("direction, low, high, more, expected", [
-    ("increase", 0.1, 2, {}, claims.HOLDS), ("increase", -2, -0.1, {}, claims.FAILS),
-    ("increase", -1, 1, {}, claims.UNDECIDED), ("decrease", -2, -0.1, {}, claims.HOLDS),
-    ("decrease", 0.1, 2, {}, claims.FAILS), ("decrease", -1, 1, {}, claims.UNDECIDED),
-    ("increase", 1.5, 1.9, {"threshold": 2.0}, claims.FAILS), ("increase", 2.1, 3, {"threshold": 2.0}, claims.HOLDS),
-    ("decrease", -3, -2.1, {"threshold": -2.0}, claims.HOLDS),
-    ("no worse", -1.0, 2, {"margin": 1.2}, claims.HOLDS), ("no worse", -1.5, 2, {"margin": 1.2}, claims.UNDECIDED),
-    ("no worse", -3, -1.5, {"margin": 1.2}, claims.FAILS), ("increase", math.nan, math.nan, {}, claims.UNDECIDED),
-])
-def test_verdict(direction, low, high, more, expected):
-    assert claims.verdict(direction, low, high, **more) == expected
-
-
-def test_a_claim_holds_where_all_of_the_interval_is_on_its_side_and_fails_where_all_is_on_the_other():
-    marks = (-3.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0)
-    for low, high, threshold in ((a, b, t) for a in marks for b in marks for t in (-1.5, 0.0, 1.5) if a < b):
-        below, above = (claims.verdict(d, low, high, threshold) for d in ("decrease", "increase"))
-        sides = (claims.HOLDS, claims.FAILS) if high < threshold else (claims.FAILS, claims.HOLDS)
-        assert (below, above) == ((claims.UNDECIDED,) * 2 if low < threshold < high else sides)
-
-
-def test_a_ratio_that_should_fall_is_held_against_one():
-    ratio = claim("decrease", unit="ratio", value=0.5)
-    said = [claims.judged(ratio, [r - 0.01, r, r + 0.01])["verdict"] for r in (0.5, 0.9, 1.0, 1.1)]
-    assert said == [claims.HOLDS, claims.HOLDS, claims.UNDECIDED, claims.FAILS]
-
-
-def test_judged_rows():
-    row = claims.judged(claim(), [2.0, 3.0, 4.0])
-    assert (row["ours"], row["n_seeds"], row["reported"], row["verdict"]) == (3.0, 3, 1.0, claims.HOLDS)
-    assert claims.judged(claim(), [2.0])["verdict"] == claims.UNDECIDED
-    assert claims.judged(claim(), [2.0, 2.0, 2.0])["verdict"] == claims.UNDECIDED, "equal seeds have no interval"
-    assert claims.judged(claim(), [])["verdict"] == claims.NOT_RUN
-    assert claims.judged(claim(direction=None), [])["verdict"] == claims.NOT_SAID
-    assert claims.judged(claim(direction=None), [1.0, 2.0])["verdict"] == claims.UNDECIDED
-    ratio = claim(unit="ratio", value=2.0)
-    assert claims.judged(ratio, [1.4, 1.5, 1.6])["verdict"] == claims.HOLDS, "a ratio is held against one"
-    at_least = claim(unit="ratio", value=2.0, lower_bound=True)
-    assert claims.judged(at_least, [1.4, 1.5, 1.6])["verdict"] == claims.FAILS, "at least two is held against two"
-
-
-def test_a_claim_that_something_is_always_so_falls_with_one_exception():
-    assert claims.always(claim(), 300, 300, n_seeds=2)["verdict"] == claims.HOLDS
-    assert claims.always(claim(), 300, 300, n_seeds=1)["verdict"] == claims.UNDECIDED
-    assert claims.always(claim(), 299, 300, n_seeds=1)["verdict"] == claims.FAILS
-    row = claims.always(claim(value=None), 299, 300, n_seeds=2, where="a figure")
-    assert row["verdict"] == claims.FAILS
-    assert row["ours"] == row["low"] == row["high"] == pytest.approx(100 * 299 / 300)  # counted, not estimated
-    assert (row["n_seeds"], row["where"], row["reported"]) == (2, "a figure", None)
-    assert row.keys() == claims.judged(claim(), [1.0, 2.0]).keys()  # one ledger holds both
-
-
-def test_an_estimate_with_its_own_interval_is_judged_by_it():
-    row = claims.estimated(claim("decrease"), -0.5, -0.9, -0.1, 3, "here")
-    assert (row["ours"], row["low"], row["high"], row["n_seeds"], row["where"]) == (-0.5, -0.9, -0.1, 3, "here")
-    assert row["verdict"] == claims.HOLDS
-    assert claims.estimated(claim("decrease"), -0.5, -0.9, 0.1, 3)["verdict"] == claims.UNDECIDED
-    assert claims.estimated(claim("decrease"), -0.5, -0.9, -0.1, 1)["verdict"] == claims.UNDECIDED
-
-
-def test_a_row_of_the_ledger_says_what_was_claimed_and_where_to_look():
-    row = claims.judged(claim(direction="decrease", quantity="a minus b"), [-1.0, -2.0, -1.5], where="a table")
-    said = {"claim": "X", "statement": "s", "quantity": "a minus b", "unit": "percentage points",
-            "direction": "decrease", "source": "somewhere", "where": "a table", "verdict": claims.HOLDS}
-    assert {key: row[key] for key in said} == said
-    assert (row["low"], row["high"]) == pytest.approx(estimates.interval([-1.0, -2.0, -1.5]))
-    never = claims.judged(claim(), [], where="a table")
-    assert (never["n_seeds"], never["verdict"]) == (0, claims.NOT_RUN) and math.isnan(never["ours"])
 
 
 def test_a_metric_that_counts_nothing_has_no_interval(frame):
@@ -182,10 +101,106 @@ def test_beside_puts_each_number_in_its_row(frame):
     assert list(table["", "ours is"]) == ["our A", "our B", ""]
 
 
-def test_an_effect_has_an_interval_where_seeds_differ():
-    low, high = estimates.interval([1.0, 2.0])
-    assert tables.effect([1.0, 2.0]) == f"+1.5 [{low:+.1f}, {high:+.1f}]"
-    assert tables.effect([2.0]) == tables.effect([2.0, 2.0]) == "+2.0" and tables.effect([]) == ""
+def test_an_effect_has_an_interval_where_there_is_an_estimate():
+    estimate = Estimate(1.5, 2, 0, 0.5)
+    low, high = estimate.interval()
+    assert tables.effect(estimates.Comparison(estimate, [1.0, 2.0])) == f"+1.5 [{low:+.1f}, {high:+.1f}]"
+    assert tables.effect(estimates.Comparison(estimate, [1.0, 2.0]), 3) == f"+1.500 [{low:+.3f}, {high:+.3f}]"
+    same = estimates.Comparison(Estimate(2.0, 2, 0, 0.0), [2.0, 2.0])
+    assert tables.effect(same) == tables.effect(estimates.Comparison(None, [2.0], "one seed")) == "+2.0"
+    assert tables.effect(estimates.Comparison(None, [], "not run")) == ""
+
+
+def test_effects_are_paired_differences_in_points(frame):
+    pairs = {"pruning A": ({"net": "A", "level": 0.1}, {"net": "A", "level": None}),
+             "B over A": ({"net": "B", "level": 0.1}, {"net": "A", "level": 0.1}),
+             "nothing": ({"net": "C", "level": 0.1}, {"net": "A", "level": 0.1})}
+    third = frame[frame["seed"] == 1].assign(seed=2, run=lambda rows: rows["run"] + "2")
+    frame = pandas.concat([frame, third], ignore_index=True)
+    frame.loc[(frame["run"] == "B0.10") & (frame["metric"] == "clean"), ["value", "each"]] = 0.60, packed(60)
+    shown = tables.effects(frame, pairs, {"rate": "clean", "none": "absent"})
+    assert list(shown.index) == list(pairs) and list(shown.columns) == ["rate", "none"]
+    assert (shown["none"] == "").all() and shown.loc["nothing", "rate"] == ""
+    assert shown.loc["pruning A", "rate"] == "-10.0"  # all seeds lost the same
+    low, high = estimates.compared(frame, "clean", *pairs["B over A"]).estimate.interval()
+    assert shown.loc["B over A", "rate"] == f"-6.0 [{low:+.1f}, {high:+.1f}]"
+    of_two = tables.effects(frame[frame["seed"] < 2], pairs, {"rate": "clean"})
+    assert of_two["rate"].tolist() == ["-10.0", "-7.0", ""]
+
+
+# ----------------------------------------------------------------------------------------------- the same images
+
+
+def sampled(metric: str, right, **more) -> dict:
+    """A row as `sweep` makes it, of answers (trials, images) or (images,)."""
+    right = np.atleast_2d(np.asarray(right, bool))
+    return {"net": "A", "seed": 0, "metric": metric, "value": right.mean(), "count": right.mean(0).sum(),
+            "total": right.shape[1], "sampled": True, "each": imagewise.pack(right), "where": "store",
+            "processor": "P"} | more
+
+
+@pytest.fixture
+def attacked():
+    """Of one net: clean on eight images, a strong attack on four of them; a distance, a size, and a rate of old."""
+    return pandas.DataFrame([
+        sampled("clean", [1, 1, 0, 1, 1, 1, 1, 1]), sampled("strong", [[0, 1, 0, 1], [0, 0, 0, 1]]),
+        sampled("distance", [1], value=0.3, count=None, total=2, each=imagewise.pack([0.2, 0.4])),
+        sampled("size", [1], value=0.5, count=50, total=100, sampled=False, each=None),
+        sampled("early", [1], value=0.75, count=9, total=12, each=f"{imagewise.FIRST}111011101110"),
+        sampled("unkept", [1], value=0.6, count=12, total=20, each=None)])
+
+
+def test_all_rates_of_a_table_are_taken_of_the_same_images(attacked):
+    found = tables.on_common_images(attacked, list(attacked["metric"])).set_index("metric")
+    assert found.loc["clean", ["value", "count", "total"]].tolist() == [0.75, 3, 4]
+    assert found.loc["strong", ["value", "count", "total"]].tolist() == [0.375, 1.5, 4]
+    for metric in ("distance", "size", "early", "unkept"):  # as they were
+        before = attacked.set_index("metric").loc[metric]
+        assert found.loc[metric].drop("count").equals(before.drop("count"))
+        assert found.loc[metric, "count"] == pytest.approx(before["count"], nan_ok=True)
+    alone = tables.on_common_images(attacked, ["clean", "distance"]).set_index("metric")
+    assert alone.loc["clean", "count"] == 7 and list(alone.index) == ["clean", "distance"]
+    assert attacked.loc[0, "total"] == 8, "the frame itself stays as it is"
+    assert tables.on_common_images(attacked, ["absent"]).empty
+
+
+def test_tables_show_rates_on_the_same_images(attacked):
+    shown = tables.rates(attacked, ["net"], {"no attack": "clean", "attack": "strong"})
+    low, high = (100 * p for p in estimates.binomial_interval(3, 4))
+    assert shown.loc["A", "no attack"] == f"75.0 [{low:.1f}, {high:.1f}]"
+    assert tables.rates(attacked, ["net"], {"no attack": "clean"}).loc["A", "no attack"].startswith("87.5 [")
+    shown = tables.means(attacked, ["net"], {"no attack": ("clean", 100), "attack": ("strong", 100)})
+    assert shown.loc["A"].tolist() == ["75.0", "37.5"]
+    nothing = tables.rates(attacked, ["net"], {"rate": "absent"})
+    assert nothing.empty and list(nothing.columns) == ["rate"] and tables.markdown(nothing)
+
+
+def test_captions_say_on_how_many_images_the_rates_rest(attacked):
+    assert tables.images(attacked, ["clean", "strong", "size"]) == "All on the same 4 test images."
+    assert tables.images(attacked, ["clean"]) == "All on the same 8 test images."
+    assert tables.images(attacked, ["clean", "strong", "early"]) == "On 4 to 12 test images."
+    assert tables.images(attacked, ["size", "distance"]) == ""
+    thousands = pandas.DataFrame([sampled("clean", [1] * 2500)])
+    assert tables.images(thousands, ["clean"]) == "All on the same 2,500 test images."
+
+
+def test_one_seed_among_many_is_said_to_be_one():
+    row = {"mean": 75.2, "sd": math.nan, "n_seeds": 1, "low": 74.3, "high": 76.0}
+    assert tables.cell(row) == "75.2 [74.3, 76.0]"
+    assert tables.cell(row, mixed=True) == "75.2 (1 seed)"
+    assert tables.cell(row | {"low": math.nan}) == "75.2"
+    several = row | {"sd": 0.44, "n_seeds": 3}
+    assert tables.cell(several) == tables.cell(several, mixed=True) == "75.2 ± 0.4"
+
+
+def test_tables_of_one_seed_and_of_several_tell_them_apart(frame):
+    some = frame[~((frame["net"] == "B") & (frame["seed"] == 1))]
+    shown = tables.rates(some, ["net", "level"], {"rate": "clean"})["rate"]
+    assert shown.tolist() == ["82.0 ± 2.8", "72.0 ± 2.8", "60.0 (1 seed)", "66.0 (1 seed)"]
+    printed = pandas.DataFrame({"net": ["A", "B"], "lambda1": [0.1, 0.1]})
+    table = tables.beside(printed, tables.summary(some, ["net", "level", "ours"]), {"net": "net", "lambda1": "level"},
+                          {"A1": (None, "clean")}, label="ours")
+    assert table["A1", "ours"].tolist() == ["72.0 ± 2.8", "66.0 (1 seed)"]
 
 
 def test_lines_that_differ_in_several_columns_only_are_gathered():
@@ -371,9 +386,9 @@ def test_stability_figure_averages_over_seeds():
 
 def test_descent_figure_shows_what_was_followed():
     common = {"step": [0, 1, 2], "gradient_norm": [1.0, 2.0, 0.5], "longest_lr": [0.4, 0.3, 0.2]}
-    paths = {label: pandas.DataFrame(common | {"lagrangian": [3.0, 2.0, last]})
-             for label, last in (("falls", 1.0), ("rises", 5.0))}
-    figure = plots.descent(paths, {"falls": 0.1, "rises": 0.6}, pandas.Series([9.0, 8.0, 7.0]))
+    followed = {label: pandas.DataFrame(common | {"lagrangian": [3.0, 2.0, last]})
+                for label, last in (("falls", 1.0), ("rises", 5.0))}
+    figure = plots.descent(followed, {"falls": 0.1, "rises": 0.6}, pandas.Series([9.0, 8.0, 7.0]))
     lagrangian, gradient, lr = figure.axes
     assert lines_of(lagrangian) == {"falls": [(0, 3), (1, 2), (2, 1)], "rises": [(0, 3), (1, 2), (2, 5)]}
     *smallest, bound = gradient.get_lines()
@@ -396,11 +411,64 @@ def test_histograms_draw_shares():
     assert [list(patch.get_data().values) for patch in figure.axes[0].patches] == [[25, 50, 25], [0, 100, 0]]
 
 
-def test_claims_figure_shows_reported_and_measured():
-    ledger = pandas.DataFrame([claims.judged(claim(), [2.0, 3.0, 4.0]), claims.judged(claim(), [])])
-    (axis,) = plots.claims(ledger).axes
-    points = {tuple(xy) for line in axis.get_lines() for xy in line.get_xydata()}
-    assert (3.0, 0.0) in points and (1.0, 0.0) in points and axis.get_yticks().tolist() == [0]
+@pytest.fixture
+def lines():
+    """A ledger: in points one line of each verdict, and a ratio; one was not run."""
+    line = {"claim": "C", "unit": "percentage points", "reported": None, "ours": 1.0, "low": 0.5, "high": 1.5,
+            "p": 1 / 70, "p_same": 0.5, "p_holm": 0.1, "n_seeds": 3, "images": 500, "why": "", "where": "table 1",
+            "said": "", "margin": 1.0, "alone": claims.HOLDS, "statement": "s, and \"t\"", "quantity": "q",
+            "source": "nan", "direction": "increase"}
+    found = [
+        {"verdict": claims.HOLDS, "reported": 2.0},
+        {"verdict": claims.FAILS, "ours": -30.0, "low": -35.0, "high": -25.0},
+        {"verdict": claims.SAME, "ours": 0.1, "low": -0.2, "high": 0.4},
+        {"verdict": claims.HOLDS, "unit": "log10 of the ratio", "ours": 0.3, "low": 0.2, "high": 0.4, "reported": 0.35},
+        {"verdict": claims.OPEN, "ours": 3.0, "low": -1.0, "high": 7.0, "why": "about 9 seeds would decide it"},
+        {"verdict": claims.UNTESTED, "ours": 4.0, "low": math.nan, "high": math.nan, "n_seeds": 1, "why": "one seed"},
+        {"verdict": claims.UNTESTED, "ours": math.nan, "low": math.nan, "high": math.nan, "n_seeds": 0, "images": 0,
+         "unit": "", "why": "not run at this scale"}]
+    return pandas.DataFrame([{"line": f"L{i}", "words": f"Claim {i}, in a few words", **line, **change}
+                             for i, change in enumerate(found)])
+
+
+def test_the_figure_of_claims_shows_each_line_that_was_run_with_its_interval(lines):
+    figure = plots.claims(lines)
+    assert [axis.get_xlabel() for axis in figure.axes] == ["effect [percentage points]", "effect [log10 of the ratio]"]
+    assert [axis.get_xscale() for axis in figure.axes] == ["symlog", "linear"]
+    ran, shown = lines[lines["n_seeds"] > 0], {}
+    for axis, unit in zip(figure.axes, ("percentage points", "log10 of the ratio"), strict=True):
+        names = [label.get_text().replace("\n", " ") for label in axis.get_yticklabels()]
+        assert names == ran[ran["unit"] == unit]["words"].tolist()[::-1]  # the first on top
+        for line in axis.get_lines():
+            ys = set(line.get_ydata())
+            if len(ys) == 1 and (y := ys.pop()) in range(len(names)):
+                shown.setdefault(names[int(y)], []).append(line)
+        low, high = axis.get_ylim()
+        assert low < 0 and high > len(names) - 1
+    assert shown.keys() == set(ran["words"])
+    for row in ran.to_dict("records"):
+        bar, point, *hollow = shown[row["words"]]
+        colour, marker = plots.VERDICTS[row["verdict"]]
+        np.testing.assert_array_equal(bar.get_xdata(), [row["low"], row["high"]])
+        assert list(point.get_xdata()) == [row["ours"]]
+        assert (bar.get_color(), point.get_color(), point.get_marker()) == (colour, colour, marker)
+        if pandas.isna(row["reported"]):
+            assert hollow == []
+        else:
+            assert list(hollow[0].get_xdata()) == [row["reported"]] and hollow[0].get_markerfacecolor() == "none"
+    assert len({marker for _, marker in plots.VERDICTS.values()}) == 5 == len(
+        {colour for colour, _ in plots.VERDICTS.values()})
+    assert set(plots.VERDICTS) == set(claims.SHORT)
+
+
+def test_the_legend_of_claims_names_the_verdicts_that_are_there(lines):
+    (legend,) = plots.claims(lines).legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert told == [*claims.SHORT, "reported by the paper"]
+    for said, handle in zip(claims.SHORT, legend.legend_handles, strict=False):
+        assert (handle.get_color(), handle.get_marker()) == plots.VERDICTS[said]
+    (legend,) = plots.claims(lines[2:3]).legends
+    assert [text.get_text() for text in legend.get_texts()] == [claims.SAME]
 
 
 # --- figures along sparsity
@@ -589,6 +657,166 @@ def test_artifacts_know_where_they_come_from(frame, tmp_path, monkeypatch):
     assert (folder / "fig.png").read_bytes() == first, "the same figure must give the same file"
 
 
+# --------------------------------------------------------------------------------------------------- the ledger
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """A folder for what notebooks make."""
+    monkeypatch.setenv("SPARSEROBUST_FIGURES", str(tmp_path))
+    return tmp_path
+
+
+def comparisons(lines: pandas.DataFrame) -> pandas.DataFrame:
+    return lines.drop(columns=["line", "words", "alone", "p_holm"])
+
+
+def judge(lines: pandas.DataFrame, frame: pandas.DataFrame, scale: str, notebook: str, caption: str = "Claims."):
+    out = artifacts.Artifacts(scale, notebook)
+    shown = out.judged(comparisons(lines), lines, frame, caption)
+    out.finish()
+    return shown
+
+
+def everything(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_was_judged_can_be_read_as_it_was(lines, frame, figures):
+    shown = judge(lines, frame, "quick", "01_a", "Claims of <a paper>.")
+    numbers = {column: [""] for column in lines if lines[column].dtype == float}
+    for name, saved in (("ledger.csv", lines), ("claims.csv", comparisons(lines))):
+        read = pandas.read_csv(figures / "quick" / "01_a" / name, keep_default_na=False, na_values=numbers)
+        pandas.testing.assert_frame_equal(read, saved, check_dtype=False)
+    text = (figures / "quick" / "01_a" / "ledger.md").read_text()
+    assert text.startswith("Claims of <a paper>.\n\n|") and "nan" not in text.replace("nan ", "")
+    for row in lines.to_dict("records"):
+        (told,) = [each for each in text.splitlines() if row["words"] in each]
+        assert f"| {row['verdict']} " in told and row["why"] in told
+        assert claims.effect(row, claims.digits(row["unit"])) in told
+        assert row["words"] in repr(shown) and row["words"] in shown._repr_html_()
+    assert "&lt;a paper&gt;" in shown._repr_html_()
+    manifest = json.loads((figures / "quick" / "01_a" / "manifest.json").read_text())["files"]
+    assert manifest.keys() == {"claims.csv", "ledger.csv", "ledger.md"}
+    assert all(entry["runs"] == sorted(set(frame["run"])) for entry in manifest.values())
+
+
+def test_the_ledger_joins_those_of_all_notebooks(lines, frame, figures, refusal):
+    judge(lines, frame, "quick", "01_a")
+    judge(lines[2:4], frame, "quick", "02_b")
+    judge(lines[-1:], frame, "laptop", "02_b")
+    artifacts.Artifacts("quick", "00_c").table(frame, "table", "One that judges nothing.")
+    whole = artifacts.ledger("quick")
+    assert whole["notebook"].tolist() == ["01_a"] * 7 + ["02_b"] * 2 and whole.columns[0] == "notebook"
+    assert set(whole["source"]) == {"nan"}  # a text is a text
+    assert whole["words"].tolist() == [*lines["words"], *lines["words"][2:4]]
+    for row, saved in zip(whole.to_dict("records"), [*lines.to_dict("records"), *lines[2:4].to_dict("records")],
+                          strict=True):
+        assert claims.sentence(row) == claims.sentence(saved)  # nothing is lost on the way
+    for name, columns in (("ledger.csv", whole.columns), ("claims.csv", ["notebook", *comparisons(lines)])):
+        written = pandas.read_csv(figures / "quick" / name)
+        assert list(written.columns) == list(columns) and written["notebook"].tolist() == whole["notebook"].tolist()
+    (only,) = artifacts.ledger("laptop").to_dict("records")
+    assert claims.sentence(only) == "Claim 6, in a few words: not run at this scale."
+    assert "sparserobust reproduce --scale paper" in refusal(artifacts.ledger, "paper")
+
+
+def test_the_table_of_the_readme_counts_verdicts_and_writes_nothing(lines, frame, figures):
+    judge(lines, frame, "quick", "01_fk_resnet")
+    judge(lines[:2], frame, "quick", "03_rsr")
+    judge(lines[2:5], frame, "laptop", "03_rsr")
+    for scale in ("quick", "laptop"):
+        judge(lines, frame, scale, "99_own")  # not one of the project's notebooks
+    before = everything(figures)
+    text = artifacts.readme_table()
+    assert everything(figures) == before
+    table, *folded = text.split("<details>")
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines())
+    assert head == ["paper", "its answer", "notebook", "quick", "laptop"]
+    counts = {notebook: cells for _, _, notebook, *cells in rows}
+    assert list(counts) == [f"[{name}](notebooks/{name}.ipynb)" for name in artifacts.ANSWERS]
+    told = {name: counts[f"[{name}](notebooks/{name}.ipynb)"] for name in artifacts.ANSWERS}
+    assert told.pop("01_fk_resnet") == ["2 hold, 1 do not, 1 no difference, 1 open, 2 not tested", ""]
+    assert told.pop("03_rsr") == ["1 hold, 1 do not", "1 hold, 1 no difference, 1 open"]
+    assert set(map(tuple, told.values())) == {("", "")}
+    (part,) = folded
+    assert "<summary>Rakin et al. 2019, on real images: 1 hold, 1 no difference, 1 open</summary>" in part
+    for row in lines[2:5].to_dict("records"):
+        (line,) = [each for each in part.splitlines() if row["words"] in each]
+        assert f"| {row['verdict']} " in line and row["why"] in line
+    assert lines["words"][0] not in part and part.rstrip().endswith("</details>")
+
+
+def test_where_nothing_was_judged_the_table_of_the_readme_has_no_counts(figures):
+    head = artifacts.readme_table().splitlines()[0].strip("|").split("|")
+    assert [cell.strip() for cell in head] == ["paper", "its answer", "notebook"]
+
+
+# ------------------------------------------------------------------------------------------ what is known already
+
+
+@pytest.fixture
+def redrawn(tiny_run, tmp_path, monkeypatch):
+    """An experiment of three seeds whose scale only redraws. Of the first, all is published; of the second one
+    measurement of its row alone; of the third nothing. No run can be trained or measured any more."""
+    monkeypatch.setattr(paths, "published_folder", lambda: tmp_path / "published")
+    runs, clean, few = [tiny_run(seed=seed) for seed in range(3)], Accuracy(images=100), Accuracy(images=50)
+    store = Store(tmp_path / "store", use_published=False)
+    for run, measurement in ((runs[0], clean), (runs[0], few), (runs[0], WeightSparsity()), (runs[1], few)):
+        store.measure(run, measurement)
+    store.publish(runs[:2], "s")
+
+    def refuse(*_):
+        raise AssertionError("nothing should be computed")
+
+    monkeypatch.setattr(Store, "train", refuse)
+    monkeypatch.setattr(Store, "_take", refuse)
+    monkeypatch.setattr(sweep, "compute", refuse)
+    grid = [{"net": "a", "seed": seed, "run": run, "also": {"few": few, "more": Accuracy(images=20)}}
+            for seed, run in enumerate(runs)] + [{"net": "b", "seed": 0, "run": runs[0]}]
+    return sweep.Experiment("s", [2, 0, 1], grid, {"clean": clean, "sparsity": WeightSparsity()}, {"redraw": True})
+
+
+def test_a_scale_that_redraws_shows_what_is_known(redrawn, tmp_path):
+    store = Store(tmp_path / "elsewhere")
+    known = redrawn.known(store)
+    assert [(row["net"], row["seed"], list(row["also"])) for row in known.grid] == [
+        ("a", 0, ["few"]), ("a", 1, ["few"]), ("b", 0, [])]
+    assert known.seeds == [0, 1] and known.measurements == redrawn.measurements
+    expected = [("a", 0, "clean"), ("a", 0, "sparsity"), ("a", 0, "few"), ("a", 1, "few"), ("b", 0, "clean"),
+                ("b", 0, "sparsity")]
+    for experiment in (redrawn, known):
+        frame = experiment.measured(store)
+        assert list(zip(frame["net"], frame["seed"], frame["metric"], strict=True)) == expected
+        assert set(frame["where"]) == {"published"} and set(frame["chance"]) == {0.1}
+    mine = Store(tmp_path / "store")
+    for row, found in zip(expected, frame.to_dict("records"), strict=True):
+        measurement = {"few": Accuracy(images=50)}.get(row[2]) or redrawn.measurements[row[2]]
+        assert found["value"] == mine.find(redrawn.grid[row[1]]["run"], measurement)["value"]
+        assert found["run"] == redrawn.grid[row[1]]["run"].identity
+    assert frame["sampled"].tolist() == [True, False, True, True, True, False]
+    assert frame["each"].map(lambda text: isinstance(text, str)).tolist() == frame["sampled"].tolist()
+
+
+def test_what_may_not_stand_in_is_computed(redrawn, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep, "sweep", lambda *arguments: asked.append(arguments) or "computed")
+    own = Store(tmp_path / "elsewhere", use_published=False)
+    assert redrawn.known(own) is redrawn and redrawn.measured(own, 3) == "computed"
+    store = Store(tmp_path / "elsewhere")
+    for settings in ({}, {"redraw": False}):
+        free = replace(redrawn, settings=settings)
+        assert free.known(store) is free and free.measured(store, 3) == "computed"
+    assert asked == [(redrawn.grid, redrawn.measurements, s, 3) for s in (own, store, store)]
+
+
+def test_where_nothing_is_known_nothing_is_shown(redrawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "published_folder", lambda: tmp_path / "nowhere")
+    store = Store(tmp_path / "elsewhere")
+    known = redrawn.known(store)
+    assert (known.grid, known.seeds) == ([], []) and redrawn.measured(store).empty
+
+
 # ------------------------------------------------------------------------------------------------------ scales
 
 
@@ -619,14 +847,6 @@ def test_a_networks_own_settings_and_seeds_come_before_those_of_all():
     assert found == [("a", 4, 0), ("a", 4, 1), ("b", 8, 2)]
     assert [(net, seed) for net, _, seed in scales.networks(settings, [5, 3])] == [
         ("a", 5), ("a", 3), ("b", 5), ("b", 3)]
-
-
-def test_where_the_ledger_stands_is_counted_by_notebook():
-    one = pandas.DataFrame({"notebook": ["a", "a", "b"], "verdict": [claims.HOLDS, claims.FAILS, claims.NOT_RUN]})
-    other = pandas.DataFrame({"notebook": ["a"], "verdict": [claims.UNDECIDED]})
-    found = claims.standing({"quick": one, "laptop": other})
-    assert found.loc["a"].tolist() == ["1 hold, 1 do not", "1 undecided"]
-    assert found.loc["b"].tolist() == ["1 not run", ""]
 
 
 # ------------------------------------------------------------------------------------------- methods side by side

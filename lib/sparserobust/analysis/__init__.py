@@ -3,6 +3,7 @@
 from sparserobust.analysis.activations import Activations
 from sparserobust.analysis.conditioning import Conditioning, LocalLipschitz
 from sparserobust.analysis.cost import Deployable, FileSize, MACs, macs, step_costs
+from sparserobust.analysis.health import Health, best_minus_last, symptoms
 from sparserobust.analysis.linear import LinearRadii, Theorem31
 from sparserobust.analysis.radii import LayerNorms, Margins, RadiusOrder
 from sparserobust.analysis.random_masks import RandomMasks
@@ -18,7 +19,7 @@ from sparserobust.analysis.weights import (
     WithoutBlankPixels,
 )
 
-__all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize", "LayerNorms",
-           "LayerSparsity", "LayerWeights", "LinearRadii", "LocalLipschitz", "MACs", "Margins", "RadiusOrder",
-           "RandomMasks", "RemainingParameters", "Stability", "Theorem31", "WeightHistogram", "WeightSparsity",
-           "WithoutBlankPixels", "macs", "step_costs"]
+__all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize", "Health",
+           "LayerNorms", "LayerSparsity", "LayerWeights", "LinearRadii", "LocalLipschitz", "MACs", "Margins",
+           "RadiusOrder", "RandomMasks", "RemainingParameters", "Stability", "Theorem31", "WeightHistogram",
+           "WeightSparsity", "WithoutBlankPixels", "best_minus_last", "macs", "step_costs", "symptoms"]

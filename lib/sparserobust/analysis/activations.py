@@ -1,6 +1,7 @@
 """Which activations of a network are zero, and which of its units are dead."""
 
 from collections import Counter
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from sparserobust.models.winners import recorded_activations
 
 @settings
 class Activations(Measurement, kind="activations"):
-    """Share of activations after a ReLU that are exactly zero on the first `images` test images (all, for None), all
+    """Share of activations after a ReLU that are exactly zero on `images` test images (all, for None), all
     layers together (the value). By layer: its zeros, and its dead units, which are zero on all of these images; a unit
     is one entry of the output, c*h*w of them in a map, and the second call of one ReLU is a layer `<name>#2`. A noisy
     network is passed as it is, with one fixed draw.
@@ -25,6 +26,8 @@ class Activations(Measurement, kind="activations"):
     an input is one entry of it. Outputs and inputs of a convolution are channels."""
 
     images: int | None = None
+    revision: ClassVar[int] = 2  # the first one took the first images
+    sampled: ClassVar[bool] = True
 
     def check(self):
         self.require(self.images is None or self.images > 0, "images must be positive")
@@ -34,7 +37,7 @@ class Activations(Measurement, kind="activations"):
         return 0.3 * (self.images or 10_000) / 10_000  # forward passes only
 
     def __call__(self, model, splits):
-        layers = self._layers(model, splits.test.first(self.images).images)
+        layers = self._layers(model, splits.test.sample(self.images).images)
         self.require(bool(layers), "this network has no ReLU")
         zero, total, dead, units = (sum(layer[key] for layer in layers.values())
                                     for key in ("zero", "total", "dead", "units"))
@@ -45,7 +48,8 @@ class Activations(Measurement, kind="activations"):
 
     @torch.no_grad()
     def _layers(self, model: nn.Module, images: Tensor) -> dict[str, dict]:
-        zero, dead = Counter(), {}
+        zero: Counter[str] = Counter()
+        dead: dict[str, Tensor] = {}
         with under_attack(model), global_seed(0, "activations", self.identity), recorded_activations(model) as outputs:
             for batch in images.split(BATCH):
                 model(batch.contiguous(memory_format=torch.channels_last))

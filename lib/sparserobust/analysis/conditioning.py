@@ -3,12 +3,15 @@ near its images: what "Lipschitz constant meets condition number" (Feng et al. 2
 
 import hashlib
 import math
+import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sparserobust.analysis.folding import folded_weights
 from sparserobust.attacks import random_in_ball, under_attack
 from sparserobust.config import Measurement, settings
 from sparserobust.environment import stream
@@ -20,6 +23,8 @@ from sparserobust.models.gates import acting_weight
 from sparserobust.sparsity import all_but_smallest
 
 RANK_THRESHOLD = 1e-6  # singular values up to this share of the largest count as zero
+FLOOR = 1e-3  # share of the largest singular value that smaller ones count as, to show lost rank
+FOLDED = ("folded", "folded_floored", "folded_deficit")  # what `row_conditioning` finds
 
 
 def effective_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -61,8 +66,51 @@ def conditioning(weight: Tensor) -> dict[str, float | int | None]:
     values = spectrum(weight)
     number, root_mean_square = condition(values), values.square().mean().sqrt()
     return {"condition": six_digits(number) if number else None, "zero": len(values) - rank(values),
-            "effective_rank": six_digits(effective_rank(values)), "norm": six_digits(values[0]),
-            "relative_norm": six_digits(values[0] / root_mean_square) if number else None}
+            "effective_rank": six_digits(effective_rank(values)), "norm": six_digits(float(values[0])),
+            "relative_norm": six_digits(float(values[0] / root_mean_square)) if number else None}
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """The weight as the matrix (out, in * kernel), float64, with rows scaled to length one;
+    rows of zeros stay zero, and count as lost rank."""
+    matrix = weight.detach().double().flatten(1)
+    lengths = matrix.norm(dim=1, keepdim=True)
+    return matrix / lengths.where(lengths > 0, 1.0)
+
+
+def floored_condition(values: Tensor, floor: float = FLOOR) -> float | None:
+    """Largest singular value over the smallest of all, or over `floor` times the largest if
+    that is more, so that lost rank gives 1 / floor. None if all are zero."""
+    return float(values[0] / _floored(values, floor)[-1]) if values[0] > 0 else None
+
+
+def deficit(values: Tensor, floor: float = FLOOR) -> float | None:
+    """log10 of the root mean square of the singular values minus the mean of their log10, where
+    each counts as at least `floor` times the largest. If none is below that, this is
+    `sparsifiers.constraints.condition_penalty(W, "scale_invariant")` / (2n ln 10) for n singular
+    values: how far the determinant of W W^T falls short of what |W|_F allows. 0 if all are equal,
+    None if all are zero; the same for all multiples of W."""
+    if not values[0] > 0:
+        return None
+    values = _floored(values, floor)
+    found = values.square().mean().log10() / 2 - values.log10().mean()
+    return max(0.0, float(found))  # below zero by rounding alone
+
+
+def _floored(values: Tensor, floor: float) -> Tensor:
+    return values.clamp_min(floor * values[0])
+
+
+def row_conditioning(weight: Tensor) -> dict[str, float | None]:
+    """Of a folded weight (`folding.folded_weights`) as a matrix with rows of length one, by name:
+    `condition` (folded) and `floored_condition` (folded_floored), to six digits, and `deficit`
+    (folded_deficit), to six decimals. None for a weight of zeros."""
+    values = spectrum(unit_rows(weight))
+    number, floored, short = condition(values), floored_condition(values), deficit(values)
+    if number is None or floored is None or short is None:
+        return dict.fromkeys(FOLDED)
+    return {"folded": six_digits(number), "folded_floored": six_digits(floored),
+            "folded_deficit": round(short, 6)}
 
 
 # ------------------------------------------------------------------------------------------- what pruning alone does
@@ -80,7 +128,7 @@ def null_conditions(shape: tuple[int, ...], levels: Sequence[float], how: str, d
         raise UserError(f"entries go by magnitude or at random, not by '{how}'")
     if draws < 1 or not levels or min(levels) < 0 or round(max(levels) * count) >= count:
         raise UserError("there must be a draw, a level, and at every level an entry that is left")
-    found = [[] for _ in levels]
+    found: list[list[dict]] = [[] for _ in levels]
     for _ in range(draws):
         weight = _gaussian(shape, generator) * math.sqrt(2 / math.prod(shape[1:]))
         chance = torch.rand(shape, generator=generator, device=generator.device) if how == "random" else weight.abs()
@@ -89,20 +137,28 @@ def null_conditions(shape: tuple[int, ...], levels: Sequence[float], how: str, d
     return [{"level": level} | _over_draws(rows) for level, rows in zip(levels, found, strict=True)]
 
 
-def null_of(model: nn.Module, draws: int, generator: torch.Generator) -> dict[str, dict]:
+def null_of(model: nn.Module, draws: int, generator: torch.Generator,
+            by_rows: Collection[str] = ()) -> dict[str, dict]:
     """The same for every convolution and linear layer of a network: Gaussian weights of its shape that lose as many
     entries, the smallest, as its own has zeros. They are then scaled to the same Frobenius norm: what training and
     regularisers do to the size of a layer is not pruning's doing, and no standard deviation before pruning is on record
     of a network that was trained on afterwards; only `norm` depends on it. A claim that pruning makes networks
-    ill-conditioned has to beat this."""
+    ill-conditioned has to beat this. Layers named in `by_rows` also get the medians over the draws
+    of what `row_conditioning` finds, under `<name>_median`."""
     layers = {}
     for name, weight in effective_weights(model).items():
-        zeros, size, rows = int((weight == 0).sum()), float(weight.double().norm()), []
+        zeros, size, rows, scaled = int((weight == 0).sum()), float(weight.double().norm()), [], []
         for _ in range(draws):
             gaussian = _gaussian(weight.shape, generator)
-            pruned = _pruned(gaussian, gaussian.abs(), zeros)
+            sizes = gaussian.abs()  # no two are equal, and sorting them takes several times as long
+            largest_gone = sizes.flatten().kthvalue(zeros).values if zeros else 0.0
+            pruned = gaussian * (sizes > largest_gone)
             rows.append(conditioning(pruned * (size / pruned.norm()) if size else pruned))
+            if name in by_rows:
+                scaled.append(row_conditioning(pruned))
         layers[name] = _over_draws(rows)
+        if scaled:
+            layers[name] |= {f"{key}_median": _median(row[key] for row in scaled) for key in FOLDED}
     return layers
 
 
@@ -153,6 +209,23 @@ class Conditioning(Measurement, kind="conditioning"):
         over_null                median, over the layers of the value, of condition number over that of the null layer
         classifier_over_null     the same ratio for the classifier
         log_relative_norms_over  `log_relative_norms` minus that of the null layers
+
+    Condition numbers and norms above change if filters in front of a BatchNorm are rescaled, which
+    changes no logit. Six more parts do not, nor do they if a positive factor is moved across a ReLU
+    from a BatchNorm to the layers behind it. They are `row_conditioning` of `folded_weights`: the
+    median over the layers of the value, and that of the classifier, of
+
+        folded, classifier_folded                  the condition number, zeros left out
+        folded_floored, classifier_folded_floored  the same with zeros: at most 1 / `FLOOR`, which
+                                                   it is where rank is lost
+        folded_deficit, classifier_folded_deficit  `deficit`: 0 if all singular values are equal,
+                                                   and the larger the more are small or zero
+
+    With `null_draws` each of the six has a `null_<name>`, what null layers have (median over draws,
+    then over layers), and a `<name>_over_null`, the median over layers of the ratio to the null
+    layer, for deficits of the difference. The layers that count have the three numbers under
+    `layers`, and under `null` as `<name>_median`. For a network that torch.fx cannot trace, what
+    needs its folded weights is None, and `not_folded` says why.
     """
 
     null_draws: int = 0
@@ -175,8 +248,15 @@ class Conditioning(Measurement, kind="conditioning"):
                  "sparsity": (sum(int((w == 0).sum()) for w in weights.values())
                               / sum(w.numel() for w in weights.values()))}
         result = {"value": _median(layers[name]["condition"] for name in counted), "layers": layers, "parts": parts}
+        by_rows = dict.fromkeys(counted + linear[-1:])
+        try:
+            folded = folded_weights(model)
+        except UserError as error:
+            folded, result["not_folded"] = {}, str(error)
+        for name in by_rows:
+            layers[name] |= row_conditioning(folded[name]) if folded else dict.fromkeys(FOLDED)
         if self.null_draws:
-            null = null_of(model, self.null_draws, self._chance(weights))
+            null = null_of(model, self.null_draws, self._chance(weights), by_rows)
             medians = {name: layer["condition_median"] for name, layer in null.items()}
             over = {name: layers[name]["condition"] / medians[name] for name in layers if layers[name]["condition"]}
             relative = _log_product(layer["relative_norm"] for layer in null.values())
@@ -190,12 +270,31 @@ class Conditioning(Measurement, kind="conditioning"):
                       "log_relative_norms_over": (None if None in (relative, parts["log_relative_norms"])
                                                   else parts["log_relative_norms"] - relative)}
             result["null"] = null
+        parts |= _folded_parts(layers, result.get("null"), counted, "")
+        parts |= _folded_parts(layers, result.get("null"), linear[-1:], "classifier_")
         return result
 
     def _chance(self, weights: dict[str, Tensor]) -> torch.Generator:
         """A stream of its own for every network: its weights name it."""
         name = hashlib.sha256(b"".join(weight.cpu().numpy().tobytes() for weight in weights.values())).hexdigest()
         return stream(0, "null", self.identity, name, device=next(iter(weights.values())).device)
+
+
+def _folded_parts(layers: dict[str, dict], null: dict[str, dict] | None, names: list[str],
+                  prefix: str) -> dict[str, float | None]:
+    """Medians over the layers of these names of what `row_conditioning` finds, alone and beside
+    null layers."""
+    parts = {}
+    for key in FOLDED:
+        part, found = prefix + key, {name: layers[name][key] for name in names}
+        parts[part] = _median(found.values())
+        if null is not None:
+            alone = {name: null[name][f"{key}_median"] for name in names}
+            parts[f"null_{part}"] = _median(alone.values())
+            beside = operator.sub if key == "folded_deficit" else operator.truediv
+            parts[f"{part}_over_null"] = _median(beside(found[name], alone[name]) for name in names
+                                                 if found[name] is not None)
+    return parts
 
 
 def _log_product(values) -> float | None:
@@ -209,7 +308,7 @@ def _log_product(values) -> float | None:
 
 @settings
 class LocalLipschitz(Measurement, kind="local_lipschitz"):
-    """Mean over the first `images` test images (all, for None) of the local Lipschitz constant as Yang et al. 2020
+    """Mean over `images` test images (all, for None) of the local Lipschitz constant as Yang et al. 2020
     estimate it, from below, in the linf ball of radius `epsilon` within the box of the pixels:
 
         max over x' of |f(x) - f(x')|_1 / |x - x'|_inf
@@ -224,6 +323,8 @@ class LocalLipschitz(Measurement, kind="local_lipschitz"):
     step_size: float = 2 / 255
     steps: int = 10
     images: int | None = 100
+    revision: ClassVar[int] = 2  # the first one took the first images
+    sampled: ClassVar[bool] = True
 
     def check(self):
         self.require(0 < self.epsilon <= 1 and 0 < self.step_size <= 1,
@@ -238,7 +339,7 @@ class LocalLipschitz(Measurement, kind="local_lipschitz"):
     def __call__(self, model, splits):
         if is_noisy(model):
             raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
-        split = splits.test.first(self.images)
+        split = splits.test.sample(self.images)
         chance, found, sizes = stream(0, "local lipschitz", self.identity, device=split.images.device), [], []
         with under_attack(model):
             for images in split.images.split(BATCH):

@@ -79,7 +79,7 @@ class FileSize(Measurement, kind="file_size"):
 @torch.inference_mode()
 def _milliseconds(models: list[nn.Module], images: Tensor, repeats: int) -> list[float]:
     """Median time of a forward pass of each model; they take turns, so that a busy machine slows all of them alike."""
-    seconds = [[] for _ in models]
+    seconds: list[list[float]] = [[] for _ in models]
     for _ in range(WARM_UP + repeats):
         for model, taken in zip(models, seconds, strict=True):
             begun = time.perf_counter()
@@ -111,7 +111,8 @@ def step_costs(runs: dict[str, Run], image_shape: tuple[int, int, int], classes:
     most that is kept at a time for a backward pass, the weights themselves aside. Networks begin untrained; of runs
     that start from another only the network is built."""
     chance = stream(0, "step costs", device=device())
-    jobs, seconds, kept = {}, {name: [] for name in runs}, {}
+    jobs, kept = {}, {}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for name, run in runs.items():
         with global_seed(0, "step costs"):
             model = run.model.build(image_shape, classes).to(device(), memory_format=torch.channels_last).train()
@@ -138,7 +139,8 @@ class Kept:
 
     def __init__(self, model: nn.Module):
         self.spared = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.holders, self.bytes, self.peak = Counter(), 0, 0
+        self.holders: Counter[int] = Counter()  # by address of what is kept
+        self.bytes, self.peak = 0, 0
 
     def pack(self, tensor: Tensor) -> "_Held":
         return _Held(self, tensor)

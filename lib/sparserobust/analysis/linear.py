@@ -1,10 +1,12 @@
 """Linear classifiers under attack, where everything is exact (Guo et al. 2018, section 3.1)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sparserobust import imagewise
 from sparserobust.config import Measurement, settings
 from sparserobust.errors import UserError
 
@@ -44,18 +46,27 @@ class Binary:
         return float((self.margins > 0).double().mean())
 
     @property
+    def radii(self) -> Tensor:
+        """l2 distance (n,) to the boundary, zero for images that are misclassified."""
+        return self.margins.clamp_min(0) / self.weight.norm()
+
+    @property
     def r2(self) -> float:
-        """Measured: mean l2 distance to the boundary, zero for images that are misclassified."""
-        return float(self.margins.clamp_min(0).mean() / self.weight.norm())
+        """Measured: mean l2 distance to the boundary."""
+        return float(self.radii.mean())
 
     @property
     def r2_formula(self) -> float:
         """t / 2 w (mu_+ - mu_-) / |w|_2, equal to `r2` where both classes are classified equally well."""
         return self.accuracy / 2 * self.gap / float(self.weight.norm())
 
+    def reaches(self, epsilon: float) -> Tensor:
+        """Which images (n,) no perturbation of l-infinity size epsilon fools; the worst one is FGSM's here."""
+        return self.margins > epsilon * self.weight.abs().sum()
+
     def r_inf(self, epsilon: float) -> float:
-        """Measured: accuracy under the worst perturbation of l-infinity size epsilon, which is FGSM's here."""
-        return float((self.margins > epsilon * self.weight.abs().sum()).double().mean())
+        """Measured: accuracy under the worst perturbation of l-infinity size epsilon."""
+        return float(self.reaches(epsilon).double().mean())
 
     def r_inf_bound(self, epsilon: float) -> float:
         """t / (2 epsilon) w (mu_+ - mu_-) / |w|_1; vacuous where it exceeds one."""
@@ -65,11 +76,18 @@ class Binary:
 @settings
 class Theorem31(Measurement, kind="theorem_31"):
     """What theorem 3.1 says of a linear network of two classes, and what is measured: with w the difference of its two
-    rows, the bias that balances the accuracies on the training images, and as many test images of both classes. The
-    value is the measured r_2; the parts are its formula, r_inf and its bound at each radius, the norms of w, and the
-    numerator w (mu_+ - mu_-). Perturbed images may leave the box: the theorem knows none."""
+    rows, the bias that balances the accuracies on the training images, and as many test images of both classes
+    (or validation images, by `split`). The value is the measured r_2; the parts are its formula, r_inf and its bound at
+    each radius, the norms of w, and the numerator w (mu_+ - mu_-). Perturbed images may leave the box: the theorem
+    knows none."""
 
     radii: tuple[float, ...]
+    split: str = "test"  # test | validation
+    revision: ClassVar[int] = 2  # the first one took the first images of the larger class
+    sampled: ClassVar[bool] = True
+
+    def check(self):
+        self.choice("split", "test", "validation")
 
     def __call__(self, model, splits):
         weight, _ = weight_and_bias(model)
@@ -78,39 +96,51 @@ class Theorem31(Measurement, kind="theorem_31"):
         weight = weight[1] - weight[0]
         images, labels = splits.train.images.flatten(1).double(), splits.train.labels
         bias = balancing_bias(images @ weight, 2 * labels - 1)
-        images, labels = splits.test.images.flatten(1), splits.test.labels
+        split = getattr(splits, self.split).sample(None)
+        images, labels = split.images.flatten(1), split.labels
         fewest = int(labels.bincount(minlength=2).min())
-        chosen = torch.cat([(labels == c).nonzero()[:fewest, 0] for c in (0, 1)])
+        chosen = torch.cat([(labels == c).nonzero()[:fewest, 0] for c in (0, 1)]).sort().values
         theory = Binary.of(weight, bias, images[chosen], 2 * labels[chosen] - 1)
         parts = {"formula": theory.r2_formula, "accuracy": theory.accuracy, "numerator": theory.gap,
                  "l0": float((weight != 0).sum()), "l1": float(weight.abs().sum()), "l2": float(weight.norm())}
+        each = {"": imagewise.pack(theory.radii.cpu())}
         for radius in self.radii:
             parts |= {f"r_inf {radius:g}": theory.r_inf(radius), f"bound {radius:g}": theory.r_inf_bound(radius)}
-        return {"value": theory.r2, "total": 2 * fewest, "parts": parts}
+            each[f"r_inf {radius:g}"] = imagewise.pack(theory.reaches(radius).cpu())
+        return {"value": theory.r2, "total": 2 * fewest, "each": each, "parts": parts}
 
 
 @settings
 class LinearRadii(Measurement, kind="linear_radii"):
-    """Exact robustness of a linear network of any number of classes on the test images: the value is r_2, the mean l2
-    radius with zero for misclassified images, `relative` the mean of radius over |x|; at each linf radius, r_inf is the
-    share of images that no perturbation fools, `fgsm` of those that one step along the gradient's sign does not fool.
-    Perturbed images may leave the box."""
+    """Exact robustness of a linear network of any number of classes on the test images (or validation images,
+    by `split`): the value is r_2, the mean l2 radius with zero for misclassified images, `relative` the mean of radius
+    over |x|; at each linf radius, r_inf is the share of images that no perturbation fools, `fgsm` of those that one
+    step along the gradient's sign does not fool. Perturbed images may leave the box."""
 
     radii: tuple[float, ...]
+    split: str = "test"  # test | validation
+    revision: ClassVar[int] = 2  # the first one kept no values of single images
+    sampled: ClassVar[bool] = True
+
+    def check(self):
+        self.choice("split", "test", "validation")
 
     def __call__(self, model, splits):
         weight, bias = weight_and_bias(model)
-        images, labels = splits.test.images.flatten(1).double(), splits.test.labels
+        split = getattr(splits, self.split).sample(None)
+        images, labels = split.images.flatten(1).double(), split.labels
         r2 = exact_radii(weight, bias, images, labels, "l2")
         r_inf = exact_radii(weight, bias, images, labels, "linf")
         logits = images @ weight.T + bias
         gradient = (logits.softmax(1) - torch.nn.functional.one_hot(labels, len(weight))) @ weight
         parts = {"relative": float((r2 / images.norm(dim=1)).mean())}
+        each = {"": imagewise.pack(r2.cpu())} | {f"r_inf {radius:g}": imagewise.pack((r_inf > radius).cpu())
+                                                 for radius in self.radii}
         for radius in self.radii:
             fooled = (images + radius * gradient.sign()) @ weight.T + bias
             parts |= {f"r_inf {radius:g}": float((r_inf > radius).double().mean()),
                       f"fgsm {radius:g}": float((fooled.argmax(1) == labels).double().mean())}
-        return {"value": float(r2.mean()), "total": len(labels), "parts": parts}
+        return {"value": float(r2.mean()), "total": len(labels), "each": each, "parts": parts}
 
 
 def weight_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:

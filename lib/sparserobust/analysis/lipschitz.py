@@ -7,6 +7,7 @@ Frobenius norm of each weight), linf (largest absolute row sums). BatchNorm is f
 
 from collections.abc import Callable
 from math import gcd, prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,7 +60,8 @@ def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str =
 def guaranteed_radius(model: nn.Module, images: Tensor, labels: Tensor, norm: str = "l2") -> Tensor:
     """For each image the radius (n,) within which the class provably stays `labels`: the smallest over the other
     classes of logit difference over its bound (lemma 3.1); zero for images that are misclassified."""
-    bound = margin_bound(model, tuple(images.shape[1:]), norm).to(images.device)
+    channels, height, width = images.shape[1:]
+    bound = margin_bound(model, (channels, height, width), norm).to(images.device)
     with under_attack(model):
         logits = model(images).double()
     return smallest_radius(logits, labels, bound)
@@ -119,7 +121,9 @@ def _largest_singular_value(layer: nn.Conv2d, weight: Tensor, shape: torch.Size)
     a millionth."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator, dtype=weight.dtype).to(weight.device)
-    basis, diagonal, beside = x.flatten()[None] / x.norm(), [], []
+    basis = x.flatten()[None] / x.norm()
+    diagonal: list[float] = []
+    beside: list[float] = []
     while True:
         x = basis[-1].view(shape).requires_grad_(True)
         with torch.enable_grad():
@@ -160,7 +164,8 @@ class _Graph:
     and an upper bound of the Lipschitz constant of the map from the image to that (`constants`)."""
 
     def __init__(self, model: nn.Module, image_shape: tuple[int, int, int], norm: str):
-        self.model, self.norm, self.constants = model, norm, {}
+        self.model, self.norm = model, norm
+        self.constants: dict[fx.Node, float] = {}
         with torch.no_grad(), under_attack(model):
             try:
                 graph = _Tracer().trace(model)
@@ -168,7 +173,7 @@ class _Graph:
                 raise UserError(f"torch.fx cannot trace {type(model).__name__}: {str(error).splitlines()[0]}") from None
             run = fx.Interpreter(fx.GraphModule(model, graph), garbage_collect_values=False)
             run.run(torch.zeros(1, *image_shape).to(next(model.parameters())))
-            self.values = run.env
+            self.values: dict[fx.Node, Any] = run.env
             *nodes, output = graph.nodes
             for node in nodes:
                 self.constants[node] = self._constant(node)
@@ -178,23 +183,24 @@ class _Graph:
 
     def layer(self, node: fx.Node) -> nn.Module | None:
         """The layer that a node calls; None if it calls a function or a method."""
-        return self.model.get_submodule(node.target) if node.op == "call_module" else None
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def _constant(self, node: fx.Node) -> float:
         if node.op == "placeholder":
             return 1.0
         layer = self.layer(node)
-        call = type(layer).__name__ if layer is not None else getattr(node.target, "__name__", node.target)
+        args: tuple[Any, ...] = node.args
+        call = type(layer).__name__ if layer is not None else getattr(node.target, "__name__", str(node.target))
         sources = [source for source in node.all_input_nodes if self.constants[source]]
-        if not sources or call == "size" or (call, *node.args[1:]) == ("getattr", "shape"):
+        if not sources or call == "size" or (call, *args[1:]) == ("getattr", "shape"):
             return 0.0  # the same for all images
         if call in ("add", "sub") and not node.kwargs:
-            return sum(self._broadcast(source, node) for source in node.args if source in sources)
+            return sum(self._broadcast(source, node) for source in args if source in sources)
         if call == "cat":
-            found = [self.constants[source] for source in node.args[0]]
+            found = [self.constants[source] for source in args[0]]
             return max(found) if self.norm == "linf" else sum(c**2 for c in found) ** 0.5
         if call in ("mul", "truediv") and not node.kwargs:
-            moving, fixed = reversed(node.args) if call == "mul" and node.args[1] in sources else node.args
+            moving, fixed = reversed(args) if call == "mul" and args[1] in sources else args
             if moving in sources and fixed not in sources:
                 scale = self.values.get(fixed, fixed)
                 return self._broadcast(moving, node) * _largest(scale if call == "mul" else 1 / scale)
@@ -209,7 +215,8 @@ class _Graph:
 
     def _factor(self, node: fx.Node, layer: nn.Module | None, call: str, source: fx.Node) -> float | None:
         """The constant of one operation that reads `source`; None if it is not known."""
-        args, options = fx.node.map_arg((node.args[1:], node.kwargs), self.values.get)
+        args: tuple[Any, ...] = fx.node.map_arg(node.args[1:], self.values.get)
+        options: dict[str, Any] = fx.node.map_arg(node.kwargs, self.values.get)
         silent = call == "dropout" and options.get("training") is False
         if silent or isinstance(layer, HARMLESS) or call in HARMLESS_CALLS:
             return 1.0
@@ -222,14 +229,14 @@ class _Graph:
         if isinstance(layer, BATCH_NORM):
             return 1.0 if self._norm_after(source) is layer else _largest(_scale(layer))
         if call == "max_pool2d" or isinstance(layer, nn.MaxPool2d):
-            pool = layer or nn.MaxPool2d(*args, **options)
+            pool = layer if isinstance(layer, nn.MaxPool2d) else nn.MaxPool2d(*args, **options)
             return 1.0 if self.norm == "linf" else _windows(pool) ** 0.5
         if call in AVERAGE_CALLS or isinstance(layer, AVERAGES):
-            average = layer or (getattr(Tensor, call) if node.op == "call_method" else node.target)
+            average: Any = layer or (getattr(Tensor, call) if node.op == "call_method" else node.target)
             return self._averaging(lambda x: average(x, *args, **options), self.values[source])
         return None
 
-    def _norm_after(self, node: fx.Node) -> nn.Module | None:
+    def _norm_after(self, node: fx.Node) -> BATCH_NORM | None:
         """The BatchNorm that is to be folded into this convolution or linear layer: no one else reads the layer."""
         layer, readers = self.layer(node), [self.layer(user) for user in node.users]
         by_channel = isinstance(layer, nn.Conv2d | nn.Linear) and self.values[node].dim() == layer.weight.dim()

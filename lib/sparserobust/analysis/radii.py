@@ -2,16 +2,17 @@
 which no perturbation fools it is about margin over slope (Guo et al. 2018, lemma 3.1)."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 
+from sparserobust import imagewise
 from sparserobust.analysis import lipschitz
 from sparserobust.analysis.clever import clever
 from sparserobust.analysis.conditioning import condition, effective_weights, rank
 from sparserobust.analysis.linear import smallest_radius
 from sparserobust.attacks import CarliniWagnerL2, DeepFool, margin, predicted, runner_up, under_attack
 from sparserobust.config import Attack, Measurement, settings
-from sparserobust.data import Split
 from sparserobust.environment import stream
 from sparserobust.evaluation import reached
 from sparserobust.files import six_digits
@@ -20,7 +21,7 @@ from sparserobust.models import noise_off
 
 @settings
 class Margins(Measurement, kind="margins"):
-    """Of the first `images` test images, the value being the mean margin (logit of the label minus the highest other
+    """Of `images` test images, the value being the mean margin (logit of the label minus the highest other
     one) of those classified correctly:
 
         slope       mean, over the same images, of the largest gradient norm of the margin at `samples` random points of
@@ -38,6 +39,8 @@ class Margins(Measurement, kind="margins"):
     radius: float = 0.5
     samples: int = 20
     noise: bool = True
+    revision: ClassVar[int] = 2  # the first one took the first images
+    sampled: ClassVar[bool] = True
 
     def check(self):
         self.choice("norm", "l2", "linf")
@@ -52,8 +55,9 @@ class Margins(Measurement, kind="margins"):
         if not self.noise:
             with noise_off(model):
                 return replace(self, noise=True)(model, splits)
-        split = splits.test.first(self.images)
-        images, labels = _right(model, split)
+        split = splits.test.sample(self.images)
+        right = predicted(model, split.images) == split.labels
+        images, labels = split.images[right], split.labels[right]
         if not len(labels):
             raise RuntimeError(f"none of {len(split)} images is classified correctly: there is no margin to measure")
         chance = stream(0, "slopes", self.identity, device=images.device)
@@ -65,14 +69,22 @@ class Margins(Measurement, kind="margins"):
         sloping, wrong = slope > 0, len(split) - len(labels)
         ratio = float((margins / slope)[sloping].sum()) / (wrong + int(sloping.sum())) if sloping.any() else None
         guaranteed = float(smallest_radius(logits, labels, bounds).sum()) / len(split) if bounds.any() else None
-        parts = {"slope": float(slope.mean()), "bound": float(bounds[labels, runner_up(logits, labels)].mean()),
-                 "ratio": ratio, "guaranteed": guaranteed}
-        return {"value": float(margins.mean()), "total": len(labels), "parts": parts}
+        bound = bounds[labels, runner_up(logits, labels)]
+        parts = {"slope": float(slope.mean()), "bound": float(bound.mean()), "ratio": ratio, "guaranteed": guaranteed}
+
+        def each(values: torch.Tensor, misclassified: float = torch.nan) -> str:
+            whole = torch.full((len(split),), misclassified, dtype=torch.float64)
+            whole[right.cpu()] = values.double().cpu()
+            return imagewise.pack(whole)
+
+        return {"value": float(margins.mean()), "total": len(labels), "parts": parts,
+                "each": {"": each(margins), "slope": each(slope), "bound": each(bound),
+                         "ratio": each(torch.where(sloping, margins / slope, torch.nan), 0.0)}}
 
 
 @settings
 class RadiusOrder(Measurement, kind="radius_order"):
-    """Bounds from both sides, image by image, in l2, of the first `images` test images that are classified correctly:
+    """Bounds from both sides, image by image, in l2, of those of `images` test images that are classified correctly:
     guaranteed by Frobenius norms and by spectral norms, estimated by CLEVER, reached by C&W and by DeepFool (infinite
     where it does not fool). The true radius lies between the second and the last two; the value is the share of images
     on which these are in that order, which is 1 unless something is wrong. CLEVER bounds nothing: `clever_above` is the
@@ -84,6 +96,8 @@ class RadiusOrder(Measurement, kind="radius_order"):
     samples: int = 50
     cw: Attack = CarliniWagnerL2()
     deepfool: Attack = DeepFool()
+    revision: ClassVar[int] = 2  # the first one took the first images
+    sampled: ClassVar[bool] = True
 
     def check(self):
         self.require(min(self.images, self.radius, self.batches, self.samples) > 0,
@@ -95,7 +109,9 @@ class RadiusOrder(Measurement, kind="radius_order"):
         return self.images * per_image / 10_000
 
     def __call__(self, model, splits):
-        images, labels = _right(model, splits.test.first(self.images))
+        split = splits.test.sample(self.images)
+        right = predicted(model, split.images) == split.labels
+        images, labels = split.images[right], split.labels[right]
         chance = stream(0, "radius order", self.identity, device=images.device)
         radii = {f"guaranteed ({norm})": lipschitz.guaranteed_radius(model, images, labels, norm)
                  for norm in ("frobenius", "l2")}
@@ -109,12 +125,6 @@ class RadiusOrder(Measurement, kind="radius_order"):
                 "radii": {name: [six_digits(v) if v < float("inf") else None for v in values.tolist()]
                           for name, values in radii.items()},
                 "parts": {"clever_above": float((estimate > nearest).double().mean())}}
-
-
-def _right(model, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels of those that are classified correctly."""
-    right = predicted(model, split.images) == split.labels
-    return split.images[right], split.labels[right]
 
 
 @settings

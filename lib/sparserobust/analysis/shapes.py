@@ -6,8 +6,10 @@ from torch import nn
 from sparserobust.attacks import under_attack
 from sparserobust.models import noise_off
 
+Seen = tuple[nn.Conv2d | nn.Linear, torch.Size, torch.Size]
 
-def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[nn.Module, torch.Size, torch.Size]]:
+
+def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Seen]:
     """(layer, shape of its input, of its output), without the batch, for each time that one image (c, h, w) passes a
     convolution or a linear layer. The model comes back as it was."""
     seen = []

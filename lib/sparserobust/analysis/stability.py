@@ -1,9 +1,12 @@
 """How far the averaged output of a noisy network moves when its input moves."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparserobust import imagewise
 from sparserobust.attacks import l2_norm, per_image, under_attack
 from sparserobust.config import Measurement, settings
 from sparserobust.environment import global_seed, stream
@@ -22,14 +25,15 @@ class Stability(Measurement, kind="stability"):
     their activations, so a level stands for sigma up to that factor. `lengths` are those of d, for whole images with
     pixels in [0, 1]; x + d may leave that box, for clipping would shorten d. With `direction: random`, d is uniform on
     the sphere and the same at all levels; with `gradient`, it points where u of the label falls fastest, as seen with
-    other draws. The first `images` test images are used (all, for None).
+    other draws. `images` test images are drawn (all, for None).
 
     `value` is the exponent alpha: the slope of log(change) against log(length / level) by least squares, over all
     levels above 0 together, where the change is the mean over images of |u(x + d) - u(x)|. It mixes two slopes, in
     shares that depend on the grid: against log(length), by level in `slopes` (1 wherever d is so short that u is
     linear, with noise or without), and against log(1 / level) at equal length, `level_slope`, which alone says whether
     noise stabilises (above 0). `ratio` says it too: change at the highest level over change at the lowest above 0, mean
-    over lengths (below 1). `changes` and `largest` are the mean and the maximum over images, by level and length; the
+    over lengths (below 1). `changes` and `largest` are the mean and the maximum over images, by level and length, and
+    the parts `level <level>` the mean over both; the
     theorem bounds the maximum, and the mean can rise with the level where the maximum falls, since noise makes
     confident outputs less sure. `accuracy` is that of u, by level: a constant output is stable and useless.
     A slope or ratio is None where some change is 0, and `level_slope` where only one level is above 0.
@@ -40,6 +44,8 @@ class Stability(Measurement, kind="stability"):
     direction: str = "random"  # random | gradient
     draws: int = 16
     images: int | None = 100
+    revision: ClassVar[int] = 2  # the first one took the first images
+    sampled: ClassVar[bool] = True
 
     def check(self):
         self.require(min(self.levels, default=0) >= 0 < max(self.levels, default=0),
@@ -53,7 +59,7 @@ class Stability(Measurement, kind="stability"):
     def __call__(self, model, splits):
         layers = [m for m in model.modules() if isinstance(m, Noise)]
         self.require(bool(layers), "this network has no noise layers whose level could be set")
-        split, changes, accuracy = splits.test.first(self.images), [], []
+        split, changes, accuracy = splits.test.sample(self.images), [], []
         with under_attack(model), noise_off(model):  # noise_off: for the former levels, that it brings back
             for level in self.levels:
                 for layer in layers:
@@ -70,6 +76,8 @@ class Stability(Measurement, kind="stability"):
                 "level_slope": _slope(1 / level[noisy], mean[noisy]),
                 "slopes": [_slope(self.lengths, row) for row in mean],
                 "ratio": float((mean[high] / mean[low]).mean()) if mean[low].all() else None,
+                "each": {f"level {x:g}": imagewise.pack(changes[i].mean(0).numpy()) for i, x in enumerate(self.levels)},
+                "parts": {f"level {x:g}": float(row.mean()) for x, row in zip(self.levels, mean, strict=True)},
                 "changes": mean.tolist(), "largest": largest.tolist(), "accuracy": accuracy,
                 "levels": list(self.levels), "lengths": list(self.lengths)}
 

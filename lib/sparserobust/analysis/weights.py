@@ -1,5 +1,7 @@
 """What the weights of a network look like."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import nn
@@ -119,6 +121,12 @@ class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
     useless on clean images, and an attack may use them."""
 
     measurement: Measurement
+    sampled: ClassVar[bool] = True
+
+    @property
+    def revision(self) -> int:  # type: ignore[override]  # read only, as all fields are
+        """That of the other measurement."""
+        return self.measurement.revision
 
     @property
     def cost(self):

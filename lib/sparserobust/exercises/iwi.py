@@ -55,8 +55,9 @@ def stuck(small: nn.Module, wide: PreActResNet) -> tuple[dict[str, float], float
     with torch.no_grad():
         for name, old in inherited.items():
             weights[name].zero_()[tuple(map(slice, old.shape))] = old
-    nn.functional.cross_entropy(dead(images), torch.arange(8)).backward()
-    without = {name: (weight.grad == 0).float() for name, weight in weights.items()}
+    loss = nn.functional.cross_entropy(dead(images), torch.arange(8))
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    without = {name: (gradient == 0).float() for name, gradient in zip(weights, gradients, strict=True)}
     doubled = {name: float(none.mean()) for name, none in without.items()
                if none[0].numel() * len(none) == 4 * inherited[name].numel()}
     return doubled, float(torch.cat([none.flatten() for none in without.values()]).mean())
@@ -68,7 +69,7 @@ def exercise_3(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
     pairs = heirs_compared(experiment.nets[0], experiment.settings["inheritance"]["kappa"])
 
     def points(pair: str, metric: str = "pgd20") -> float:
-        effects = estimates.paired_effects(frame, metric, *pairs[pair])
+        effects = estimates.compared(frame, metric, *pairs[pair]).effects
         return sum(effects) / len(effects)
 
     heir = IWI[TICKET]
@@ -95,8 +96,8 @@ def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
     given = sparsity.prunable(answer) if isinstance(answer, nn.Module) else {}
     if {n: w.shape for n, w in given.items()} != {n: w.shape for n, w in begins.items()}:
         return not_yet("a network is expected, such as training.build(row['run'], splits) builds")
-    for name, weight in begins.items():
-        mine, weight = given[name].detach(), weight.detach()
+    for name, begun in begins.items():
+        mine, weight = given[name].detach(), begun.detach()
         if torch.equal(mine, weight):
             return not_yet(f"{name} has the values with which the ticket begins: only their signs should be left")
         if not torch.equal(mine.sign(), weight.sign()):

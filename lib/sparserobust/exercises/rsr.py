@@ -9,6 +9,7 @@ from pandas import DataFrame
 from sparserobust import estimates
 from sparserobust.config import Run
 from sparserobust.exercises.checks import Verdict, choice, chosen_run, exercise, number, rates
+from sparserobust.models import NoisyWeights
 from sparserobust.papers.rsr import ABLATED, BLACK_BOX, Experiment
 from sparserobust.runs import Store
 from sparserobust.sparsifiers import Magnitude
@@ -44,7 +45,7 @@ def exercise_2(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
                for method, stage in BLACK_BOX)
 
     def points(metric: str) -> float:
-        effects = estimates.paired_effects(frame, metric, rsr, at)
+        effects = estimates.compared(frame, metric, rsr, at).effects
         return sum(effects) / len(effects)
 
     noisy, quiet = points("square"), points("square_quiet")
@@ -61,6 +62,7 @@ def exercise_2(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
 def exercise_3(answer, experiment: Experiment, store: Store) -> Verdict:
     """Which layer of RSR (dense, first seed) keeps the most noise? Its name in `noise_scales` of the last epoch."""
     dense = _runs(experiment, "RSR")["dense"]
+    assert isinstance(dense.model, NoisyWeights)
     scales = store.record(dense)["history"][-1]["noise_scales"]
     loudest, quietest = (pick(scales, key=scales.get) for pick in (max, min))
     why = (f"it ends at {scales[loudest]:.3f}, where all began at {dense.model.initial_scale:g}, and the quietest, "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sparserobust.errors import UserError
 from sparserobust.models.gates import fold_gates
 from sparserobust.models.noise import NoisyConv2d
-from sparserobust.models.preact_resnet import Block, Ensemble
+from sparserobust.models.preact_resnet import Block, Ensemble, Member
 from sparserobust.models.winners import KWinners
 
 
@@ -40,8 +40,10 @@ def compact(model: Ensemble) -> Ensemble:
         raise UserError("compact knows noise on weights only if it is masked and of granularity channel")
     spreads = [layer.weight.std() for layer in noisy]
     for member in model.members:
+        assert isinstance(member, Member) and isinstance(member.stem, nn.Conv2d)
         member.stem = _narrowed(member.stem, member.stem)
         for block in member.blocks:
+            assert isinstance(block, Block)
             _shrink(block)
     for layer, spread in zip(noisy, spreads, strict=True):
         layer.noise.scale.data *= spread / layer.weight.std()  # which is larger without the zeros
@@ -50,6 +52,8 @@ def compact(model: Ensemble) -> Ensemble:
 
 class Pick(nn.Module):
     """Some channels (k,) of (n, c, h, w), as (n, k, h, w) in the same memory layout."""
+
+    channels: Tensor
 
     def __init__(self, channels: Tensor):
         super().__init__()

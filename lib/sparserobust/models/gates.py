@@ -62,6 +62,7 @@ class GatedConv2d(nn.Conv2d):
 def add_gates(layer: nn.Conv2d) -> None:
     """Make a convolution a gated one, which keeps its weight."""
     layer.__class__ = GatedConv2d
+    assert isinstance(layer, GatedConv2d)
     layer.draw_gates()
 
 
@@ -71,7 +72,7 @@ def fold_gates(model: nn.Module) -> None:
         with torch.no_grad():
             layer.weight.copy_(layer.effective_weight())
         del layer.log_alpha
-        layer.__class__ = nn.Conv2d
+        layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # its base, whose attributes it has
 
 
 def gated(model: nn.Module) -> dict[str, GatedConv2d]:

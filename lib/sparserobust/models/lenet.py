@@ -73,7 +73,8 @@ class Sequence(nn.Sequential):
         for layer in layers:
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 def pixels(image_shape: tuple[int, int, int]) -> int:

@@ -90,14 +90,18 @@ class WeightNoise(nn.Module):
 
 
 class NoisyConv2d(nn.Conv2d):
-    """A convolution with `noise` (`WeightNoise`) on its weight."""
+    """A convolution with `noise` on its weight."""
+
+    noise: WeightNoise
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.noise(self.weight), self.bias)
 
 
 class NoisyLinear(nn.Linear):
-    """A linear layer with `noise` (`WeightNoise`) on its weight."""
+    """A linear layer with `noise` on its weight."""
+
+    noise: WeightNoise
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.noise(self.weight), self.bias)

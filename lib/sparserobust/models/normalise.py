@@ -36,6 +36,9 @@ class NormalisedModel(Model):
 class Normalise(nn.Module):
     """(x - mean) / std, channel by channel, of images (n, c, h, w) in [0, 1]; mean and std are in 255ths."""
 
+    mean: Tensor  # (c, 1, 1)
+    std: Tensor
+
     def __init__(self, mean_255: Sequence[float], std_255: Sequence[float]):
         super().__init__()
         for name, values in (("mean", mean_255), ("std", std_255)):

@@ -5,6 +5,8 @@ is the mean of their logits. It is the discretisation of the Feynman-Kac formula
 members the expectation.
 """
 
+from collections.abc import Iterable, Sequence
+
 from torch import Tensor, nn
 
 from sparserobust.config import Model, settings
@@ -14,27 +16,48 @@ from sparserobust.models.noise import Noise
 
 @settings
 class PreActResNet(Model, kind="preact_resnet"):
-    """Depth 6n+2, widths w, 2w, 4w. `members` nets in an ensemble; `noise` relative to the standard deviation of the
-    activations it is added to (0.1 in the papers' ensembles). `gated`: the first convolution of each block has gates,
-    as in `WideResNet`; weights begin as they do without."""
+    """Depth 6n+2, widths w, 2w, 4w, or any three `widths`. `members` nets in an ensemble; `noise` relative to the
+    standard deviation of the activations it is added to (0.1 in the papers' ensembles). `gated`: the first convolution
+    of each block has gates, as in `WideResNet`; weights begin as they do without."""
 
     depth: int = 20
     width: int = 16
     members: int = 1
     noise: float = 0.0
     gated: bool = False
+    widths: tuple[int, ...] = ()  # channels of the three stages; none given: width, 2 width, 4 width
 
     def check(self):
         self.require(self.depth >= 8 and self.depth % 6 == 2, f"depth must be 6n+2 (8, 14, 20, ...), not {self.depth}")
         self.require(self.width >= 1 and self.members >= 1, "width and members start at 1")
         self.require(self.noise >= 0, "noise cannot be negative")
+        self.require(len(self.widths) in (0, 3) and min(self.widths, default=1) >= 1,
+                     f"widths are three numbers from 1, such as (16, 32, 64), not {self.widths}")
+        self.require(not self.widths or self.width == type(self).width,
+                     "widths replace width: give one of the two")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Channels of the three stages."""
+        return self.widths or (self.width, 2 * self.width, 4 * self.width)
 
     @property
     def cost(self) -> float:
-        return self.members * (self.depth - 2) * (1 + self.width / 16)
+        # each stage halves the sides of its maps: what is read and written goes by width / 2^stage
+        width = sum(w / 2**stage for stage, w in enumerate(self.stages)) / 3
+        return self.members * (self.depth - 2) * (1 + width / 16)
+
+    def weights(self, channels: int, classes: int, stages: Iterable | None = None):
+        """Number of convolution and linear weights for images of so many channels, in closed form.
+        `stages`: three other widths to count with, numbers or integer arrays that broadcast."""
+        a, b, c = self.stages if stages is None else stages
+        square = 9 * ((self.depth - 2) // 3 - 1)  # of 3x3 kernels from a stage to itself, per width^2
+        # the first stage has one such convolution more; 10 = 9 + 1: a 3x3 kernel, and a 1x1 shortcut
+        return self.members * (9 * channels * a + (square + 9) * a**2 + 10 * a * b + square * b**2
+                               + 10 * b * c + square * c**2 + classes * c)
 
     def build(self, image_shape, classes):
-        nets = [Member(image_shape[0], classes, (self.depth - 2) // 6, self.width, self.noise)
+        nets = [Member(image_shape[0], classes, (self.depth - 2) // 6, self.stages, self.noise)
                 for _ in range(self.members)]
         if self.gated:
             for block in (block for net in nets for block in net.blocks):
@@ -59,13 +82,12 @@ class Ensemble(nn.Module):
 class Member(nn.Module):
     """One net: stem without norm, three stages with strides 1, 2, 2, then norm, ReLU, global mean, linear."""
 
-    def __init__(self, channels: int, classes: int, blocks: int, width: int, noise: float):
+    def __init__(self, channels: int, classes: int, blocks: int, widths: Sequence[int], noise: float):
         super().__init__()
-        self.stem = convolution(channels, width, 3)
-        stages, channels = [], width
-        for stage in range(3):
+        self.stem: nn.Module = convolution(channels, widths[0], 3)
+        stages, channels = [], widths[0]
+        for stage, out in enumerate(widths):
             for block in range(blocks):
-                out = width * 2**stage
                 stages.append(Block(channels, out, 2 if stage and not block else 1, noise))
                 channels = out
         self.blocks = nn.Sequential(*stages)
@@ -84,7 +106,8 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, out: int, stride: int, noise: float):
         super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(channels), convolution(channels, out, 3, stride)
+        self.norm1: nn.Module = nn.BatchNorm2d(channels)
+        self.conv1 = convolution(channels, out, 3, stride)
         self.norm2, self.conv2 = nn.BatchNorm2d(out), convolution(out, out, 3)
         self.shortcut = convolution(channels, out, 1, stride) if stride != 1 or channels != out else None
         self.relu, self.noise = nn.ReLU(), Noise(noise)

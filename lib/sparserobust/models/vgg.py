@@ -99,7 +99,7 @@ def groups(channels: int, width: int, epsilon: float = 1e-5, dropout: Sequence[f
     """The layers of five groups of conv, norm, ReLU, each with pooling at its end: (n, channels, h, w) to
     (n, 8 width, h', w'). `epsilon` is that of the norms; `dropout`, a rate for each group, comes after all its
     convolutions but the last."""
-    layers = []
+    layers: list[nn.Module] = []
     for group, (times, convolutions) in enumerate(GROUPS):
         for number in range(convolutions):
             if dropout and number:

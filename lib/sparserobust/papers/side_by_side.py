@@ -4,17 +4,18 @@ A method is a way to get from nothing to a network of which a share of the weigh
 some training, a cut, some training of what is left. All methods take as many gradients per training image (`budget`),
 and are cut to the same number of remaining weights, or to the same number of remaining channels in each layer."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas
 
-from sparserobust import claims, estimates, scales, sweep, tables
+from sparserobust import claims, data, estimates, scales, sweep, tables
 from sparserobust.analysis import ChannelSparsity, WeightSparsity
 from sparserobust.config import Data, Dense, Inheritance, Measurement, Model, Objective, Recipe, Run, Sparsifier
-from sparserobust.models import NoisyWeights
+from sparserobust.errors import UserError
+from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.papers import tscnc
 from sparserobust.reported import Claim
 from sparserobust.runs import Store
@@ -29,8 +30,9 @@ NOISY = (FK, RSR)
 PAPERS = {FK: "Dinh et al. 2020", SPLITTING: "Dinh et al. 2020", IWI: "Wang et al. 2020", TICKET: "Wang et al. 2020",
           LASSO: "Rakin et al. 2019", RSR: "Rakin et al. 2019", GRADUAL: "Guo et al. 2018", TSCNC: "Feng et al. 2025"}
 ATTACKED = "pgd"  # the accuracy by which methods are ranked
+MARGIN = 1.0  # points within which there is no difference
 QUIET = {"clean": "clean_quiet", ATTACKED: "pgd_quiet"}  # the same with the noise off
-ACCURACIES = {"clean [%]": "clean", "PGD, averaged [%]": ATTACKED, "AutoAttack, noise off [%]": "autoattack"}
+ACCURACIES = {"clean [%]": "clean", "PGD, averaged [%]": ATTACKED}
 # what this project asks of the papers, of all alike: about whose answer, what, of which method, against which other
 QUESTIONS = {
     "FK": (PAPERS[FK], "a noisy ensemble, split while it is trained, beats a plain network cut as far", FK, MAGNITUDE),
@@ -77,6 +79,8 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
 def _row(experiment: Experiment, method: str, cut: str | None, level: float, seed: int, run: Run) -> dict:
     """A grid row with what is measured on it besides."""
     names, settings = {}, experiment.settings
+    if seed == experiment.seeds[0] and "health" in settings:
+        names["health"] = settings["health"]
     if method in NOISY:
         names |= settings["quiet"]
     if seed == experiment.seeds[0] and method in settings["autoattack_methods"]:
@@ -109,12 +113,43 @@ def pruner(cut: str, level: float, criterion: str = "filters") -> Sparsifier:
     return Magnitude(sparsity=level) if cut == WEIGHTS else Channels(share=level, criterion=criterion)
 
 
+def small_model(model: Model, level: float, settings: Data) -> PreActResNet:
+    """`model` with narrower stages: as many convolution and linear weights as a cut at `level` (the
+    share that is removed) leaves of it. Among all widths whose count is within 1 % of that, the ones
+    whose proportions are closest to those of `model`: with the least ratio of the largest to the
+    smallest of the three quotients new width / old width.
+
+    `UserError` where no count is within 1 %, or where `model` is of a kind not known here."""
+    if not isinstance(model, PreActResNet) or settings.name not in data.IMAGES:
+        raise UserError(f"'{SMALL}' is known for preact_resnet on {', '.join(data.IMAGES)}, not for {model.kind} on "
+                        f"{settings.name}: choose one of these in the scale file")
+    if not 0 <= level < 1:
+        raise UserError(f"a level is the share of weights removed, in [0, 1), not {level:g}")
+    channels, classes = data.channels(settings), data.classes(settings)
+    dense = model.weights(channels, classes)
+    left = dense - round(level * dense)
+    about = [int(width * (1 - level) ** 0.5) for width in model.stages]  # counts grow with width^2
+    ranges = [np.arange(max(1, w - 4 - w // 8), w + 5 + w // 8) for w in about]
+    widths = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, 3)
+    counts = model.weights(channels, classes, widths.T)
+    missed = np.abs(counts - left)
+    if missed.min() > 0.01 * left:
+        raise UserError(f"a cut at level {level:g} leaves {left} weights; no '{SMALL}' network comes "
+                        f"within 1 % of that (nearest: {counts[missed.argmin()]}): choose another "
+                        "level, or a wider network")
+    quotients = widths / model.stages
+    distortion = quotients.max(1) / quotients.min(1)
+    distortion[missed > 0.01 * left] = np.inf
+    best = np.lexsort((missed, distortion))[0]
+    return replace(model, width=PreActResNet.width, widths=widths[best].tolist())
+
+
 def _methods(settings: dict, seed: int, cut: str, level: float) -> Iterator[tuple[str, Run]]:
     """Every method at one level, and the run that ends it. Each takes the whole budget."""
     whole, kept = settings["recipe"]["epochs"], settings["after_cut"]["epochs"]
     before = whole - kept  # epochs before the cut
     own = settings["methods"]
-    model = Model.parse(settings["model"])
+    model: Any = Model.parse(settings["model"])  # one that has a width
     usual = trained(settings, seed, before)
 
     def tuned(start: Run, criterion: str = "filters", at: float = level, epochs: int | None = None) -> Run:
@@ -125,8 +160,7 @@ def _methods(settings: dict, seed: int, cut: str, level: float) -> Iterator[tupl
         return after(settings, chosen, FixedMask(), kept - own["score_epochs"])
 
     if cut == WEIGHTS:
-        width = max(1, round(model.width * (1 - level) ** 0.5))  # weights go by the square of the width
-        yield SMALL, trained(settings, seed, model=replace(model, width=width))
+        yield SMALL, trained(settings, seed, model=small_model(model, level, usual.data))
     else:  # the same architecture as all that are cut, channels chosen by the weights they begin with
         yield SMALL, replace(trained(settings, seed), start=trained(settings, seed, 0), sparsifier=pruner(cut, level))
     yield ONE_SHOT, tuned(trained(settings, seed), epochs=0)
@@ -260,14 +294,13 @@ def _removed(frame: pandas.DataFrame) -> list[str]:
             for cut, level in zip(frame["cut"], frame["level"], strict=True)]
 
 
-def answers(experiment: Experiment, store: Store, metric: str, cut: str, level: float) -> dict[str, np.ndarray]:
-    """For `estimates.ranking`: of every method at a cut which test images (seeds, images) were classified right under a
-    measurement that keeps `answers`."""
-    found: dict[str, list] = {}
-    for row in experiment.rows(cut=cut, level=level):
-        right = store.measure(row["run"], experiment.measurements[metric])["right"]
-        found.setdefault(row["method"], []).append([int(answer) for answer in right])
-    return {method: np.array(right) for method, right in found.items()}
+def answers(frame: pandas.DataFrame, metric: str, cut: str, level: float) -> dict[str, np.ndarray]:
+    """For `estimates.ranking`: of every method at a cut which test images (seeds, images) were classified correctly,
+    on the seeds that all methods have; methods of which no answers were kept are left out."""
+    rows = estimates.matching(frame, {"metric": metric, "cut": cut, "level": level}).dropna(subset="each")
+    packed = rows.pivot(index="seed", columns="method", values="each")[rows["method"].unique()].dropna()
+    values = estimates.common(packed.to_numpy().T.ravel().tolist())
+    return dict(zip(packed.columns, values.reshape(packed.shape[1], len(packed), -1), strict=True))
 
 
 def ranks(ranking: pandas.DataFrame) -> pandas.DataFrame:
@@ -285,24 +318,34 @@ def front(points: pandas.DataFrame, x: str, y: str) -> pandas.DataFrame:
     return ordered[ordered[y] > ordered[y].cummax().shift(fill_value=-np.inf)].drop(columns="rounded")
 
 
-def judged(experiment: Experiment, store: Store) -> pandas.DataFrame:
-    """The ledger: every question at every cut, by accuracy under PGD with averaged gradients, in points, paired by seed
-    and image. With three seeds neither Student's interval over seeds nor a bootstrap over seeds and images knows all of
-    the doubt: the first says nothing of other images, the second too little of other seeds. The interval is what both
-    together span. Of channels no scores are learned: there `MAGNITUDE` stands for `SCORES`."""
-    rows, dense = [], answers(experiment, store, ATTACKED, None, 0.0)
+def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:
+    """All comparisons: every question at every cut, by accuracy under PGD with averaged gradients and by clean
+    accuracy, in points, paired by seed and image. Of channels no scores are learned: there `MAGNITUDE` stands for
+    `SCORES`."""
+    rows, dense = [], {"method": DENSE, "cut": None}
     for cut, level in experiment.cuts:
-        right = answers(experiment, store, ATTACKED, cut, level) | dense
         for name, (asked_of, statement, method, against) in QUESTIONS.items():
             against = MAGNITUDE if cut == CHANNELS and against == SCORES else against
-            claim = Claim(id=f"{name} {named(cut, level)}", statement=f"{asked_of}: {statement}",
-                          quantity=f"accuracy under PGD: {method} minus {against}", unit="percentage points",
-                          direction="increase", value=None, kind="open", grade="derived", source=None)
-            ours, *spans = estimates.difference(right[method], right[against])
-            by_seed = 100 * (right[method].mean(1) - right[against].mean(1))
-            spans += [end for end in estimates.interval(by_seed.tolist()) if not math.isnan(end)]
-            rows.append(claims.estimated(claim, ours, min(spans), max(spans), len(by_seed), "06_side_by_side, claims"))
+            here = {"cut": cut, "level": level}
+            reference = dense if against == DENSE else {"method": against} | here
+            for metric, what in ((ATTACKED, "under PGD"), ("clean", "on clean images")):
+                claim = Claim(id=f"{name} {named(cut, level)}" + (", clean" if metric == "clean" else ""),
+                              statement=f"{asked_of}: {statement}",
+                              quantity=f"accuracy {what}: {method} minus {against}",
+                              unit="percentage points", direction="increase", value=None, kind="open",
+                              grade="derived", source=None, margin=MARGIN,
+                              margin_why="about the difference between two seeds")
+                found = estimates.compared(frame, metric, {"method": method} | here, reference)
+                rows.append(claims.judged(claim, found, "06_side_by_side, claims"))
     return pandas.DataFrame(rows)
+
+
+def ledger(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """The comparisons under attack as one family (`claims.together`), each question in words."""
+    attacked = rows[~rows["claim"].str.endswith(", clean")].reset_index(drop=True)
+    name, cut = attacked["claim"].str.split(n=1).str[0], attacked["claim"].str.split(n=1).str[1]
+    words = [f"{QUESTIONS[n][1][0].upper()}{QUESTIONS[n][1][1:]} ({c} removed)" for n, c in zip(name, cut, strict=True)]
+    return claims.together(attacked.assign(line=attacked["claim"], words=words))
 
 
 def in_words(ledger: pandas.DataFrame) -> pandas.DataFrame:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
+from typing import Any
 
 import pandas
 
@@ -20,7 +21,8 @@ TRAININGS = ("natural", "adversarial")
 TWO, TEN = "linear, two digits", "linear, ten digits"
 MAGNITUDE, CONTROL, ONE_SHOT = "magnitude", "trained on", "not retrained"
 SURGERY, WINNERS, L1 = "surgery", "k-winners", "L1 on activations"
-VARIANTS = {"layer by layer": {"scope": "layerwise"}, "global, last kept": {"keep_last": True},
+VARIANTS: dict[str, dict[str, Any]] = {
+            "layer by layer": {"scope": "layerwise"}, "global, last kept": {"keep_last": True},
             "layer by layer, last kept": {"scope": "layerwise", "keep_last": True}}
 # heading: metric, and what it is multiplied by to be shown: rates in percent, distances as they are
 LINF = {"FGSM": ("fgsm", 100), "rFGSM": ("rfgsm", 100), "PGD-40": ("pgd40", 100)}
@@ -28,16 +30,19 @@ L2 = {"DeepFool": ("deepfool", 1), "C&W": ("cw", 1)}
 CLEAN = {"clean": ("clean", 100)}
 RELATIVE = {"DeepFool, relative": ("deepfool relative", 1), "C&W, relative": ("cw relative", 1)}
 LADDER = ("guaranteed (frobenius)", "guaranteed (l2)", "CLEVER", "C&W", "DeepFool")  # from below upwards
-SCATTER = 1.0  # points: what "no worse" allows clean accuracy
+HEAVY = 0.9  # share of weights that goes without loss of accuracy, according to claim C7
 LOST = 0.02  # of clean accuracy: nets below the dense one's by more have collapsed
 WHERE = {"C1": "figure 1", "C2": "figure 1", "C3": "figure 2", "C4": "table 2", "C5": "theorem 3.2", "C6": "figure 3",
          "C7": "figure 2"}
-SLACK = 0.01  # what "no worse" allows a linear classifier's r_2, in l2 distance
 
 
 class Experiment(sweep.Experiment):
     """Grid rows: `net` (the paper's), `ours` (what stands for it), `training`, `method` (how it became sparse), `level`
     (how much, in the method's own unit), `seed`, `run`, `also`."""
+
+    def protocol(self, net: str) -> dict[str, Measurement]:
+        """The attacks on a network, by metric."""
+        return {name: Measurement.parse(m) for name, m in self.of(net)["protocol"].items()}
 
     def dense(self, **labels) -> dict:
         """The dense row, of the first seed, with these labels."""
@@ -68,8 +73,9 @@ def _linear_rows(settings: dict, task: str, seed: int) -> list[dict]:
     kind = "theorem_31" if task == TWO else "linear_radii"
     also = {"clean": Measurement.parse({"kind": "accuracy"}),
             "linear": Measurement.parse({"kind": kind, "radii": settings["radii"]})}
+    chosen = {"validation": Measurement.parse({"kind": kind, "radii": settings["radii"], "split": "validation"})}
     return [{"net": task, "ours": task, "training": "natural", "method": method, "level": level, "seed": seed,
-             "run": run, "also": also} for method, level, run in runs]
+             "run": run, "also": also | (chosen if level else {})} for method, level, run in runs]
 
 
 def _chain(dense: Run, levels: list[float], recipe: Recipe, sparsifier) -> dict[float, Run]:
@@ -127,6 +133,8 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
     """What is measured on a row."""
     names = dict(settings["protocol"])
     method = row["method"]
+    if method in (MAGNITUDE, L1):  # at which level to compare is not chosen on test images
+        names |= {f"validation {norm}": m for norm, m in settings["choice"].items()}
     if method in (CONTROL, ONE_SHOT, *VARIANTS):
         names = {name: m for name, m in names.items() if name in settings["control_protocol"]}
     if method in ("dense", MAGNITUDE, CONTROL, ONE_SHOT):
@@ -137,6 +145,9 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
         names |= settings.get("square", {})
     if first and method in ("dense", MAGNITUDE, SURGERY) and row["training"] == "natural":
         names |= settings.get("layers", {})
+    if first and "health" in settings and (method == "dense" or row["level"] in settings.get("health_levels", {}).get(
+            method, ())):
+        names["health"] = settings["health"]
     if first and method == "dense":
         names |= settings.get("order", {})
         if row["training"] == "natural":
@@ -160,8 +171,9 @@ def series(frame: pandas.DataFrame, metric: str, methods: dict[str, str], **labe
     """The rows of a metric with these labels, under `series` what the method is called in a figure (`methods`); every
     series begins with the dense net."""
     chosen = estimates.matching(frame, {"metric": metric} | labels)
-    return pandas.concat([chosen[chosen["method"].isin(["dense", method])].assign(series=name)
-                          for method, name in methods.items() if method in set(chosen["method"])])
+    lines = [chosen[chosen["method"].isin(["dense", method])].assign(series=name)
+             for method, name in methods.items() if method in set(chosen["method"])]
+    return pandas.concat([chosen.iloc[:0].assign(series=""), *lines])
 
 
 def by_seed(frame: pandas.DataFrame, metric: str, **labels) -> pandas.DataFrame:
@@ -217,9 +229,11 @@ def net_panels(frame: pandas.DataFrame, experiment: Experiment, rows: dict[str, 
                 continue
             lines.append(series(frame, metric, methods, **own))
             if marks and metric != "clean":
-                best = estimates.best_level(pandas.concat([dense, pruned]))
+                chosen = levels(frame, metric, method=MAGNITUDE, **own)
+                best = max(chosen.values(), key=list(chosen.values()).count) if chosen else None
                 marked.append((methods[MAGNITUDE], best, falls_below(pruned, dense)))
-        return {"frame": pandas.concat(lines), "marks": marked, "log": metric in log}
+        whole = pandas.concat([frame.iloc[:0].assign(series=""), *lines])
+        return {"frame": whole, "marks": marked, "log": metric in log}
 
     return _panels(rows, nets or experiment.nets, panel)
 
@@ -268,28 +282,62 @@ def overview(grid: list[dict]) -> pandas.DataFrame:
 
 
 def peaks(frame: pandas.DataFrame, net: str, training: str, columns: dict[str, tuple[str, float]]) -> pandas.DataFrame:
-    """One line per attack: the dense value; the sparsity at which magnitude pruning is best and what it gains there
-    (level chosen on the other seeds) over the dense net and over one trained as long; the sparsity at which it falls
-    below the dense one, and what clean accuracy has lost there. Student's 95 % intervals over seeds."""
+    """One line per attack: the dense value; the sparsity at which magnitude pruning is best on the validation split and
+    what it gains there on the test split over the dense net and over one trained as long; the sparsity at which it
+    falls below the dense one, and what clean accuracy has lost there. 95 % intervals over seeds and images."""
     labels = {"net": net, "training": training}
     clean = by_seed(frame, "clean", method=MAGNITUDE, **labels), by_seed(frame, "clean", method="dense", **labels)
     lines = {}
     for attack, (metric, factor) in columns.items():
         pruned, dense = (by_seed(frame, metric, method=m, **labels) for m in (MAGNITUDE, "dense"))
-        longer = by_seed(frame, metric, method=CONTROL, **labels)
+        if pruned.empty or dense.empty:
+            continue
         below = falls_below(pruned, dense)
         lost = 100 * (clean[0].loc[below] - clean[1].iloc[0]).mean() if below is not None else None
+        best = levels(frame, metric, method=MAGNITUDE, **labels)
         lines[attack] = {
-            "dense": tables.mean(factor * dense.iloc[0], factor), "best at": _percent(estimates.best_level(pruned)),
-            "gain over dense": _gain(pruned, dense, factor),
-            "gain over equal training": "" if longer.empty else _gain(pruned, longer, factor),
+            "dense": tables.mean(factor * dense.iloc[0], factor),
+            "best at": ", ".join(dict.fromkeys(_percent(level) for level in best.values())),
+            "gain over dense": _gain(frame, metric, labels, best, {"method": "dense", "level": 0.0}, factor),
+            "gain over equal training": _gain(frame, metric, labels, best, {"method": CONTROL}, factor),
             "below dense from": "" if below is None else _percent(below),
             "clean accuracy lost there": "" if lost is None else f"{lost:+.1f}"}
     return pandas.DataFrame.from_dict(lines, orient="index")
 
 
-def _gain(values: pandas.DataFrame, reference: pandas.DataFrame, factor: float) -> str:
-    return tables.effect([factor * g for g in estimates.gains(values, reference)], tables.digits(factor))
+def levels(frame: pandas.DataFrame, metric: str, **labels) -> dict[int, float]:
+    """For each seed the level at which a method is judged: the best one on the validation split, of the other seeds
+    (`estimates.chosen_levels`). Under l-infinity attacks PGD-40 chooses, under l2 attacks DeepFool; of linear networks
+    the quantity itself. Empty where nothing was measured on the validation split."""
+    if metric.startswith("linear"):
+        name = metric.replace("linear", "validation", 1)
+    else:
+        name = "validation linf" if metric in {m for m, _ in LINF.values()} else "validation l2"
+    validation = by_seed(frame, name, **labels)
+    return {} if validation.empty else estimates.chosen_levels(validation)
+
+
+def _runs_at(frame: pandas.DataFrame, chosen: dict[int, float] | None = None, **labels) -> dict[int, str]:
+    """Seed to run of the rows with these labels, at a level that may differ from seed to seed."""
+    rows = estimates.matching(frame, labels).drop_duplicates(["seed", "level"])
+    return {row["seed"]: row["run"] for row in rows.to_dict("records")
+            if chosen is None or chosen.get(row["seed"]) == row["level"]}
+
+
+def _at_chosen(frame: pandas.DataFrame, metric: str, labels: dict, best: dict[int, float], reference: dict,
+               factor: float, method: str = MAGNITUDE) -> estimates.Comparison:
+    """A method at the level of each seed, against a reference: at a level of its own, or else at the same."""
+    if not best:
+        return estimates.Comparison(None, [], "no level was chosen on the validation split")
+    treated = _runs_at(frame, best, method=method, **labels)
+    against = _runs_at(frame, None if "level" in reference else best, **labels, **reference)
+    return estimates.compared_runs(frame, metric, {seed: (treated[seed], against[seed]) for seed in treated
+                                                   if seed in against}, factor)
+
+
+def _gain(frame: pandas.DataFrame, metric: str, labels: dict, best: dict[int, float], reference: dict,
+          factor: float) -> str:
+    return tables.effect(_at_chosen(frame, metric, labels, best, reference, factor), tables.digits(factor))
 
 
 def _percent(level: float) -> str:
@@ -301,17 +349,21 @@ def _where(claim: str) -> str:
 
 
 def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, dict]) -> pandas.DataFrame:
-    """The ledger: the paper's claims, for each net and attack; where the paper leaves open what is compared, rows of
-    this project's own: against a dense net trained as long, and for adversarially trained nets. `masks` are
+    """All comparisons: the paper's claims, for each net and attack; where the paper leaves open what is compared, rows
+    of this project's own: against a dense net trained as long, and for adversarially trained nets. `masks` are
     `RandomMasks` results by net, each of one network, which can refute C5.l2 and not bear it out; C5.linf has no row:
     no weight returns, so the mean bound falls by construction."""
     record, rows = reported.load(PAPER), []
-    for claim, name, factor, values in _effects(frame, experiment):
-        unit, margin = ("percentage points", SCATTER) if factor == 100 else ("l2 distance", SLACK)
-        said = replace(record.claim(claim), id=f"{claim} {name}", unit=unit, value=None, lower_bound=False)
+    points, distance = record.claim("C3.inf"), record.claim("C3.l2")
+    for claim, name, factor, found in _comparisons(frame, experiment):
+        like = points if factor == 100 else distance
+        said = replace(record.claim(claim), id=f"{claim} {name}", value=None, lower_bound=False, margin=like.margin,
+                       margin_why=like.margin_why, unit="percentage points" if factor == 100 else "l2 distance")
         if claim == "C7":
             said = replace(said, quantity="clean accuracy with 90 % of the weights removed, minus dense")
-        rows.append(claims.judged(said, [factor * v for v in values], margin, _where(claim)))
+        elif claim == "C4":
+            said = replace(said, quantity="r_2 or r_inf: extreme sparsity minus dense")
+        rows.append(claims.judged(said, found, _where(claim)))
     for net, result in masks.items():
         paths = [result["joint"]["l2"], *(layer["l2"] for layer in result["single"].values())]
         falls = [after < before for path in paths for before, after in pairwise([1.0, *path])]
@@ -321,38 +373,45 @@ def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, dic
     return pandas.DataFrame(sorted(rows, key=lambda row: row["claim"].split()[0]))
 
 
-def _effects(frame: pandas.DataFrame, experiment: Experiment) -> Iterator[tuple[str, str, float, list[float]]]:
-    """(claim, of what, factor, effect of each seed)."""
+def _comparisons(frame: pandas.DataFrame,
+                 experiment: Experiment) -> Iterator[tuple[str, str, float, estimates.Comparison]]:
+    """(claim, of what, factor, what came out)."""
     radii = dict(zip((TWO, TEN), experiment.settings["linear"]["judged_radii"], strict=True))
+    dense = {"method": "dense", "level": 0.0}
     for task, method in product(radii, ("lasso", MAGNITUDE)):
+        own = {"net": task}
         for claim, metric, factor in (("C1", f"linear r_inf {radii[task]:g}", 100), ("C2", "linear", 1)):
-            sparse, dense = (by_seed(frame, metric, net=task, method=m) for m in (method, "dense"))
-            values = estimates.gains(sparse, dense)  # C2 says that dense is no worse: then it is the loss that counts
-            yield claim, f"{task}, {method}", factor, [-v for v in values] if claim == "C2" else values
+            best = levels(frame, metric, method=method, **own)
+            # C2 says that dense is no worse: then it is the loss that counts
+            yield claim, f"{task}, {method}", factor, _at_chosen(frame, metric, own, best, dense,
+                                                                 -factor if claim == "C2" else factor, method)
     for net, training, (attack, (metric, factor)) in product(experiment.nets, TRAININGS, (LINF | L2).items()):
-        pruned, dense, longer = (by_seed(frame, metric, net=net, training=training, method=m)
-                                 for m in (MAGNITUDE, "dense", CONTROL))
-        if pruned.empty:
+        own = {"net": net, "training": training}
+        if by_seed(frame, metric, method=MAGNITUDE, **own).empty:
             continue
-        claim = "C3.inf" if attack in LINF else "C3.l2"
-        name = f"{net}, {attack}"
+        best = levels(frame, metric, method=MAGNITUDE, **own)
+        claim, name = "C3.inf" if attack in LINF else "C3.l2", f"{net}, {attack}"
+        name += ", adversarial" if training == "adversarial" else ""
+        yield claim, name, factor, _at_chosen(frame, metric, own, best, dense, factor)
+        controlled = CONTROL in set(estimates.matching(frame, own | {"metric": metric})["method"])
+        if controlled:
+            yield claim, f"{name}, equal training", factor, _at_chosen(frame, metric, own, best, {"method": CONTROL},
+                                                                       factor)
         if training == "adversarial":
-            yield claim, f"{name}, adversarial", factor, estimates.gains(pruned, dense)
             continue
-        yield claim, name, factor, estimates.gains(pruned, dense)
-        if not longer.empty:
-            yield claim, f"{name}, equal training", factor, estimates.gains(pruned, longer)
-        path = pandas.concat([dense, pruned])
-        yield "C4", name, factor, [-g for g in estimates.gains(path, path.iloc[-1:])]
-        sparse = by_seed(frame, metric, net=net, method=L1)  # k-winners mask their gradients: nothing to judge by
-        if not (sparse.empty or longer.empty):
-            yield "C6", f"{net}, {L1}, {attack}", factor, estimates.gains(sparse, longer.iloc[:1])
+        furthest = {"method": MAGNITUDE, "level": max(experiment.of(net)["levels"])}
+        yield "C4", name, factor, estimates.compared(frame, metric, own | furthest, own | dense, factor)
+        # k-winners mask their gradients: nothing to judge by
+        if controlled and L1 in set(frame[frame["net"] == net]["method"]):
+            one_step = {"method": CONTROL, "level": min(experiment.of(net)["levels"])}
+            yield "C6", f"{net}, {L1}, {attack}", factor, _at_chosen(
+                frame, metric, own, levels(frame, metric, method=L1, **own), one_step, factor, L1)
     for net in experiment.nets:
-        pruned, dense, longer = (by_seed(frame, "clean", net=net, training="natural", method=m).reindex([level])
-                                 for m, level in ((MAGNITUDE, 0.9), ("dense", 0.0), (CONTROL, 0.9)))
-        for name, reference in ((net, dense), (f"{net}, equal training", longer)):
-            if not (pruned.isna().all(axis=None) or reference.isna().all(axis=None)):
-                yield "C7", name, 100, estimates.gains(pruned, reference)
+        own = {"net": net, "training": "natural"}
+        for name, reference in ((net, dense), (f"{net}, equal training", {"method": CONTROL, "level": HEAVY})):
+            found = estimates.compared(frame, "clean", own | {"method": MAGNITUDE, "level": HEAVY}, own | reference)
+            if found.effects:
+                yield "C7", name, 100, found
 
 
 def tidy_radii(results: dict[str, dict]) -> pandas.DataFrame:

@@ -2,6 +2,7 @@
 what a person can do to them by hand."""
 
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pandas
@@ -32,8 +33,9 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     settings = scales.load(scale, PAPER)
     chosen = scales.checked_seeds(seeds, settings["seeds"])
     objectives = {NATURAL: Natural(), ADVERSARIAL: Objective.parse(settings["objective"])}
-    parts = {"data": Data.parse(settings["data"]), "model": Model.parse(settings["model"]),
-             "recipe": Recipe.parse(settings["recipe"])}
+    parts: dict[str, Any] = {
+        "data": Data.parse(settings["data"]), "model": Model.parse(settings["model"]),
+        "recipe": Recipe.parse(settings["recipe"])}
     grid = [{"net": net, "seed": seed, "run": Run(objective=objective, seed=seed, **parts)}
             for net, objective in objectives.items() for seed in chosen]
     measurements = {"clean": Measurement.parse({"kind": "accuracy"})}

@@ -23,18 +23,23 @@ from sparserobust.sparsifiers.constraints import condition_penalty
 PAPER = "tscnc"
 TRADES, LONGER = "TRADES", "TRADES, trained on"
 LWM, HYDRA, TSC, CNC, BOTH, GATES = "LWM", "HYDRA", "+TSC", "+CNC", "TSCNC", "gates alone"
-ALL_LAYERS = "CNC, all layers"
+ALL_LAYERS, RELEASED, DECAY = "CNC, all layers", "TSCNC, as released", "TSC, decay alone"
 METHODS = (LWM, HYDRA, TSC, CNC, BOTH)
 PRETRAINED = {LWM: TRADES, HYDRA: TRADES}  # the dense network that a method prunes, where it has not its own name
 DENSE, CONTROL, SCORES, PRUNED, VARIED = "dense", "control", "not fine-tuned", "pruned", "varied"
-ATTACKS = {"PGD-20": "pgd20", "PGD-50": "pgd50", "CW-inf": "cw", "AutoAttack": "autoattack"}
+ATTACKS = {"PGD-20": "pgd20", "PGD-50": "pgd50", "CW-inf": "cw"}
 PROTOCOL = {"clean": "clean"} | ATTACKS
 KAPPA, CLASSIFIER = "kappa", "kappa classifier"
-LOGARITHMS = {"log kappa": KAPPA, "log kappa classifier": CLASSIFIER, "log kappa over null": "kappa over_null",
-              "log kappa classifier over null": "kappa classifier_over_null", "log lipschitz": "lipschitz"}
+KAPPA_SLOPE = "log kappa folded"
+LOGARITHMS = {KAPPA_SLOPE: "kappa folded", "log kappa": KAPPA, "log kappa classifier": CLASSIFIER,
+              "log kappa over null": "kappa over_null", "log lipschitz": "lipschitz",
+              "log kappa classifier over null": "kappa classifier_over_null"}
 NORMS, RELATIVE_NORMS, OVER_NULL = "kappa log_norms", "kappa log_relative_norms", "kappa log_relative_norms_over"
-MATRICES = {"kappa, classifier": (CLASSIFIER, 1), "kappa, convolutions": (KAPPA, 1),
-            "over null": ("kappa over_null", 1), "zero singular values [%]": ("kappa zero", 100),
+MATRICES: dict[str, tuple[str, float]] = {
+            "kappa, classifier": (CLASSIFIER, 1), "kappa, convolutions": (KAPPA, 1),
+            "over null": ("kappa over_null", 1), "convolutions, folded": ("kappa folded", 1),
+            "floored": ("kappa folded_floored", 1), "deficit": ("kappa folded_deficit", 1),
+            "zero singular values [%]": ("kappa zero", 100),
             "zero as they act [%]": ("kappa sparsity", 100), "log10 of norms": (NORMS, 1),
             "the same, scale-free": (RELATIVE_NORMS, 1), "local Lipschitz": ("lipschitz", 1)}
 # what is drawn along sparsity: metric, factor, metric of the null curve
@@ -138,7 +143,7 @@ def _after(start: Run, recipe: Recipe, sparsifier: Sparsifier) -> Run:
 def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
     """What is measured on a row."""
     part, method, level = row["part"], row["method"], row["level"]
-    names = {}
+    names: dict[str, dict] = {}
     if part != SCORES or (method in METHODS and level in settings["stronger_levels"]):
         names |= settings["protocol"]
     if part != SCORES:
@@ -147,6 +152,8 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
         names |= settings["stronger"]
     if part in (DENSE, PRUNED) and first and level in settings["autoattack_levels"].get(method, ()):
         names |= settings["autoattack"]
+    if first and "health" in settings and part in (DENSE, PRUNED) and level in (0, settings["primary_level"]):
+        names["health"] = settings["health"]
     if part == DENSE:
         names["near_zero"] = {"kind": "weight_histogram"}
     return {name: Measurement.parse(m) for name, m in names.items()}
@@ -213,10 +220,12 @@ def layer_conditions(experiment: Experiment, store: Store, net: str) -> dict[str
     heavy = [level for level in experiment.of(net)["levels"] if level >= HEAVY]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for level in dict.fromkeys((0.0, heavy[0], heavy[-1])):
-        panel = found.setdefault(f"{100 * level:g} % removed", {})
         for method in (HYDRA, BOTH):
             rows = experiment.rows(**labels(net, method, level))
-            results = [store.measure(row["run"], row["also"][KAPPA]) for row in rows]
+            results = [store.measure(row["run"], row["also"][KAPPA]) for row in rows if KAPPA in row["also"]]
+            if not results:
+                continue
+            panel = found.setdefault(f"{100 * level:g} % removed", {})
             panel[method] = _over_seeds(results, "layers", "condition")
             if method == HYDRA:
                 panel["null"] = _over_seeds(results, "null", "condition_median")
@@ -248,13 +257,10 @@ def compared(experiment: Experiment, net: str, level: float) -> tables.Pairs:
              f"{HYDRA} - {LONGER}": (at[HYDRA], labels(net, LONGER, part=CONTROL)),
              f"{HYDRA} - {LWM}": (at[HYDRA], at[LWM])}
     pairs |= {f"{method} - {HYDRA}": (at[method], at[HYDRA]) for method in (TSC, CNC, BOTH)}
-    varied = {name: labels(net, name, level, VARIED) for name in (GATES, ALL_LAYERS)
+    varied = {name: labels(net, name, level, VARIED) for name in (GATES, DECAY, ALL_LAYERS, RELEASED)
               if experiment.rows(net=net, part=VARIED, method=name, level=level)}
-    if GATES in varied:
-        pairs[f"{BOTH} - {GATES}"] = at[BOTH], varied[GATES]
-    if ALL_LAYERS in varied:
-        pairs[f"{ALL_LAYERS} - {HYDRA}"] = varied[ALL_LAYERS], at[HYDRA]
-    return pairs
+    pairs |= {f"{BOTH} - {name}": (at[BOTH], varied[name]) for name in (GATES, DECAY) if name in varied}
+    return pairs | {f"{name} - {HYDRA}": (varied[name], at[HYDRA]) for name in (ALL_LAYERS, RELEASED) if name in varied}
 
 
 def observations(frame: pandas.DataFrame, net: str) -> pandas.DataFrame:
@@ -263,7 +269,8 @@ def observations(frame: pandas.DataFrame, net: str) -> pandas.DataFrame:
     chosen = frame[(frame["net"] == net) & (frame["part"] != SCORES)]
     by = ["method", "level", "removed", "seed", "run", "left"]
     wide = chosen.drop_duplicates(["run", "metric"]).pivot(index=by, columns="metric", values="value").reset_index()
-    return wide.assign(**{"log left": np.log10(wide["left"])})
+    missing = {name: np.nan for name in LOGARITHMS if name not in wide}  # measured before there was such a metric
+    return wide.assign(**{"log left": np.log10(wide["left"])}, **missing)
 
 
 def thesis(frame: pandas.DataFrame, net: str) -> dict[str, pandas.DataFrame]:
@@ -275,14 +282,14 @@ def thesis(frame: pandas.DataFrame, net: str) -> dict[str, pandas.DataFrame]:
     and with how much is left; on the effective rank with how much is left. `lipschitz`: of the logarithm of the local
     Lipschitz constant."""
     rows = observations(frame, net)
-    both = ["log kappa", NORMS]
+    both = [KAPPA_SLOPE, NORMS]
     centred = rows.assign(**{column: rows[column] - rows.groupby("level")[column].transform("mean")
                              for column in ("pgd20", *both)})
     asked = {"kappa, norms": (rows, both),
              "kappa, norms; without all layers": (rows[~rows["method"].str.contains("all layers")], both),
              "kappa, norms; standing": (rows[rows["clean"] >= STANDING * rows["clean"].max()], both),
              "kappa, norms; within levels": (centred, both),
-             "kappa, scale-free norms": (rows, ["log kappa", RELATIVE_NORMS]),
+             "kappa, scale-free norms": (rows, [KAPPA_SLOPE, RELATIVE_NORMS]),
              "kappa, norms, weights left": (rows, [*both, "log left"]),
              "effective rank, weights left": (rows, ["kappa effective_rank", "log left"]),
              "lipschitz": (rows, both)}
@@ -380,44 +387,64 @@ def costs_table(costs: dict[str, dict]) -> pandas.DataFrame:
         orient="index")
 
 
-def best_single(frame: pandas.DataFrame, net: str, level: float) -> list[float]:
-    """Per seed, what TSCNC adds under PGD-20 to the better of its constraints alone, in points. The better one is that
-    of the *other* seeds (`estimates.gains`), so that choosing it takes nothing from TSCNC."""
-    chosen = estimates.matching(frame, {"metric": "pgd20", "net": net, "part": PRUNED, "level": level})
-    values = chosen.pivot(index="method", columns="seed", values="value")
-    return [-100 * gain for gain in estimates.gains(values.reindex([TSC, CNC]), values.reindex([BOTH]))]
+def validated(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """Accuracy under attack on the validation split after the last epoch, of every pruned and fine-tuned network: a row
+    per network, with its labels. It is what chooses between the two constraints."""
+    return pandas.DataFrame([{key: row[key] for key in ("net", "method", "level", "seed")}
+                             | {"value": store.record(row["run"])["history"][-1]["validation_robust"]}
+                             for row in experiment.rows(part=PRUNED)])
 
 
-def judged(frame: pandas.DataFrame, experiment: Experiment,
-           slopes: dict[str, dict[str, pandas.DataFrame]]) -> pandas.DataFrame:
-    """The ledger: every claim for each net and level it speaks of; where the paper leaves open against what, against
-    each of what it could mean. Condition numbers and norms are compared by the logarithm of their ratio; `slopes` are
-    those of `thesis`, by net."""
+def best_single(frame: pandas.DataFrame, validation: pandas.DataFrame, net: str, level: float) -> estimates.Comparison:
+    """What TSCNC adds under PGD-20 to the better of its constraints alone, in points: the better one on the validation
+    split, of the *other* seeds (`estimates.chosen_levels`), so that choosing it takes nothing from TSCNC."""
+    asked = estimates.matching(validation, {"net": net, "level": level})
+    values = asked[asked["method"].isin([TSC, CNC])].pivot(index="method", columns="seed", values="value")
+    rows = estimates.matching(frame, {"metric": "pgd20", "net": net, "part": PRUNED, "level": level})
+    run = rows.set_index(["method", "seed"])["run"].to_dict()
+    better = {} if values.empty else estimates.chosen_levels(values)
+    return estimates.compared_runs(frame, "pgd20", {seed: (run[BOTH, seed], run[method, seed])
+                                                    for seed, method in better.items()
+                                                    if {(BOTH, seed), (method, seed)} <= set(run)})
+
+
+# of layers as they act, BatchNorm folded in and rows normalised: what it is called, metric, whether by its logarithm
+FOLDED = {"convolutions": ("kappa folded", True), "convolutions, floored": ("kappa folded_floored", True),
+          "convolutions, deficit": ("kappa folded_deficit", False),
+          "classifier": ("kappa classifier_folded", True),
+          "classifier, floored": ("kappa classifier_folded_floored", True),
+          "classifier, deficit": ("kappa classifier_folded_deficit", False)}
+
+
+def judged(frame: pandas.DataFrame, experiment: Experiment, slopes: dict[str, dict[str, pandas.DataFrame]],
+           validation: pandas.DataFrame) -> pandas.DataFrame:
+    """All comparisons: every claim for each net and level it speaks of; where the paper leaves open against what,
+    against each of what it could mean. Condition numbers and norms are compared by the logarithm of their ratio, the
+    log-determinant deficit by its difference. `slopes` are those of `thesis` by net, `validation` comes from
+    `validated`."""
     record, rows = reported.load(PAPER), []
 
     def said(claim: str, name: str, **changes) -> Claim:
         return replace(record.claim(claim), id=f"{claim} {name}", **changes)
 
-    def where(claim: Claim) -> str:
-        return f"05_tscnc, {WHERE[claim.id[:2]]}"
+    def judge(claim: Claim, found: estimates.Comparison) -> None:
+        rows.append(claims.judged(claim, found, f"05_tscnc, {WHERE[claim.id[:2]]}"))
 
-    def judge(claim: Claim, effects: list[float]) -> None:
-        rows.append(claims.judged(claim, effects, where=where(claim)))
+    def paired(claim: Claim, metric: str, pair: tuple[dict, dict], factor: float = 1, log: bool = False) -> None:
+        judge(claim, estimates.compared(frame, metric, *pair, factor=factor, log=log))
 
-    def paired(claim: Claim, metric: str, pair: tuple[dict, dict], factor: float = 1) -> None:
-        judge(claim, estimates.paired_effects(frame, metric, *pair, factor=factor))
-
-    ratio = {"unit": "log10 of the ratio"}
-    slope = {"unit": "standard deviations",
+    ratio, difference = {"unit": "log10 of the ratio"}, {"unit": "log10"}
+    slope = {"unit": "standard deviations", "margin": None, "margin_why": None,
              "quantity": "standard deviations of accuracy under attack per standard deviation of log kappa"}
     for net in experiment.nets:
         own = experiment.of(net)
         for level in own["levels"]:
             name, pairs = f"{own['label']}, {100 * level:g} %", compared(experiment, net, level)
             dense = pairs[f"{HYDRA} - {TRADES}"]
-            for what, metric in (("convolutions", "log kappa"), ("classifier", "log kappa classifier")):
-                paired(said("C2", f"{name}, {what}", **ratio), metric, dense)
-                paired(said("C2", f"{name}, {what}, over null", **ratio), f"{metric} over null", dense)
+            for what, (metric, log) in FOLDED.items():
+                unit = ratio if log else difference
+                paired(said("C2", f"{name}, {what}", **unit), metric, dense, log=log)
+                paired(said("C2", f"{name}, {what}, over null", **unit), f"{metric}_over_null", dense, log=log)
             for what, metric in (("", NORMS), (", scale-free", RELATIVE_NORMS), (", scale-free, over null", OVER_NULL)):
                 paired(said("C3", f"{name}{what}", **ratio), metric, dense)
             if level < HEAVY:
@@ -425,16 +452,26 @@ def judged(frame: pandas.DataFrame, experiment: Experiment,
             for claim, metric in (("C1.clean", "clean"), ("C1.robust", "pgd20")):
                 paired(said(claim, name), metric, dense, 100)
                 paired(said(claim, f"{name}, equal training"), metric, pairs[f"{HYDRA} - {LONGER}"], 100)
-            for what, metric in (("convolutions", "log kappa"), ("classifier", "log kappa classifier")):
-                paired(said("C5", f"{name}, {what}", **ratio), metric, pairs[f"{BOTH} - {HYDRA}"])
-            for treatment, reference in ((BOTH, HYDRA), (BOTH, GATES), (ALL_LAYERS, HYDRA)):
+            for what, (metric, log) in FOLDED.items():
+                paired(said("C5", f"{name}, {what}", **(ratio if log else difference)), metric,
+                       pairs[f"{BOTH} - {HYDRA}"], log=log)
+            for treatment, reference in ((BOTH, HYDRA), (BOTH, GATES), (BOTH, DECAY), (RELEASED, HYDRA),
+                                         (ALL_LAYERS, HYDRA)):
                 if pair := pairs.get(f"{treatment} - {reference}"):
                     paired(said("C6", f"{name}, {treatment} against {reference}"), "pgd20", pair, 100)
-            judge(said("C7", name), best_single(frame, net, level))
+            judge(said("C7", name), best_single(frame, validation, net, level))
         for name, found in slopes[net].items():
-            if "log kappa" in found.index and name != "lipschitz":
-                claim = said("C4", f"{own['label']}, slope: {name}", **slope)
-                estimate = found.loc["log kappa", ["slope", "low", "high"]]
-                rows.append(claims.estimated(claim, *estimate, len(experiment.seeds), where(claim)))
-    judge(record.claim("C8"), [])  # what the theorem says is not on record
+            if KAPPA_SLOPE in found.index and name != "lipschitz":
+                sloping = said("C4", f"{own['label']}, slope: {name}", **slope)
+                ours, low, high, p = found.loc[KAPPA_SLOPE, ["slope", "low", "high", "p"]]
+                rows.append(claims.estimated(sloping, ours, low, high, p, len(experiment.seeds),
+                                             f"05_tscnc, {WHERE['C4']}"))
+    judge(record.claim("C8"), estimates.Comparison(None, []))  # what the theorem says is not on record
     return pandas.DataFrame(rows).sort_values("claim", key=lambda c: c.str.split().str[0], kind="stable")
+
+
+def holes(experiment: Experiment) -> dict[str, str]:
+    """What the names of the ledger's primary comparisons leave open: the network, and the level that this scale names
+    for them beforehand."""
+    own = experiment.of(experiment.nets[0])
+    return {"net": own["label"], "level": f"{100 * own['primary_level']:g} %"}
