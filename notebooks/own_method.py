@@ -1,5 +1,8 @@
 """A method of your own, in one file: the worker processes of a sweep import it too. Copy it and change the formula."""
 
+# A copy needs another kind. The text of this file is part of what a run is: after a change it is trained anew. The text
+# of other files of yours that it imports is not. In an open notebook, restart the kernel after a change.
+
 import torch
 from torch.linalg import vector_norm
 
