@@ -32,6 +32,7 @@ from sparserobust.reported import Claim, Reported
 
 HOLDS, FAILS, SAME, OPEN, UNTESTED = "holds", "does not hold", "no difference", "open", "not tested"
 SHORT = {HOLDS: "hold", FAILS: "do not", SAME: "no difference", OPEN: "open", UNTESTED: "not tested"}
+OF_ONE = SHORT | {HOLDS: "holds", FAILS: "does not"}
 LEVEL = 0.05
 
 
@@ -238,9 +239,10 @@ def sentence(row: dict) -> str:
 
 
 def counted(verdicts: Sequence[str]) -> str:
-    """`3 hold, 1 open`: how many of these verdicts there are of each kind."""
+    """`3 hold, 1 does not`: how many of these verdicts there are of each kind."""
     counts = pandas.Series(list(verdicts), dtype=object).value_counts()
-    return ", ".join(f"{counts[said]} {word}" for said, word in SHORT.items() if said in counts)
+    return ", ".join(f"{counts[said]} {(OF_ONE if counts[said] == 1 else SHORT)[said]}"
+                     for said in SHORT if said in counts)
 
 
 def standing(ledgers: dict[str, pandas.DataFrame]) -> pandas.DataFrame:

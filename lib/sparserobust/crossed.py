@@ -189,16 +189,3 @@ def log_ratio(treatment: np.ndarray, reference: np.ndarray) -> np.ndarray:
     if min(above.min(), below.min()) <= 0:
         raise UserError("a log ratio needs means above zero; compare by the difference instead")
     return np.log10(above / below) + (treatment / above - reference / below) / math.log(10)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """The p values of a family, adjusted by Holm's method (1979, Scand. J. Stat. 6:65).
-
-    The k-th smallest of m is multiplied by m - k + 1, and is at least what the smaller ones became
-    and at most 1. A p value that is nan stays nan and counts in m."""
-    given = np.asarray(p, float)
-    order = np.argsort(given)
-    raised = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1))
-    adjusted = np.empty_like(given)
-    adjusted[order] = np.minimum(raised, 1.0)
-    return adjusted.tolist()

@@ -143,7 +143,7 @@ def test_the_ledger_is_printed_in_words_with_intervals_and_verdicts(judged, caps
     assert "01_a, scale quick:" in told and "02_b, scale quick:" in told and "nan" not in told
     assert "holds          A is better than B: +1.0 [+0.5, +1.5] points; 3 seeds, 500 images." in told
     assert "not tested     A is better than C: +1.0 points; 1 seed" in told and "one seed." in told
-    assert told.strip().endswith("  01_a: 1 hold, 1 not tested\n  02_b: 1 not tested")
+    assert told.strip().endswith("  01_a: 1 holds, 1 not tested\n  02_b: 1 not tested")
 
 
 def test_without_claims_the_ledger_says_what_to_do(tmp_path, monkeypatch, refusal):

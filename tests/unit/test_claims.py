@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sparserobust import claims, estimates, imagewise, reported, sweep
 from sparserobust.claims import FAILS, HOLDS, OPEN, SAME, UNTESTED
-from sparserobust.crossed import Estimate, crossed, holm, log_ratio, over_seeds, tail
+from sparserobust.crossed import Estimate, crossed, log_ratio, over_seeds, tail
 from sparserobust.estimates import Comparison, compared, compared_runs
 from sparserobust.papers import fk_resnet, iwi, rsr, sparsity_theory, tscnc
 from sparserobust.reported import Claim, Line, Reported
@@ -386,7 +386,7 @@ def test_adjusted_p_values_are_those_of_a_closed_test(pairs):
 def test_where_there_are_no_margins_the_adjustment_is_holms(p):
     known = [v for v in p if not math.isnan(v)]
     found = claims.adjusted(np.array(p), np.full(len(p), math.nan))
-    assert found[0][~np.isnan(p)].tolist() == pytest.approx(holm(known)) and np.isnan(found[1]).all()
+    assert np.isnan(found[1]).all() and np.isnan(found[0])[np.isnan(p)].all()
     by_hand, least = {}, 0.0
     for k, v in enumerate(sorted(known)):
         least = by_hand[v] = max(least, min(1.0, (len(known) - k) * v))
@@ -686,7 +686,7 @@ def test_where_the_ledger_stands_is_counted_by_notebook():
     one = pandas.DataFrame({"notebook": ["a", "a", "b", "a"], "verdict": [FAILS, HOLDS, UNTESTED, HOLDS]})
     other = pandas.DataFrame({"notebook": ["a", "a"], "verdict": [OPEN, SAME]})
     found = claims.standing({"quick": one, "laptop": other})
-    assert found.loc["a"].tolist() == ["2 hold, 1 do not", "1 no difference, 1 open"]
+    assert found.loc["a"].tolist() == ["2 hold, 1 does not", "1 no difference, 1 open"]
     assert found.loc["b"].tolist() == ["1 not tested", ""]
     assert claims.counted([]) == ""
 

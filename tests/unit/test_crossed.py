@@ -1,7 +1,7 @@
 """Comparisons over seeds and images: least squares, Student, brute force, simulated errors."""
 
 import math
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sparserobust import UserError
-from sparserobust.crossed import Estimate, crossed, holm, log_ratio, over_seeds, tail
+from sparserobust.crossed import Estimate, crossed, log_ratio, over_seeds, tail
 
 
 def effects(seeds=3, images=40, of_seeds=0.1, of_images=0.3, residual=0.3, mean=0.0, stream=0):
@@ -314,21 +314,3 @@ def test_error_of_a_log_ratio(trials=1200):
     drawn = [log_ratio(*distances(stream, images=300)) for stream in range(trials)]
     assert 2.5 < 100 * np.mean([crossed(values).p() < 0.05 for values in drawn]) < 6.5
     assert np.mean([over_seeds(values.mean(1)).p() < 0.05 for values in drawn]) > 0.07
-
-
-# ------------------------------------------------------------------------------ families
-
-
-@given(st.lists(st.floats(0, 1), max_size=7))
-def test_holm_is_the_closed_test_of_bonferroni(p):
-    """An adjusted p value is the largest of the Bonferroni p values of all subfamilies it is in."""
-    indices = range(len(p))
-    families = {chosen: min(1.0, size * min(p[k] for k in chosen))
-                for size in range(1, len(p) + 1) for chosen in combinations(indices, size)}
-    expected = [max(found for chosen, found in families.items() if k in chosen) for k in indices]
-    assert holm(p) == pytest.approx(expected)
-
-
-def test_a_family_counts_a_test_without_a_result():
-    first, second, third = holm([0.01, math.nan, 0.02])
-    assert (first, third) == pytest.approx((0.03, 0.04)) and math.isnan(second)

@@ -736,11 +736,11 @@ def test_the_table_of_the_readme_counts_verdicts_and_writes_nothing(lines, frame
     counts = {notebook: cells for _, _, notebook, *cells in rows}
     assert list(counts) == [f"[{name}](notebooks/{name}.ipynb)" for name in artifacts.ANSWERS]
     told = {name: counts[f"[{name}](notebooks/{name}.ipynb)"] for name in artifacts.ANSWERS}
-    assert told.pop("01_fk_resnet") == ["2 hold, 1 do not, 1 no difference, 1 open, 2 not tested", ""]
-    assert told.pop("03_rsr") == ["1 hold, 1 do not", "1 hold, 1 no difference, 1 open"]
+    assert told.pop("01_fk_resnet") == ["2 hold, 1 does not, 1 no difference, 1 open, 2 not tested", ""]
+    assert told.pop("03_rsr") == ["1 holds, 1 does not", "1 holds, 1 no difference, 1 open"]
     assert set(map(tuple, told.values())) == {("", "")}
     (part,) = folded
-    assert "<summary>Rakin et al. 2019, on real images: 1 hold, 1 no difference, 1 open</summary>" in part
+    assert "<summary>Rakin et al. 2019, on real images: 1 holds, 1 no difference, 1 open</summary>" in part
     for row in lines[2:5].to_dict("records"):
         (line,) = [each for each in part.splitlines() if row["words"] in each]
         assert f"| {row['verdict']} " in line and row["why"] in line
