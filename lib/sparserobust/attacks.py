@@ -84,6 +84,16 @@ def random_in_ball(images: Tensor, radius: float, norm: str, generator: torch.Ge
     return direction * per_image(radius * size / l2_norm(direction), images)
 
 
+def into_ball(x: Tensor, images: Tensor, radius: float, norm: str) -> Tensor:
+    """`x`, shaped as `images`, projected onto the ball (linf or l2) of this radius around them and the box [0, 1]."""
+    if norm == "linf":
+        x = torch.maximum(torch.minimum(x, images + radius), images - radius)
+    else:
+        moved = x - images
+        x = images + moved * per_image((radius / l2_norm(moved).clamp_min(1e-12)).clamp_max(1), images)
+    return x.clamp(0, 1)  # towards `images`, which lie in the box: so the result stays in the ball as well
+
+
 def check_radius(attack: Attack, name: str = "epsilon") -> None:
     """A radius must be positive and, in l-infinity, within the pixel range: 8 instead of 8/255 is caught here."""
     value = getattr(attack, name)
@@ -176,28 +186,22 @@ class PGD(Attack, kind="pgd"):
     def _ascend(self, model, images, labels, generator):
         x = images
         if self.random_start:
-            x = self._project(images + random_in_ball(images, self.epsilon, self.norm, generator), images)
+            begun = images + random_in_ball(images, self.epsilon, self.norm, generator)
+            x = into_ball(begun, images, self.epsilon, self.norm)
         for _ in range(self.steps):
             x = x.detach().requires_grad_(True)
             logits = mean_logits(model, x, self.eot_draws)
             loss = -margin(logits, labels).sum() if self.loss == "margin" else nn.functional.cross_entropy(
                 logits, labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, x)
-            x = self._project(x.detach() + self.step_size * self._direction(gradient), images)
+            moved = x.detach() + self.step_size * self._direction(gradient)
+            x = into_ball(moved, images, self.epsilon, self.norm)
         return x
 
     def _direction(self, gradient):
         if self.norm == "linf":
             return gradient.sign()
         return gradient / per_image(l2_norm(gradient).clamp_min(1e-12), gradient)
-
-    def _project(self, x, images):
-        if self.norm == "linf":
-            x = torch.maximum(torch.minimum(x, images + self.epsilon), images - self.epsilon)
-        else:
-            moved = x - images
-            x = images + moved * per_image((self.epsilon / l2_norm(moved).clamp_min(1e-12)).clamp_max(1), images)
-        return x.clamp(0, 1)  # towards `images`, which lie in the box: so the result stays in the ball as well
 
 
 @settings

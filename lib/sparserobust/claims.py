@@ -27,7 +27,7 @@ import pandas
 
 from sparserobust.crossed import Estimate
 from sparserobust.errors import UserError
-from sparserobust.estimates import NOT_RUN, Comparison, few
+from sparserobust.estimates import NOT_RUN, Comparison, few, with_interval
 from sparserobust.reported import Claim, Reported
 
 HOLDS, FAILS, SAME, OPEN, UNTESTED = "holds", "does not hold", "no difference", "open", "not tested"
@@ -171,12 +171,8 @@ def adjusted(p: np.ndarray, p_same: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def effect(row: dict, digits: int = 1) -> str:
-    """`+2.0 [+1.1, +2.9]`, with `points` for percentage points or the unit; nothing where nothing was run."""
-    if not row["n_seeds"]:
-        return ""
-    known = not math.isnan(row["low"]) and row["low"] != row["high"]
-    spread = f" [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]" if known else ""
-    return f"{row['ours']:+.{digits}f}{spread}"
+    """What was measured, as `estimates.with_interval` writes it; nothing where nothing was run."""
+    return with_interval(row["ours"], row["low"], row["high"], digits) if row["n_seeds"] else ""
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -191,21 +187,26 @@ def digits(unit: str | None) -> int:
 
 def table(lines: pandas.DataFrame) -> pandas.DataFrame:
     """A ledger as a table: one line per claim, in words."""
-    shown = [{"claim": row["words"], "unit": row["unit"],
-              "reported": number(row["reported"], digits(row["unit"])),
-              "ours": effect(row, digits(row["unit"])), "seeds": row["n_seeds"] or "", "images": row["images"] or "",
-              "p": _p(row["p"]), "p, Holm": _p(row["p_holm"]), "verdict": row["verdict"], "why": row["why"],
-              "where": row["where"]} for row in lines.to_dict("records")]
+    shown = [{"claim": row["words"], "unit": row["unit"], **_numbers(row), "p": _p(row["p"]),
+              "p, Holm": _p(row["p_holm"]), **_verdict(row)} for row in lines.to_dict("records")]
     return pandas.DataFrame(shown).set_index("claim")
 
 
 def detail(rows: pandas.DataFrame) -> pandas.DataFrame:
     """All comparisons as a table, those of the ledger among them, each by itself."""
-    shown = [{"comparison": row["claim"], "quantity": row["quantity"], "unit": row["unit"],
-              "reported": number(row["reported"], digits(row["unit"])), "ours": effect(row, digits(row["unit"])),
-              "seeds": row["n_seeds"] or "", "images": row["images"] or "", "verdict": row["verdict"],
-              "why": row["why"], "where": row["where"]} for row in rows.to_dict("records")]
+    shown = [{"comparison": row["claim"], "quantity": row["quantity"], "unit": row["unit"], **_numbers(row),
+              **_verdict(row)} for row in rows.to_dict("records")]
     return pandas.DataFrame(shown).set_index("comparison")
+
+
+def _numbers(row: dict) -> dict[str, object]:
+    places = digits(row["unit"])
+    return {"reported": number(row["reported"], places), "ours": effect(row, places), "seeds": row["n_seeds"] or "",
+            "images": row["images"] or ""}
+
+
+def _verdict(row: dict) -> dict[str, str]:
+    return {key: row[key] for key in ("verdict", "why", "where")}
 
 
 def _p(value: float) -> str:

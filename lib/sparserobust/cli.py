@@ -92,7 +92,7 @@ def _compute(chosen) -> None:
 
 
 def _publish(chosen) -> None:
-    from sparserobust import papers, paths, scales
+    from sparserobust import papers, scales
     from sparserobust.runs import Store
 
     scale, store, experiments = chosen.scale, Store(), papers.experiments(chosen.scale).values()

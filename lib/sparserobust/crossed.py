@@ -118,12 +118,6 @@ class Estimate:
                 return seeds
         return None
 
-    def scaled(self, factor: float) -> "Estimate":
-        """The same in another unit: with a factor of 100, shares become percentage points."""
-        return replace(self, mean=factor * self.mean, ms_seeds=factor**2 * self.ms_seeds,
-                       ms_images=factor**2 * self.ms_images,
-                       ms_residual=factor**2 * self.ms_residual)
-
     def _tail(self, gap: float) -> float:
         return float(tail(gap, *self.variances, self.seeds, self.images))
 

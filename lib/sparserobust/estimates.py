@@ -1,5 +1,6 @@
 """Estimates with their uncertainty: comparisons paired by seed and image, rates, ranks, slopes over runs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,12 @@ def common(packed: Sequence[str]) -> np.ndarray:
     values = [imagewise.unpack(text) for text in packed]
     images = min(map(len, values))
     return np.array([v[:images] for v in values])
+
+
+def with_interval(effect: float, low: float, high: float, digits: int) -> str:
+    """`+2.0 [+1.1, +2.9]`; `+2.0` where there is no interval (nan), or one of no width."""
+    spread = "" if math.isnan(low) or low == high else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{effect:+.{digits}f}{spread}"
 
 
 COLLAPSED = 1 / 9  # of the way from guessing to perfection: 20 % where there are ten classes

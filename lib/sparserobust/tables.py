@@ -23,12 +23,11 @@ def on_common_images(frame: pandas.DataFrame, metrics: Collection[str]) -> panda
     rows = frame[frame["metric"].isin(list(metrics))].astype({"count": float, "total": float})  # shares of trials
     sampled = rows["each"].map(lambda text: isinstance(text, str) and imagewise.is_sample(text)).astype(bool)
     kept = rows["count"].notna() & sampled
-    answers = rows.loc[kept, "each"].map(imagewise.unpack)
-    if len(answers):
-        least = min(map(len, answers))
-        rows.loc[kept, "value"] = answers.map(lambda right: right[:least].mean())
-        rows.loc[kept, "count"] = answers.map(lambda right: right[:least].sum())
-        rows.loc[kept, "total"] = least
+    if kept.any():
+        right = estimates.common(rows.loc[kept, "each"])
+        rows.loc[kept, "value"] = right.mean(axis=1)
+        rows.loc[kept, "count"] = right.sum(axis=1)
+        rows.loc[kept, "total"] = right.shape[1]
     return rows
 
 
@@ -151,8 +150,7 @@ def effect(found: estimates.Comparison, digits: int = 1) -> str:
     if not found.effects:
         return ""
     low, high = found.estimate.interval() if found.estimate else (math.nan, math.nan)
-    spread = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if not math.isnan(low) else ""
-    return f"{sum(found.effects) / len(found.effects):+.{digits}f}{spread}"
+    return estimates.with_interval(sum(found.effects) / len(found.effects), low, high, digits)
 
 
 def health(rows: list[dict], store: Store, name: Callable[[dict], str]) -> pandas.DataFrame:

@@ -378,6 +378,14 @@ def test_impossible_null_curves_are_refused(refusal):
     assert "null_draws" in refusal(Conditioning, null_draws=-1)
 
 
+def pruned_alike(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A Gaussian layer of the same shape, its smallest entries zero, as many as those of the weight."""
+    gaussian = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    sizes = gaussian.abs().flatten().sort().values
+    gaussian[gaussian.abs() < sizes[int((weight == 0).sum())]] = 0
+    return gaussian
+
+
 def test_the_null_of_a_network_has_its_shapes_zeros_and_sizes():
     """Without zeros, and with a share of them; the second draw is checked by hand."""
     model = convolutional()
@@ -388,9 +396,7 @@ def test_the_null_of_a_network_has_its_shapes_zeros_and_sizes():
     for name, weight in effective_weights(model).items():
         rows = []
         for _ in range(2):
-            gaussian = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-            sizes = gaussian.abs().flatten().sort().values
-            gaussian[gaussian.abs() < sizes[int((weight == 0).sum())]] = 0
+            gaussian = pruned_alike(weight, generator)
             assert (gaussian == 0).sum() == (weight == 0).sum()
             rows.append(conditioning(gaussian * weight.norm() / gaussian.norm()))
         for key in ("condition", "norm", "zero"):
@@ -439,9 +445,7 @@ def test_null_layers_have_rows_of_length_one_where_asked():
     for layer, weight in effective_weights(model).items():
         rows = []
         for _ in range(3):
-            gaussian = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-            sizes = gaussian.abs().flatten().sort().values
-            gaussian[gaussian.abs() < sizes[int((weight == 0).sum())]] = 0
+            gaussian = pruned_alike(weight, generator)
             rows.append(row_conditioning(gaussian))
         medians = {f"{name}_median": pytest.approx(np.median([row[name] for row in rows]), rel=1e-5)
                    for name in NAMES}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sparserobust import imagewise
-from sparserobust.attacks import check_radius, mean_logits, random_in_ball, under_attack
+from sparserobust.attacks import check_radius, into_ball, mean_logits, random_in_ball, under_attack
 from sparserobust.config import Measurement, settings
 from sparserobust.environment import global_seed, stream
 from sparserobust.evaluation import BATCH
@@ -149,7 +149,7 @@ def pgd_path(model, images: Tensor, labels: Tensor, epsilon: float, steps: Seque
     losses, right, draws = [], [], DRAWS if is_noisy(model) else 1
     with under_attack(model):
         start = random_in_ball(images, epsilon, "linf", generator)
-        x = projected(images + start, images, epsilon)
+        x = into_ball(images + start, images, epsilon, "linf")
         for step in range(1, steps[-1] + 1):
             x = stepped(x, input_gradient(model, x, labels), epsilon / 4, images, epsilon)
             if step in steps:
@@ -178,12 +178,7 @@ def input_gradient(model, images: Tensor, labels: Tensor) -> Tensor:
 
 def stepped(x: Tensor, gradient: Tensor, size: float, images: Tensor, epsilon: float) -> Tensor:
     """A step along the sign of the gradient (zero where that is no number), projected."""
-    return projected(x + size * gradient.sign(), images, epsilon)
-
-
-def projected(x: Tensor, images: Tensor, epsilon: float) -> Tensor:
-    """The nearest point of the l-infinity ball around the images and of the box [0, 1]."""
-    return torch.maximum(torch.minimum(x, images + epsilon), images - epsilon).clamp(0, 1)
+    return into_ball(x + size * gradient.sign(), images, epsilon, "linf")
 
 
 def _mean(values: Tensor) -> float | None:
