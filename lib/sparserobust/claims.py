@@ -16,6 +16,9 @@ the fact that at most one of these two null hypotheses is true. So the probabili
 at most 5 %; where no comparison has a margin, this is Holm's method itself. Holm's method on the smaller of the two
 p values would not do: it reaches 17 % where margins are wide, since a comparison that is decided by one of its tests
 can still err by the other.
+
+Where seeds are added one by one until a claim is decided, p values first become the probability that any of these looks
+would show one as low (`crossed.over_looks`). Intervals are shown as they are, without either correction.
 """
 
 import math
@@ -25,7 +28,7 @@ from dataclasses import replace
 import numpy as np
 import pandas
 
-from sparserobust.crossed import Estimate
+from sparserobust.crossed import Estimate, over_looks
 from sparserobust.errors import UserError
 from sparserobust.estimates import NOT_RUN, Comparison, few, with_interval
 from sparserobust.reported import Claim, Reported
@@ -117,10 +120,11 @@ def _row(claim: Claim, ours: float, n_seeds: int, where: str, row: str) -> dict:
 # ------------------------------------------------------------------------------------------------ the ledger
 
 
-def ledger(rows: pandas.DataFrame, record: Reported, **words: str) -> pandas.DataFrame:
+def ledger(rows: pandas.DataFrame, record: Reported, looks: Sequence[int] = (), **words: str) -> pandas.DataFrame:
     """One line per claim of a paper: what it says in words, and its primary comparison among `rows` (results of the
-    functions above), judged together. Names of primary comparisons may have holes, such as `{level}`, that `words`
-    fill. A primary comparison that is not among the rows was not run. `UserError` for a hole that nothing fills."""
+    functions above), judged `together`, with these `looks`. Names of primary comparisons may have holes, such as
+    `{level}`, that `words` fill. A primary comparison that is not among the rows was not run. `UserError` for a hole
+    that nothing fills."""
     found = rows.set_index("claim", drop=False)
     lines = []
     for line in record.ledger:
@@ -137,21 +141,24 @@ def ledger(rows: pandas.DataFrame, record: Reported, **words: str) -> pandas.Dat
                 claim = replace(claim, value=None, unit=None)
             row = _row(claim, math.nan, 0, "", name)
         lines.append({"line": line.id, "words": line.words} | row)
-    return together(pandas.DataFrame(lines))
+    return together(pandas.DataFrame(lines), looks)
 
 
-def together(rows: pandas.DataFrame) -> pandas.DataFrame:
+def together(rows: pandas.DataFrame, looks: Sequence[int] = ()) -> pandas.DataFrame:
     """These rows as one family: `alone` is what was their verdict, `p` the smaller of the two p values, `p_holm` the
-    smaller of the adjusted ones, and `verdict` what is left of it."""
+    smaller of the adjusted ones, and `verdict` what is left of it. `looks` are the numbers of seeds at which it is
+    judged whether more are needed (`crossed.over_looks`); none where their number was fixed beforehand."""
     smaller = rows[["p", "p_same"]].min(axis=1)
     tested = smaller.notna()
-    p, p_same = adjusted(rows["p"].to_numpy(float), rows["p_same"].to_numpy(float))
+    p, p_same = adjusted(*(np.array([over_looks(value, looks, two_sided) for value in rows[column].astype(float)])
+                           for column, two_sided in (("p", True), ("p_same", False))))
     result = rows.assign(alone=rows["verdict"], p=smaller, p_holm=np.fmin(p, p_same))
     for index, *values in zip(rows.index[tested], p[tested], p_same[tested], strict=True):
         alone, verdict = rows.loc[index, "verdict"], _said(rows.loc[index, "said"], *values)
         result.loc[index, "verdict"] = verdict
         if verdict == OPEN != alone:
-            result.loc[index, "why"] = f"{alone} by itself, not among {tested.sum()} comparisons"
+            often = f" looked at up to {len(looks)} times" if len(looks) > 1 else ""
+            result.loc[index, "why"] = f"{alone} by itself, not among {tested.sum()} comparisons{often}"
     return result
 
 

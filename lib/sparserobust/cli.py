@@ -1,6 +1,7 @@
 """The command line: `sparserobust --help`."""
 
 import argparse
+import os
 import sys
 
 from sparserobust import __version__, files, paths
@@ -34,6 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--scale", required=True)
     command.add_argument("--prune", action="store_true",
                          help="remove records from its folder that the scale does not ask for")
+
+    command = commands.add_parser("evidence", help="what each open claim still needs; with --hours, compute it")
+    span = command.add_mutually_exclusive_group()
+    span.add_argument("--hours", type=float, help="work for so long, whole units only, at the lowest priority; what is "
+                      "finished is published")
+    span.add_argument("--minutes", type=float, help="likewise, in minutes")
 
     command = commands.add_parser("data", help="fetch and check data sets")
     command.add_argument("name", nargs="+", help="such as cifar10")
@@ -113,6 +120,22 @@ def _publish(chosen) -> None:
             print(f"{told}: removed")
         else:
             print(f"{told}: kept; sparserobust publish --scale {scale} --prune removes them")
+
+
+def _evidence(chosen) -> None:
+    from sparserobust import claims, evidence
+
+    queue = evidence.Queue()
+    if minutes := chosen.minutes or 60 * (chosen.hours or 0):
+        if hasattr(os, "nice"):
+            os.nice(19)
+        for line in queue.work(60 * minutes):
+            print(line, flush=True)
+        print()
+    table = queue.table()
+    print(table.to_string(index=False))
+    for scale, rows in table.groupby("scale"):
+        print(f"\nscale {scale}: {claims.counted(rows['verdict'])}")
 
 
 def _data(chosen) -> None:

@@ -133,6 +133,43 @@ def tail(gap, by_seeds, by_images, seeds: int, images: int):
             + by_images * special.stdtr(max(images - 1, 1), -t)) / variance
 
 
+def over_looks(p: float, looks: Sequence[int], two_sided: bool = True) -> float:
+    """The probability, where the hypothesis is true, that the p value is as low as `p` at one or
+    more of these looks: numbers of seeds, from the fewest to the most, after each of which the
+    experiment may end. So what is below 0.05 is below it however often it was looked at. With one
+    look, `p` itself.
+
+    The means at the looks are correlated as those of independent normal observations are
+    (Armitage, McPherson & Rowe 1969, J. R. Stat. Soc. A 132:235); p values of Student's tests may
+    stand in for those of normal ones (Jennison & Turnbull, Group Sequential Methods, 2000, ch. 4).
+    The part of the error that is due to images does not shrink as seeds are added; that makes the
+    means more alike, and the probability smaller than what is returned."""
+    from scipy import special
+
+    if len(looks) < 2 or not 0 < p < 1:
+        return p
+    times = np.asarray(looks, float) / looks[-1]
+    bounds = -special.ndtri(p / 2 if two_sided else p) * np.sqrt(times)
+    least = -bounds if two_sided else np.full(len(looks), -10.0)
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+
+    def at(look: int) -> tuple[np.ndarray, np.ndarray]:
+        half = (bounds[look] - least[look]) / 2
+        return least[look] + half * (nodes + 1), half * weights
+
+    def step(distance: np.ndarray, time: float) -> np.ndarray:  # density of a normal increment
+        return np.exp(-distance**2 / (2 * time)) / math.sqrt(2 * math.pi * time)
+
+    place, width = at(0)
+    inside = step(place, times[0]) * width  # nowhere beyond a bound until now, and at this place
+    for look in range(1, len(looks)):
+        now, width = at(look)
+        inside = (step(now[:, None] - place, times[look] - times[look - 1]) @ inside) * width
+        place = now
+    beyond = 1 - float(inside.sum())
+    return min(max(beyond, p), len(looks) * p)  # where p is tiny, the sum rounds to 1
+
+
 def crossed(values: np.ndarray) -> Estimate:
     """The mean of effects (seeds, images), both of which are samples. An image that is nan in one
     seed is left out for all. `UserError` unless there are two axes."""

@@ -107,6 +107,16 @@ def classes(settings: Data) -> int:
     return len(settings.classes) or IMAGES[settings.name][1]
 
 
+TRAINING = {"digits": 1_200, "mnist": 55_000, "fashion_mnist": 55_000, "cifar10": 45_000, "cifar100": 45_000,
+            "svhn": 68_257}  # training images, validation not among them
+
+
+def training_images(settings: Data) -> int:
+    """How many training images a data set has, about as many where only some classes are used; likewise."""
+    whole = TRAINING[settings.name]
+    return settings.train_images or round(whole * classes(settings) / IMAGES[settings.name][1])
+
+
 def _only(splits: Splits, settings: Data) -> Splits:
     """The images of the chosen classes, in the order they had."""
     if not all(0 <= c < len(splits.classes) for c in settings.classes):

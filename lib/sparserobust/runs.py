@@ -13,7 +13,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,8 +56,9 @@ class Store:
             assert found is not None  # it was written just now
         return found
 
-    def find(self, run: Run, measurement: Measurement) -> dict | None:
-        """As `measure`, but None where it would have to be computed."""
+    def find(self, run: Run, measurement: Measurement, fewer_images: bool = False) -> dict | None:
+        """As `measure`, but None where it would have to be computed. With `fewer_images` an earlier result on fewer
+        images than are asked for may stand in while there is no other (its `total` says of how many)."""
         path = self._measured(run, measurement)
         if path.exists() and self._complete(run):
             try:
@@ -69,15 +71,20 @@ class Store:
         # trained here with other weights (another machine): its numbers are not those of the published network
         if not published or (complete and complete["weights_sha256"] != published["record"]["weights_sha256"]):
             return None
-        entry = published["measured"].get(measurement.identity) or self._earlier(published, run, measurement)
+        entry = (published["measured"].get(measurement.identity)
+                 or self._earlier(published, run, measurement, fewer_images))
         return entry and entry["result"] | {"where": "published", "processor": entry["provenance"]["processor"]}
 
-    def _earlier(self, published: dict, run: Run, measurement: Measurement) -> dict | None:
+    def _earlier(self, published: dict, run: Run, measurement: Measurement, fewer_images: bool) -> dict | None:
         """What the first revision of a measurement published, while there is nothing newer: its images were the first
         of the test set, which is as good as a sample where that is in random order. It has no values of single images,
         unless its answers were asked for."""
-        entry = published["measured"].get(measurement.first_identity)
-        if not self.use_earlier or entry is None or run.data.name in data.ORDERED:
+        if not self.use_earlier or run.data.name in data.ORDERED:
+            return None
+        known = published["measured"]
+        others = _of_fewer_images(measurement, known.values()) if fewer_images else []
+        entry = next((known[m.first_identity] for m in (measurement, *others) if m.first_identity in known), None)
+        if entry is None:
             return None
         result = {key: value for key, value in entry["result"].items() if key != "right"}
         if "right" in entry["result"]:
@@ -104,6 +111,10 @@ class Store:
         model = training.build(run, data.load(run.data))
         model.load_state_dict(self._weights(run))
         return model.to(device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def trained(self, run: Run) -> bool:
+        """Whether the trained network is here, in the store itself."""
+        return self._complete(run) is not None
 
     # ------------------------------------------------------------------------------------------------ working
 
@@ -240,6 +251,15 @@ def _published(path: Path) -> dict | None:
         return entry if entry["record"]["format"] == FORMAT else None
     except (files.Corrupt, KeyError, TypeError):
         raise UserError(f"{path} is damaged: restore it with git checkout -- {path.name}") from None
+
+
+def _of_fewer_images(measurement: Measurement, entries: Iterable[dict]) -> list[Measurement]:
+    """The same measurement of fewer images, as many as one of these entries has, most images first."""
+    if measurement.revision == 1 or not hasattr(measurement, "images"):
+        return []
+    counts = {entry["measurement"].get("images") for entry in entries} - {None}
+    return [replace(measurement, images=n) for n in sorted(counts, reverse=True)
+            if measurement.images is None or n < measurement.images]
 
 
 def _merged(entries: list[dict]) -> dict | None:

@@ -17,6 +17,7 @@ from sparserobust import data
 from sparserobust.config import Measurement, Run
 from sparserobust.environment import cores, device
 from sparserobust.errors import UserError
+from sparserobust.estimates import FEWEST
 from sparserobust.progress import Progress, bar, duration
 from sparserobust.runs import Store
 
@@ -57,6 +58,13 @@ class Experiment:
         hours), and published records may stand in."""
         return bool(self.settings.get("redraw")) and store.use_published
 
+    @property
+    def looks(self) -> list[int]:
+        """The numbers of seeds after each of which it is judged whether more are needed. Where computing takes hours
+        (`redraw: true`), seeds are added one by one, from the fewest that test anything to all that the scale names;
+        elsewhere all are there from the beginning."""
+        return list(range(FEWEST, len(self.settings["seeds"]) + 1)) if self.settings.get("redraw") else []
+
     def known(self, store: Store) -> Self:
         """The experiment as it can be shown now: all of it, or, where it only redraws, those rows and measurements
         under `also` that are stored or published, with the seeds that are left. Of a row something must be known that
@@ -65,7 +73,8 @@ class Experiment:
             return self
         grid = []
         for row in self.grid:
-            known = {name for name, m in _wanted(row, self.measurements).items() if store.find(row["run"], m)}
+            known = {name for name, m in _wanted(row, self.measurements).items()
+                     if store.find(row["run"], m, fewer_images=True)}
             asked = {name for name, m in _wanted(row, self.measurements).items() if m.sampled}
             if known & asked or (known and not asked):
                 grid.append(row | {"also": {name: m for name, m in row.get("also", {}).items() if name in known}})
@@ -98,7 +107,7 @@ def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | Non
             threads: int = 1) -> None:
     """The first half of `sweep`: train and measure what is not known yet, and read nothing back."""
     store = store or Store()
-    jobs = _missing(grid, measurements, store)
+    jobs = missing(grid, measurements, store)
     if jobs:
         failures = _work(jobs, store, workers or (1 if device().type == "cuda" else cores()), threads)
         if failures:
@@ -106,7 +115,7 @@ def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | Non
                                        *(f"  {name}: {why}" for name, why in failures)]))
 
 
-def _missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> list[dict]:
+def missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> list[dict]:
     """One job per distinct run of which something is not known yet, the longest first."""
     jobs: dict[str, dict] = {}
     for row in grid:
@@ -140,7 +149,8 @@ def _frame(grid: Grid, measurements: dict[str, Measurement], store: Store, known
     for row in grid:
         labels = _labels(row) | {"run": row["run"].identity, "chance": 1 / data.classes(row["run"].data)}
         for name, measurement in _wanted(row, measurements).items():
-            result = (store.find if known else store.measure)(row["run"], measurement)
+            result = (store.find(row["run"], measurement, fewer_images=True) if known
+                      else store.measure(row["run"], measurement))
             if result is None:
                 continue
             each = result.get("each", {})

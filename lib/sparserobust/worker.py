@@ -10,7 +10,9 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -22,6 +24,7 @@ from sparserobust.runs import Store
 def main(threads: int) -> None:
     """Do jobs until standard input ends, with so many threads."""
     torch.set_num_threads(threads)
+    _as_nice_as_its_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
 
@@ -49,6 +52,15 @@ def main(threads: int) -> None:
         except Exception as error:
             traceback.print_exc()
             tell(failed=f"{type(error).__name__}: {error}")
+
+
+def _as_nice_as_its_parent() -> None:
+    """Where Linux shares the processor among sessions first (autogroups), niceness counts within a session only, and a
+    worker is a session of its own: give the session the niceness that its process has inherited."""
+    group = Path("/proc/self/autogroup")
+    if hasattr(os, "nice") and os.nice(0) > 0 and group.exists():
+        with suppress(OSError):  # not allowed here: then it is a little less nice
+            group.write_text(str(os.nice(0)))
 
 
 if __name__ == "__main__":

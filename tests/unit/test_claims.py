@@ -549,7 +549,7 @@ def of_rsr():
 def of_sparsity_theory():
     radii = sparsity_theory.experiment("quick").settings["linear"]["judged_radii"]
     experiment, frame = measured_at_quick(sparsity_theory, [f"r_inf {radius:g}" for radius in radii])
-    masks = {"LeNet-300-100": {"joint": {"l2": [0.9, 0.5]}, "single": {"1": {"l2": [0.95, 0.6]}}}}
+    masks = {"LeNet-300-100": [{"joint": {"l2": [0.9, 0.5]}, "single": {"1": {"l2": [0.95, 0.6]}}}]}
     rows = sparsity_theory.judged(sparsity_theory.located(frame), experiment, masks)
     return rows, {"two": sparsity_theory.TWO}
 

@@ -158,7 +158,7 @@ def test_what_is_measured(any_scale):
         assert ("layer_norms" in also) == ("layers" in own and first and natural
                                            and method in ("dense", MAGNITUDE, SURGERY))
         assert ("order" in also) == ("order" in own and first and method == "dense")
-        assert ("random_masks" in also) == ("random_masks" in own and first and natural and method == "dense")
+        assert ("random_masks" in also) == ("random_masks" in own and natural and method == "dense")
         asked = row["level"] in own.get("health_levels", {}).get(method, [])
         assert ("health" in also) == ("health" in own and first and (method == "dense" or asked))
         attacked = own.get("autoattack_levels", {}).get(method, [])
@@ -451,9 +451,9 @@ def test_radii_as_rows_without_what_was_not_reached():
 # --------------------------------------------------------------------------------------------------- verdicts
 
 
-MASKS = {"LeNet-300-100": {"joint": {"l2": [0.9, 0.5], "linf": [0.8, 0.85]},
-                           "single": {"1": {"l2": [0.95, 0.6], "linf": [0.9, 0.9]},
-                                      "3": {"l2": [0.99, 0.7], "linf": [1.01, 0.8]}}}}
+MASKS = {"LeNet-300-100": [{"joint": {"l2": [0.9, 0.5], "linf": [0.8, 0.85]},
+                            "single": {"1": {"l2": [0.95, 0.6], "linf": [0.9, 0.9]},
+                                       "3": {"l2": [0.99, 0.7], "linf": [1.01, 0.8]}}}]}
 
 
 @pytest.fixture(scope="module")
@@ -619,9 +619,11 @@ def test_a_collapsed_network_is_not_judged(frame, quick):
 def test_one_rise_refutes_that_bounds_fall(rows, frame, quick):
     row = rows.loc["C5.l2 LeNet-300-100"]
     assert (row["ours"], row["verdict"], row["n_seeds"]) == (100, claims.UNTESTED, 1)  # one network bears out nothing
+    three = theory.judged(frame, quick, {"LeNet-300-100": 3 * MASKS["LeNet-300-100"]}).set_index("claim").loc[row.name]
+    assert (three["ours"], three["verdict"], three["n_seeds"]) == (100, claims.HOLDS, 3)
     assert row["unit"] == "percent of steps" and "falls" in row["quantity"]
     risen = {"joint": {"l2": [1.001, 0.8]}, "single": {"1": {"l2": [0.9, 0.9]}}}  # up from 1; and one that stays
-    one = theory.judged(frame, quick, {"net": risen}).set_index("claim").loc["C5.l2 net"]
+    one = theory.judged(frame, quick, {"net": [risen, risen, risen]}).set_index("claim").loc["C5.l2 net"]
     assert (one["ours"], one["verdict"]) == (50, claims.FAILS)
 
 

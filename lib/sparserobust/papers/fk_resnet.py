@@ -306,6 +306,12 @@ def judged(frame: pandas.DataFrame, falls: tuple[int, int, int]) -> pandas.DataF
     return pandas.DataFrame(rows)
 
 
+def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """The lines of the ledger by what the store can show of the experiment now; but for C8, of which no run is kept."""
+    rows = judged(experiment.measured(store), (0, 0, 0))
+    return claims.ledger(rows, reported.load(PAPER), experiment.looks)
+
+
 def stabilised(frame: pandas.DataFrame) -> estimates.Comparison:
     """What the noise of training does to the change of an ensemble's output under a push along the gradient, seed by
     seed and image by image, as the logarithm of the ratio to the same network without noise."""

@@ -14,6 +14,7 @@ from sparserobust.analysis import WeightSparsity
 from sparserobust.config import Data, Inheritance, Measurement, Model, Objective, Recipe, Run
 from sparserobust.errors import UserError
 from sparserobust.objectives import Natural
+from sparserobust.runs import Store
 from sparserobust.sparsifiers import (
     Channels,
     FixedMask,
@@ -396,6 +397,12 @@ def holes(experiment: Experiment) -> dict[str, str]:
     (first, *others), levels = experiment.nets, experiment.settings["primary_levels"]
     return {"net": first, "second": others[0] if others else "a second network",
             "level": f"{100 * levels['tickets']:g} %", "pruned": f"{100 * levels['zoo']:g} %"}
+
+
+def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """The lines of the ledger by what the store can show of the experiment now."""
+    rows = judged(located(experiment.measured(store)), experiment)
+    return claims.ledger(rows, reported.load(PAPER), experiment.looks, **holes(experiment))
 
 
 def _claims(experiment: Experiment) -> Iterator[tuple[str, str, str, tuple[dict, dict]]]:

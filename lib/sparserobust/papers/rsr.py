@@ -291,6 +291,12 @@ def judged(frame: pandas.DataFrame, black_box_net: str) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """The lines of the ledger by what the store can show of the experiment now."""
+    rows = judged(experiment.measured(store), experiment.settings["black_box"]["net"])
+    return claims.ledger(rows, reported.load(PAPER), experiment.looks)
+
+
 def _compared(claim: str, black_box_net: str) -> list[tuple[str, str, dict, dict, str]]:
     """(what is different from the claim itself, metric, treatment, reference, where) of a claim, by its id."""
     name, _, part = claim.partition(".")

@@ -340,12 +340,17 @@ def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def ledger(rows: pandas.DataFrame) -> pandas.DataFrame:
+def ledger(rows: pandas.DataFrame, looks: Sequence[int] = ()) -> pandas.DataFrame:
     """The comparisons under attack as one family (`claims.together`), each question in words."""
     attacked = rows[~rows["claim"].str.endswith(", clean")].reset_index(drop=True)
     name, cut = attacked["claim"].str.split(n=1).str[0], attacked["claim"].str.split(n=1).str[1]
     words = [f"{QUESTIONS[n][1][0].upper()}{QUESTIONS[n][1][1:]} ({c} removed)" for n, c in zip(name, cut, strict=True)]
-    return claims.together(attacked.assign(line=attacked["claim"], words=words))
+    return claims.together(attacked.assign(line=attacked["claim"], words=words), looks)
+
+
+def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """The lines of the ledger by what the store can show of the experiment now."""
+    return ledger(judged(experiment.measured(store), experiment), experiment.looks)
 
 
 def in_words(ledger: pandas.DataFrame) -> pandas.DataFrame:

@@ -14,6 +14,7 @@ from sparserobust.analysis import WeightSparsity
 from sparserobust.config import Data, Dense, Measurement, Model, Objective, Recipe, Run, Sparsifier
 from sparserobust.models import Winners
 from sparserobust.objectives import Natural, SparseActivations
+from sparserobust.runs import Store
 from sparserobust.sparsifiers import Magnitude, ProximalLasso
 
 PAPER = "sparsity_theory"
@@ -150,8 +151,8 @@ def _also(settings: dict, row: dict, first: bool) -> dict[str, Measurement]:
         names["health"] = settings["health"]
     if first and method == "dense":
         names |= settings.get("order", {})
-        if row["training"] == "natural":
-            names |= settings.get("random_masks", {})
+    if method == "dense" and row["training"] == "natural":
+        names |= settings.get("random_masks", {})
     if method in ("dense", MAGNITUDE):
         names |= settings.get("blank", {})
     if first and row["level"] in settings.get("autoattack_levels", {}).get(method, ()):
@@ -348,11 +349,10 @@ def _where(claim: str) -> str:
     return f"04_sparsity_theory, {WHERE[claim.split('.')[0]]}"
 
 
-def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, dict]) -> pandas.DataFrame:
+def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, list[dict]]) -> pandas.DataFrame:
     """All comparisons: the paper's claims, for each net and attack; where the paper leaves open what is compared, rows
-    of this project's own: against a dense net trained as long, and for adversarially trained nets. `masks` are
-    `RandomMasks` results by net, each of one network, which can refute C5.l2 and not bear it out; C5.linf has no row:
-    no weight returns, so the mean bound falls by construction."""
+    of this project's own: against a dense net trained as long, and for adversarially trained nets. `masks` are those of
+    `masked`; C5.linf has no row: no weight returns, so the mean bound falls by construction."""
     record, rows = reported.load(PAPER), []
     points, distance = record.claim("C3.inf"), record.claim("C3.l2")
     for claim, name, factor, found in _comparisons(frame, experiment):
@@ -364,13 +364,28 @@ def judged(frame: pandas.DataFrame, experiment: Experiment, masks: dict[str, dic
         elif claim == "C4":
             said = replace(said, quantity="r_2 or r_inf: extreme sparsity minus dense")
         rows.append(claims.judged(said, found, _where(claim)))
-    for net, result in masks.items():
-        paths = [result["joint"]["l2"], *(layer["l2"] for layer in result["single"].values())]
+    for net, results in masks.items():
+        paths = [norms["l2"] for result in results for norms in (result["joint"], *result["single"].values())]
         falls = [after < before for path in paths for before, after in pairwise([1.0, *path])]
         said = replace(record.claim("C5.l2"), id=f"C5.l2 {net}", unit="percent of steps",
                        quantity="steps to a higher sparsity, of one layer or all, at which the mean bound falls")
-        rows.append(claims.always(said, sum(falls), len(falls), 1, _where("C5.l2")))
+        rows.append(claims.always(said, sum(falls), len(falls), len(results), _where("C5.l2")))
     return pandas.DataFrame(sorted(rows, key=lambda row: row["claim"].split()[0]))
+
+
+def masked(experiment: Experiment, store: Store) -> dict[str, list[dict]]:
+    """`RandomMasks` results of every net, one of each seed."""
+    results: dict[str, list[dict]] = {}
+    for row in experiment.grid:
+        if "random_masks" in row["also"]:
+            results.setdefault(row["net"], []).append(store.measure(row["run"], row["also"]["random_masks"]))
+    return results
+
+
+def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """The lines of the ledger by what the store can show of the experiment now."""
+    rows = judged(located(experiment.measured(store)), experiment, masked(experiment, store))
+    return claims.ledger(rows, reported.load(PAPER), experiment.looks, two=TWO)
 
 
 def _comparisons(frame: pandas.DataFrame,

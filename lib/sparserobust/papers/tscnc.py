@@ -390,9 +390,10 @@ def costs_table(costs: dict[str, dict]) -> pandas.DataFrame:
 def validated(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """Accuracy under attack on the validation split after the last epoch, of every pruned and fine-tuned network: a row
     per network, with its labels. It is what chooses between the two constraints."""
-    return pandas.DataFrame([{key: row[key] for key in ("net", "method", "level", "seed")}
+    names = ["net", "method", "level", "seed"]
+    return pandas.DataFrame([{key: row[key] for key in names}
                              | {"value": store.record(row["run"])["history"][-1]["validation_robust"]}
-                             for row in experiment.rows(part=PRUNED)])
+                             for row in experiment.rows(part=PRUNED)], columns=[*names, "value"])
 
 
 def best_single(frame: pandas.DataFrame, validation: pandas.DataFrame, net: str, level: float) -> estimates.Comparison:
@@ -475,3 +476,11 @@ def holes(experiment: Experiment) -> dict[str, str]:
     for them beforehand."""
     own = experiment.of(experiment.nets[0])
     return {"net": own["label"], "level": f"{100 * own['primary_level']:g} %"}
+
+
+def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+    """The lines of the ledger by what the store can show of the experiment now."""
+    frame = located(experiment.measured(store))
+    slopes = {net: thesis(frame, net) for net in experiment.nets}
+    rows = judged(frame, experiment, slopes, validated(experiment, store))
+    return claims.ledger(rows, reported.load(PAPER), experiment.looks, **holes(experiment))

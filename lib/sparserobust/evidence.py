@@ -1,0 +1,236 @@
+"""The queue of evidence: what each open claim still needs, and the computing of it, the most valuable first.
+
+`notebooks/evidence.yaml` names, in order of worth, claims with the grid rows that judge them. A unit is one claim and
+one seed, with all that it needs. A claim gets the fewest seeds that test anything, then one more at a time,
+until it holds, does not hold, or shows no difference, or all seeds of the scale are spent; its p values take account of
+so many looks (`claims`). What a unit has finished is published at once.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+
+import pandas
+
+from sparserobust import claims, data, papers, paths, scales, sweep
+from sparserobust.config import Measurement, Run
+from sparserobust.environment import cores, device, provenance
+from sparserobust.errors import UserError
+from sparserobust.estimates import FEWEST
+from sparserobust.files import read_json
+from sparserobust.progress import duration
+from sparserobust.runs import Store
+
+DECIDED = (claims.HOLDS, claims.FAILS, claims.SAME)
+HERE = "on this processor"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A line of a paper's ledger at a scale, and which grid rows judge it: those that match one of `rows`, where each
+    label is a value or a list of them. `rank` is its place in the order of worth, 1 the first."""
+
+    rank: int
+    scale: str
+    paper: str
+    line: str
+    rows: tuple[dict, ...] = field(compare=False)  # dictionaries have no hash
+
+    def matches(self, row: dict) -> bool:
+        return any(all(row[label] in (value if isinstance(value, list) else [value]) for label, value in wanted.items())
+                   for wanted in self.rows)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A claim and a seed, with the grid rows that are not known yet, and how long they take by one process [s]."""
+
+    question: Question
+    seed: int
+    grid: list[dict] = field(compare=False)
+    seconds: float = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.question.paper} {self.question.line}, seed {self.seed}"
+
+
+def asked() -> list[Question]:
+    """The questions of the file, in its order. `UserError` for a mistake in it."""
+    import yaml
+
+    path, questions = paths.PROJECT / "notebooks" / "evidence.yaml", []
+    for rank, entry in enumerate(yaml.safe_load(path.read_text())["ranks"], 1):
+        scales.check(entry["scale"])
+        for paper, lines in entry["papers"].items():
+            if paper not in papers.modules():
+                raise UserError(f"{path.name}: no paper '{paper}'; known: {', '.join(papers.modules())}")
+            questions += [Question(rank, entry["scale"], paper, str(line), tuple(rows)) for line, rows in lines.items()]
+    return questions
+
+
+class Queue:
+    """What is asked, what is known of it, and what comes next. Earlier results without answers of single images do not
+    count as known."""
+
+    def __init__(self, folder: Path | str | None = None):
+        self.store, self.questions = Store(folder, use_earlier=False), asked()
+        modules = papers.modules()
+        self.experiments: dict[tuple[str, str], sweep.Experiment] = {
+            (scale, paper): modules[paper].experiment(scale)
+            for scale, paper in dict.fromkeys((question.scale, question.paper) for question in self.questions)}
+        for question in self.questions:
+            grid = self._experiment(question).grid
+            for wanted in question.rows:
+                labels = [row for row in grid if wanted.keys() <= row.keys()]
+                if not any(replace(question, rows=(wanted,)).matches(row) for row in labels):
+                    raise UserError(f"evidence.yaml, {question.paper} {question.line}: scale {question.scale} has no "
+                                    f"rows {wanted}")
+        self._lines: dict[tuple[str, str], pandas.DataFrame] = {}
+
+    def _experiment(self, question: Question) -> sweep.Experiment:
+        return self.experiments[question.scale, question.paper]
+
+    def verdict(self, question: Question) -> dict:
+        """The line of the ledger, by what is stored or published now."""
+        of = question.scale, question.paper
+        if of not in self._lines:
+            store = Store(self.store.folder)
+            lines = papers.modules()[question.paper].standing(self._experiment(question).known(store), store)
+            self._lines[of] = lines.set_index("line")
+        if question.line not in self._lines[of].index:
+            raise UserError(f"evidence.yaml: the ledger of {question.paper} has no line '{question.line}'")
+        return self._lines[of].loc[question.line].to_dict()
+
+    def units(self, question: Question) -> list[Unit]:
+        """What the question needs until it is next judged: of the fewest seeds those that are not complete, or one
+        more; nothing where it is decided, or where no seed is left."""
+        if self.verdict(question)["verdict"] in DECIDED:
+            return []
+        seeds = self._experiment(question).settings["seeds"]
+        missing = [unit for seed in seeds if (unit := self._unit(question, seed)).grid]
+        fewest = [unit for unit in missing if unit.seed in seeds[:FEWEST]]
+        return fewest or missing[:1]
+
+    def in_order(self) -> list[list[Unit]]:
+        """The units of each question that has some, the most valuable first: by rank, then by what it costs to judge it
+        again."""
+        found = [(question.rank, sum(unit.seconds for unit in units), units) for question in self.questions
+                 if (units := self.units(question))]
+        return [units for *_, units in sorted(found, key=lambda entry: entry[:2])]
+
+    def work(self, seconds: float, workers: int | None = None) -> Iterator[str]:
+        """Compute whole units for so long, as many side by side as there are workers; yields what was decided, and
+        what it cost. A unit that is not expected to be through in time is left for another day; one that fails is
+        named and left out. What an earlier call finished and could not publish is published first."""
+        workers, end = workers or (1 if device().type == "cuda" else cores()), time.monotonic() + seconds
+        failed: set[Unit] = set()
+        for question in self.questions:
+            self._publish(question, self._rows(question))
+        while True:
+            left = end - time.monotonic()
+            batch = self._batch(left, workers, failed)
+            if not batch:
+                yield f"nothing more fits into the {duration(max(left, 0))} that are left"
+                return
+            before = {unit.question: self.verdict(unit.question)["verdict"] for unit in batch}
+            started = time.monotonic()
+            yield f"{'; '.join(map(str, batch))}: about {duration(_wall(batch, workers))}"
+            try:
+                sweep.compute([row for unit in batch for row in unit.grid], {}, self.store, workers)
+            except UserError as error:
+                failed |= set(batch)
+                yield str(error)
+            for unit in batch:
+                self._publish(unit.question, unit.grid)
+            self._lines.clear()
+            took = duration(time.monotonic() - started)
+            for question, verdict in before.items():
+                now = self.verdict(question)
+                yield (f"{question.paper} {question.line}: {now['verdict']}"
+                       f"{'' if now['verdict'] == verdict else f' (was: {verdict})'}, {claims.sentence(now)} [{took}]")
+
+    def table(self) -> pandas.DataFrame:
+        """One line per question, in the order of the file: verdict and seeds now, what it needs, and how long that
+        takes here."""
+        workers, lines = cores(), []
+        for question in self.questions:
+            verdict, units = self.verdict(question), self.units(question)
+            lines.append({"rank": question.rank, "scale": question.scale, "claim": f"{question.paper} {question.line}",
+                          "verdict": verdict["verdict"], "seeds": verdict["n_seeds"],
+                          "needs seeds": ", ".join(str(unit.seed) for unit in units),
+                          "minutes": round(_wall(units, workers) / 60) if units else ""})
+        return pandas.DataFrame(lines)
+
+    def _batch(self, left: float, workers: int, failed: set[Unit]) -> list[Unit]:
+        """The first units that fit into the time left, one for each worker; none twice under two names."""
+        batch: list[Unit] = []
+        for unit in (unit for units in self.in_order() for unit in units):
+            others = {row["run"].identity for other in batch for row in other.grid}
+            new = any(row["run"].identity not in others for row in unit.grid)
+            if len(batch) < workers and new and unit not in failed and _wall([*batch, unit], workers) < left:
+                batch.append(unit)
+        return batch
+
+    def _rows(self, question: Question) -> list[dict]:
+        """The grid rows of a question, with all that is measured on them."""
+        experiment = self._experiment(question)
+        return [{"paper": question.paper, **row, "also": experiment.measurements | row["also"]}
+                for row in experiment.grid if question.matches(row)]
+
+    def _unit(self, question: Question, seed: int) -> Unit:
+        grid = [row for row in self._rows(question) if row["seed"] == seed]
+        jobs = sweep.missing(grid, {}, self.store)
+        unknown = {job["run"].identity for job in jobs}
+        return Unit(question, seed, [row for row in grid if row["run"].identity in unknown],
+                    sum(self._training(run) for run in self._untrained(jobs))
+                    + sum(self._measuring(job["run"], m) for job in jobs for m in job["measurements"]))
+
+    def _untrained(self, jobs: list[dict]) -> list[Run]:
+        """All runs that have to be trained for these jobs, each once."""
+        ends = [job["run"] for job in jobs] + [other for job in jobs for m in job["measurements"] for other in m.others]
+        return list({run.identity: run for end in ends for run in end.lineage if not self.store.trained(run)}.values())
+
+    def _training(self, run: Run) -> float:
+        return run.cost * data.training_images(run.data) / 1e4 * self._pace("training", run)
+
+    def _measuring(self, run: Run, measurement: Measurement) -> float:
+        return run.model.cost * measurement.cost * self._pace("measuring", run)
+
+    def _pace(self, what: str, run: Run) -> float:
+        """Seconds that a unit of cost takes by one process: the median for this kind of model on this processor; if
+        there is none, for all models here; then for all that is known; then one second."""
+        return next((self._paces[key] for key in ((what, HERE, run.model.kind), (what, HERE), (what,))
+                     if key in self._paces), 1.0)
+
+    @cached_property
+    def _paces(self) -> dict[tuple[str, ...], float]:
+        """The medians of what is published."""
+        found, here = defaultdict(list), provenance()["processor"]
+
+        def add(what: str, run: Run, made: dict, cost: float) -> None:
+            keys = [(what,), *([(what, HERE), (what, HERE, run.model.kind)] if made["processor"] == here else [])]
+            for key in keys if cost else ():
+                found[key].append(made["seconds"] / cost)
+
+        for path in paths.published_folder().glob("*/*.json"):
+            entry = read_json(path)
+            run = Run.parse(entry["record"]["run"])
+            add("training", run, entry["provenance"], run.cost * data.training_images(run.data) / 1e4)
+            for result in entry["measured"].values():
+                cost = run.model.cost * Measurement.parse(result["measurement"]).cost
+                add("measuring", run, result["provenance"], cost)
+        return {key: median(values) for key, values in found.items()}
+
+    def _publish(self, question: Question, rows: list[dict]) -> None:
+        """Publish what is trained here and measured as a whole."""
+        self.store.publish([row["run"] for row in rows if self.store.trained(row["run"])
+                            and not sweep.missing([row], {}, self.store)], question.scale)
+
+
+def _wall(units: list[Unit], workers: int) -> float:
+    """How long units take side by side [s]: what a unit trains it mostly trains one after the other."""
+    return max(sum(unit.seconds for unit in units) / workers, *(unit.seconds for unit in units))

@@ -1,0 +1,187 @@
+"""The queue of evidence: what it asks, in which order, when it stops, and that nothing finished is lost."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pandas
+import pytest
+
+from sparserobust import claims, cli, data, evidence, papers, paths, reported, sweep
+from sparserobust.config import Data
+from sparserobust.evaluation import Accuracy
+from sparserobust.files import read_json
+from sparserobust.runs import Store
+
+NOT_ASKED = {  # lines of a ledger that the queue leaves out
+    "fk_resnet": {"C8"},  # no run is kept of it
+    "rsr": {"C1", "C2", "C3", "C5.VGG"}}  # networks that are not trained at this scale
+
+# ------------------------------------------------------------------------------------------------- the file itself
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return evidence.asked()
+
+
+def test_every_claim_of_the_five_papers_is_asked_once(questions):
+    first = [question for question in questions if question.rank == 1]
+    for paper in reported.papers():
+        lines = [question.line for question in first if question.paper == paper]
+        assert sorted(lines) == sorted({line.id for line in reported.load(paper).ledger} - NOT_ASKED.get(paper, set()))
+
+
+@pytest.mark.parametrize("paper", sorted(papers.modules().keys() - {"start_here"}))
+def test_the_rows_that_a_question_names_are_all_that_its_verdict_needs(paper, questions, monkeypatch):
+    """Judged from nothing but these rows, a claim comes out as it does from all that is published."""
+    asked = [question for question in questions if (question.scale, question.paper) == ("laptop", paper)]
+    store, module = Store(), papers.modules()[paper]
+    whole = module.experiment("laptop").known(store)
+    frame = whole.measured(store)
+    before = module.standing(whole, store).set_index("line")
+    assert not frame.empty and asked
+    for question in asked:
+        some = replace(whole, grid=[row for row in whole.grid if question.matches(row)])
+        rows = pandas.Series([question.matches(row) for row in frame.to_dict("records")])
+        if not rows.any():
+            continue
+        monkeypatch.setattr(sweep.Experiment, "measured", lambda self, store, rows=rows: frame[rows])
+        after = module.standing(some, store).set_index("line")
+        for column in ("claim", "ours", "low", "high", "p", "n_seeds", "images"):
+            one, other = before.loc[question.line, column], after.loc[question.line, column]
+            assert one == other or (pandas.isna(one) and pandas.isna(other)), (question.line, column)
+
+
+# ------------------------------------------------------------------------------------------------- the queue
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch, tiny_run):
+    """A project with two papers of two networks each, `large` five times as dear as `small`; `said` holds what their
+    ledgers answer by (paper, seeds known)."""
+    (tmp_path / "notebooks" / "scales").mkdir(parents=True)
+    (tmp_path / "notebooks" / "scales" / "pretended.yaml").write_text("{}")
+    (tmp_path / "notebooks" / "evidence.yaml").write_text("""
+ranks:
+  - scale: pretended
+    papers:
+      large: {C1: [{net: [one, two]}]}
+      small: {C1: [{net: [one, two]}], C2: [{net: one}]}
+  - scale: pretended
+    papers:
+      first: {C1: [{net: one}]}
+""")
+    for module in (paths, evidence.paths):
+        monkeypatch.setattr(module, "PROJECT", tmp_path)
+    said: dict = {}
+
+    def module(name: str, epochs: int):
+        def experiment(scale, seeds=None):
+            grid = [{"net": net, "seed": seed, "run": tiny_run(seed=seed, epochs=epochs, lr=lr), "also": {}}
+                    for seed in range(5) for net, lr in (("one", 0.1), ("two", 0.2))]
+            return sweep.Experiment("pretended", list(range(5)), grid, {"clean": Accuracy(images=20)},
+                             {"seeds": list(range(5)), "redraw": True})
+
+        def standing(experiment, store):
+            networks = pandas.Series([row["seed"] for row in experiment.grid]).value_counts()
+            lines = []
+            for line in ("C1", "C2"):
+                known = int((networks >= (2 if line == "C1" and name != "first" else 1)).sum())
+                lines.append({"line": line, "verdict": said.get((name, known), claims.OPEN), "n_seeds": known,
+                              "words": "w", "ours": 1.0, "low": 0.0, "high": 2.0, "unit": "percentage points",
+                              "images": 20, "reported": None, "why": ""})
+            return pandas.DataFrame(lines)
+
+        return SimpleNamespace(experiment=experiment, standing=standing)
+
+    modules = {"large": module("large", 10), "small": module("small", 2), "first": module("first", 1)}
+    monkeypatch.setattr(papers, "modules", lambda: modules)
+    return said
+
+
+def numbers(units: list[evidence.Unit]) -> list[tuple[str, str, int]]:
+    return [(unit.question.paper, unit.question.line, unit.seed) for unit in units]
+
+
+def test_the_cheapest_of_a_rank_comes_first_with_the_fewest_seeds_that_test_anything(pretended, tmp_path):
+    order = evidence.Queue(tmp_path / "store").in_order()
+    assert [numbers(units) for units in order] == [
+        [(paper, line, seed) for seed in range(3)]
+        for paper, line in (("small", "C2"), ("small", "C1"), ("large", "C1"), ("first", "C1"))]
+    small, large = order[1], order[2]
+    assert len(small[0].grid) == 2 and small[0].seconds < large[0].seconds
+    # training and measuring of 64 and 20 images at one second a unit of cost
+    run = small[0].grid[0]["run"]
+    assert small[0].seconds == pytest.approx(2 * run.model.cost * (2 * 64 / 1e4 + 0.3 * 20 / 1e4))
+
+
+def test_it_works_until_all_is_decided_and_publishes_each_unit(pretended, tmp_path):
+    pretended |= {("small", 3): claims.HOLDS, ("large", 3): claims.FAILS, ("first", 3): claims.OPEN,
+                  ("first", 4): claims.SAME}
+    queue = evidence.Queue(tmp_path / "store")
+    told = list(queue.work(600, workers=2))
+    assert "nothing more fits" in told[-1]
+    assert {question.paper: queue.verdict(question)["verdict"] for question in queue.questions} == {
+        "small": claims.HOLDS, "large": claims.FAILS, "first": claims.SAME}
+    published = [read_json(path) for path in (tmp_path / "data/published/pretended").glob("*.json")]
+    seeds = pandas.Series([entry["record"]["run"].get("seed", 0) for entry in published]).value_counts().to_dict()
+    assert seeds == {0: 5, 1: 5, 2: 5, 3: 1}  # the one claim that was open after three
+    assert all(entry["measured"] for entry in published)
+    assert any("small C1: holds (was: " in line for line in told)
+    again = evidence.Queue(tmp_path / "store")
+    assert again.in_order() == [] and "nothing more fits" in next(again.work(600))
+    assert list(again.table()["needs seeds"]) == [""] * 4
+
+
+def test_what_does_not_fit_is_left(pretended, tmp_path, monkeypatch):
+    queue, done = evidence.Queue(tmp_path / "store"), []
+    monkeypatch.setattr(sweep, "compute", lambda grid, *more: done.append(grid))
+    cheap = min(unit.seconds for units in queue.in_order() for unit in units)
+    told = list(queue.work(0.5 * cheap, workers=1))
+    assert len(told) == 1 and not done
+
+
+def test_a_unit_that_fails_is_named_and_the_others_go_on(pretended, tmp_path, monkeypatch):
+    original, refused = sweep.compute, []
+
+    def compute(grid, measurements, store, workers):
+        if any(row["paper"] == "small" for row in grid):
+            refused.append(grid)
+            raise evidence.UserError("1 of 1 runs failed")
+        original(grid, measurements, store, workers)
+
+    monkeypatch.setattr(sweep, "compute", compute)
+    pretended |= {("large", 3): claims.HOLDS, ("first", 3): claims.HOLDS}
+    queue = evidence.Queue(tmp_path / "store")
+    told = list(queue.work(600, workers=3))
+    assert "1 of 1 runs failed" in told and 1 <= len(refused) <= 3
+    verdicts = queue.table().set_index("claim")["verdict"]
+    assert verdicts["large C1"] == claims.HOLDS and verdicts["small C1"] == claims.OPEN
+
+
+@pytest.mark.parametrize(("old", "new", "told"), [
+    ("small:", "smal:", "no paper 'smal'"), ("net: one", "net: three", "scale pretended has no rows {'net': 'three'}"),
+    ("net: one", "nets: one", "scale pretended has no rows {'nets': 'one'}"), ("C2", "C3", "no line 'C3'"),
+    ("scale: pretended", "scale: pretender", "did you mean 'pretended'")])
+def test_a_mistake_in_the_file_is_one_line(old, new, told, pretended, tmp_path, refusal):
+    path = tmp_path / "notebooks" / "evidence.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    assert told in refusal(lambda: evidence.Queue(tmp_path / "store").table())
+
+
+def test_the_command_shows_what_is_needed_and_works_for_a_while(pretended, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "store"))
+    worked = []
+    monkeypatch.setattr(evidence.Queue, "work", lambda self, seconds: worked.append(seconds) or ["done"])
+    monkeypatch.setattr(cli.os, "nice", lambda by: by)
+    assert cli.main(["evidence"]) == 0 and not worked
+    assert "small C2" in capsys.readouterr().out
+    assert cli.main(["evidence", "--hours", "0.5"]) == cli.main(["evidence", "--minutes", "12"]) == 0
+    assert worked == [1800, 720] and "done\n" in capsys.readouterr().out
+
+
+def test_training_images_are_counted_without_the_files():
+    assert data.training_images(Data()) == len(data.load("digits").train)
+    assert data.training_images(Data(name="cifar10", train_images=20_000)) == 20_000
+    assert data.training_images(Data(name="mnist", classes=(1, 7))) == 11_000
+    assert data.TRAINING.keys() == data.IMAGES.keys()
