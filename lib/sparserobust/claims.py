@@ -195,7 +195,7 @@ def digits(unit: str | None) -> int:
 def table(lines: pandas.DataFrame) -> pandas.DataFrame:
     """A ledger as a table: one line per claim, in words."""
     shown = [{"claim": row["words"], "unit": row["unit"], **_numbers(row), "p": _p(row["p"]),
-              "p, Holm": _p(row["p_holm"]), **_verdict(row)} for row in lines.to_dict("records")]
+              "p, adjusted": _p(row["p_holm"]), **_verdict(row)} for row in lines.to_dict("records")]
     return pandas.DataFrame(shown).set_index("claim")
 
 

@@ -99,8 +99,10 @@ class Queue:
         of = question.scale, question.paper
         if of not in self._lines:
             store = Store(self.store.folder)
-            lines = papers.modules()[question.paper].standing(self._experiment(question).known(store), store)
-            self._lines[of] = lines.set_index("line")
+            known = self._experiment(question).known(store)
+            if not known.grid:
+                return {"verdict": claims.UNTESTED, "n_seeds": 0}
+            self._lines[of] = papers.modules()[question.paper].standing(known, store).set_index("line")
         if question.line not in self._lines[of].index:
             raise UserError(f"evidence.yaml: the ledger of {question.paper} has no line '{question.line}'")
         return self._lines[of].loc[question.line].to_dict()

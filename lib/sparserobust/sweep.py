@@ -73,12 +73,17 @@ class Experiment:
             return self
         grid = []
         for row in self.grid:
-            known = {name for name, m in _wanted(row, self.measurements).items()
-                     if store.find(row["run"], m, fewer_images=True)}
+            known = {name for name, m in _wanted(row, self.measurements).items() if self.shown(store, row["run"], m)}
             asked = {name for name, m in _wanted(row, self.measurements).items() if m.sampled}
             if known & asked or (known and not asked):
                 grid.append(row | {"also": {name: m for name, m in row.get("also", {}).items() if name in known}})
         return replace(self, grid=grid, seeds=[seed for seed in self.seeds if any(r["seed"] == seed for r in grid)])
+
+    def shown(self, store: Store, run: Run, measurement: Measurement) -> dict | None:
+        """The result of a measurement: taken now if need be, or, where it only redraws, as far as it is known."""
+        if self.redraws(store):
+            return store.find(run, measurement, fewer_images=True)
+        return store.measure(run, measurement)
 
     def measured(self, store: Store, workers: int | None = None) -> pandas.DataFrame:
         """The `sweep` of the grid; where it only redraws, what is stored or published of it."""

@@ -186,7 +186,8 @@ def gathered(lines: list[dict], *several: str) -> pandas.DataFrame:
 
 
 def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -> str:
-    """Of every attack in a table its radius, draws of the noise and test images; `headings` maps headings to names."""
+    """Of every attack in a table its radius, draws of the noise and the most test images that it gets (those of a table
+    are the ones that all its columns have in common); `headings` maps headings to names."""
     told = []
     for heading, name in headings.items():
         measurement: Any = measurements.get(name)
@@ -195,7 +196,7 @@ def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -
             radius, draws = getattr(attack, "epsilon", None), getattr(attack, "eot_draws", 1)
             facts = [f"radius {radius:.3g}"] if radius else []
             facts += [f"{draws} draws"] if draws > 1 else []
-            facts.append(f"{measurement.images or 'all'} images")
+            facts.append(f"up to {measurement.images:,} images" if measurement.images else "up to all images")
             told.append(f"{heading} ({', '.join(facts)})")
     return f"Attacks: {'; '.join(told)}. Pixels lie in [0, 1]; a net without noise gets one draw."
 

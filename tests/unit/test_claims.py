@@ -673,9 +673,9 @@ def test_tables_have_a_line_per_claim_and_per_comparison():
                                       "verdict": UNTESTED, "why": "not run", "words": "C beats D"}])
     first, second = claims.table(lines).reset_index().to_dict("records")
     assert first == {"claim": "A beats B", "unit": "percentage points", "reported": "+1.0",
-                     "ours": "+2.0 [+1.1, +2.9]", "seeds": 3, "images": 500, "p": "<0.0001", "p, Holm": "0.023",
+                     "ours": "+2.0 [+1.1, +2.9]", "seeds": 3, "images": 500, "p": "<0.0001", "p, adjusted": "0.023",
                      "verdict": LINE["verdict"], "why": LINE["why"], "where": "table 1"}
-    assert [second[key] for key in ("claim", "reported", "ours", "seeds", "images", "p", "p, Holm", "why")] == [
+    assert [second[key] for key in ("claim", "reported", "ours", "seeds", "images", "p", "p, adjusted", "why")] == [
         "C beats D", "", "", "", "", "", "", "not run"]
     detail = claims.detail(lines)
     assert detail.index.tolist() == ["X", "X"] and detail["quantity"].tolist() == ["q", "q"]

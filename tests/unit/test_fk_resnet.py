@@ -395,7 +395,7 @@ def test_conditions_name_radius_draws_and_images():
     measurements = {"one": Accuracy(attack=PGD(epsilon=0.15, step_size=0.1, steps=2, eot_draws=7), images=30),
                     "two": Accuracy(attack=CarliniWagnerReleased()), "clean": Accuracy(), "count": WeightSparsity()}
     told = tables.conditions(measurements, {"A": "one", "B": "two", "C": "clean", "D": "count", "E": "absent"})
-    assert told.startswith("Attacks: A (radius 0.15, 7 draws, 30 images); B (all images). Pixels")
+    assert told.startswith("Attacks: A (radius 0.15, 7 draws, up to 30 images); B (up to all images). Pixels")
 
 
 def test_deployable_sizes_before_and_after():

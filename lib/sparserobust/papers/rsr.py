@@ -220,12 +220,15 @@ def trials(experiment: Experiment, store: Store) -> pandas.DataFrame:
         for row in experiment.rows(net=ABLATED, method=method, stage=stage, seed=experiment.seeds[0]):
             line = lines.setdefault(name_of(row), {})
             for heading, metric in ACCURACIES.items():
-                values = pandas.Series(store.measure(row["run"], experiment.measurements[metric])["trial_values"]) * 100
+                result = experiment.shown(store, row["run"], experiment.measurements[metric])
+                if result is None:
+                    continue
+                values = pandas.Series(result["trial_values"]) * 100
                 theirs, sd = _companion(name_of(row), COMPANION_COLUMNS[heading])
                 line[heading] = f"{values.mean():.1f} ± {values.std():.2f}"
                 line[f"{heading}, companion"] = ("" if theirs is None else f"{theirs:.2f}") + (
                     "" if sd is None else f" ± {sd:.2f}")
-    return pandas.DataFrame.from_dict(lines, orient="index")
+    return pandas.DataFrame.from_dict(lines, orient="index").fillna("")
 
 
 def black_box(frame: pandas.DataFrame) -> pandas.DataFrame:

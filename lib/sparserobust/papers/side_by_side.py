@@ -59,6 +59,10 @@ class Experiment(sweep.Experiment):
         """What is cut, and which share of it."""
         return [(cut, level) for cut in (WEIGHTS, CHANNELS) for level in self.settings[cut]]
 
+    def has(self, method: str) -> bool:
+        """Whether the scale has a method: all, unless it names those that it has (`only`); the dense network always."""
+        return method in (DENSE, *self.settings.get("only", [method]))
+
 
 def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     """Everything the notebook runs at a scale, or all of it with these seeds. `UserError` for an unknown scale, bad
@@ -71,8 +75,8 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
     for seed in chosen:
         found.grid.append(_row(found, DENSE, None, 0.0, seed, trained(settings, seed)))
         for cut, level in found.cuts:
-            for method, run in _methods(settings, seed, cut, level):
-                found.grid.append(_row(found, method, cut, level, seed, run))
+            found.grid.extend(_row(found, method, cut, level, seed, run)
+                              for method, run in _methods(settings, seed, cut, level) if found.has(method))
     return found
 
 
@@ -326,6 +330,8 @@ def judged(frame: pandas.DataFrame, experiment: Experiment) -> pandas.DataFrame:
     for cut, level in experiment.cuts:
         for name, (asked_of, statement, method, against) in QUESTIONS.items():
             against = MAGNITUDE if cut == CHANNELS and against == SCORES else against
+            if not experiment.has(method) or not experiment.has(against):
+                continue
             here = {"cut": cut, "level": level}
             reference = dense if against == DENSE else {"method": against} | here
             for metric, what in ((ATTACKED, "under PGD"), ("clean", "on clean images")):
@@ -357,7 +363,9 @@ def in_words(ledger: pandas.DataFrame) -> pandas.DataFrame:
     """One line per question: of whom it is asked, what, and for every cut whether it holds, does not, or cannot be
     told."""
     cuts = ledger.assign(question=ledger["claim"].str.split(n=1).str[0], cut=ledger["claim"].str.split(n=1).str[1])
-    said = cuts.pivot(index="question", columns="cut", values="verdict").reindex(QUESTIONS)[cuts["cut"].unique()]
+    said = cuts.pivot(index="question", columns="cut", values="verdict")[cuts["cut"].unique()]
+    said = said.reindex([question for question in QUESTIONS if question in said.index])
     said = said.apply(lambda column: column.str.removesuffix(" at this scale")).fillna("")
-    return said.assign(**{"asked of": [q[0] for q in QUESTIONS.values()],
-                          "what": [q[1] for q in QUESTIONS.values()]})[["asked of", "what", *said.columns]]
+    return said.assign(**{"asked of": [QUESTIONS[question][0] for question in said.index],
+                          "what": [QUESTIONS[question][1] for question in said.index]})[
+                              ["asked of", "what", *said.columns]]
