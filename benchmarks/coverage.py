@@ -1,11 +1,15 @@
 """How often tests of a comparison reject what is true, simulated over seeds and images.
 
     python benchmarks/coverage.py [--draws 20000] [--seeds 3 5] [--nominal 5] [--extremes]
+    python benchmarks/coverage.py --draws 1000 --looks 3 4 5 6 7 8
 
 The differences are D = a + b + e, with Gaussian effects of the seed, of the image and of both, and
 mean zero. Their mean squares are then independent multiples of chi-square variables, independent of
 the mean of D, and are drawn as such. A 95 % interval misses the truth as often as its test, at a
 nominal 5 %, rejects it.
+
+With `--looks` seeds are added one by one, and the experiment ends as soon as p is below the nominal
+error: p as it is, and p over all looks. Here all of D is drawn.
 """
 
 import argparse
@@ -15,7 +19,7 @@ import numpy as np
 import pandas
 from scipy import special
 
-from sparserobust.crossed import tail
+from sparserobust.crossed import crossed, over_looks, tail
 
 IMAGES = (500, 1000, 2000, 10000)
 OF_SEEDS = (0.0, 0.5, 1.0, 1.8)  # standard deviation of a, in percentage points
@@ -68,14 +72,42 @@ def table(seeds: list[int], nominal: float = 0.05, draws: int = 20000) -> pandas
         for s, n, a, b in product(seeds, IMAGES, OF_SEEDS, OF_IMAGES)])
 
 
+def stopped(looks: list[int], images: int, of_seeds: float, of_images: float,
+            nominal: float = 0.05, draws: int = 1000) -> dict[str, float]:
+    """Error [%] of stopping at the first of these numbers of seeds at which p is below the nominal
+    error, by p as it is and by p over all looks."""
+    dice, lowest = np.random.default_rng(0), np.ones(draws)
+    for draw in range(draws):
+        values = (dice.normal(0, of_seeds / 100, (looks[-1], 1)) + dice.normal(0, of_images, images)
+                  + dice.normal(0, RESIDUAL, (looks[-1], images)))
+        lowest[draw] = min(crossed(values[:seeds]).p() for seeds in looks)
+    over = np.array([over_looks(p, looks) for p in lowest])
+    return {"p as it is": 100 * float((lowest < nominal).mean()),
+            "p over all looks": 100 * float((over < nominal).mean())}
+
+
+def table_of_looks(looks: list[int], nominal: float = 0.05, draws: int = 1000) -> pandas.DataFrame:
+    """One line per cell: images, standard deviations, error [%] with and without the correction."""
+    return pandas.DataFrame([
+        {"images": n, "sd of seeds [points]": a, "sd of images": b}
+        | stopped(looks, n, a, b, nominal, draws)
+        for n, a, b in product(IMAGES[::2], OF_SEEDS, OF_IMAGES)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=20000, help="experiments per cell")
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5], help="two or more each")
     parser.add_argument("--nominal", type=float, default=5, help="nominal error, in percent")
+    parser.add_argument("--looks", type=int, nargs="+", help="numbers of seeds, from fewest to most")
     parser.add_argument("--extremes", action="store_true",
                         help="least and greatest error over the standard deviations only")
     chosen = parser.parse_args()
+    if chosen.looks:
+        found = table_of_looks(chosen.looks, chosen.nominal / 100, chosen.draws)
+        print(f"Error [%] at a nominal {chosen.nominal:g} %, {chosen.draws} experiments per cell:\n")
+        print(found.to_markdown(index=False, floatfmt=("g", "g", "g", ".1f", ".1f")))
+        return
     found = table(chosen.seeds, chosen.nominal / 100, chosen.draws)
     if chosen.extremes:
         groups = found.groupby(["seeds", "images"])[list(METHODS)]

@@ -30,7 +30,7 @@ import pandas
 
 from sparserobust.crossed import Estimate, over_looks
 from sparserobust.errors import UserError
-from sparserobust.estimates import NOT_RUN, Comparison, few, with_interval
+from sparserobust.estimates import FEWEST, NOT_RUN, Comparison, few, with_interval
 from sparserobust.reported import Claim, Reported
 
 HOLDS, FAILS, SAME, OPEN, UNTESTED = "holds", "does not hold", "no difference", "open", "not tested"
@@ -142,6 +142,13 @@ def ledger(rows: pandas.DataFrame, record: Reported, looks: Sequence[int] = (), 
             row = _row(claim, math.nan, 0, "", name)
         lines.append({"line": line.id, "words": line.words} | row)
     return together(pandas.DataFrame(lines), looks)
+
+
+def looks(settings: dict) -> list[int]:
+    """The numbers of seeds after each of which it is judged whether a claim of a study with these settings needs more.
+    Where computing takes hours (`redraw: true`), seeds are added one by one, from the fewest that test anything to all
+    that the scale names; elsewhere all are there from the beginning, and nothing is looked at twice."""
+    return list(range(FEWEST, len(settings["seeds"]) + 1)) if settings.get("redraw") else []
 
 
 def together(rows: pandas.DataFrame, looks: Sequence[int] = ()) -> pandas.DataFrame:

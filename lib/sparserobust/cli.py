@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     span.add_argument("--hours", type=float, help="work for so long, whole units only, at the lowest priority; what is "
                       "finished is published")
     span.add_argument("--minutes", type=float, help="likewise, in minutes")
+    command.add_argument("--workers", type=int, help="units side by side (default: one per core, one on a GPU)")
 
     command = commands.add_parser("data", help="fetch and check data sets")
     command.add_argument("name", nargs="+", help="such as cifar10")
@@ -129,7 +130,7 @@ def _evidence(chosen) -> None:
     if minutes := chosen.minutes or 60 * (chosen.hours or 0):
         if hasattr(os, "nice"):
             os.nice(19)
-        for line in queue.work(60 * minutes):
+        for line in queue.work(60 * minutes, chosen.workers):
             print(line, flush=True)
         print()
     table = queue.table()

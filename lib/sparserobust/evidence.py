@@ -152,8 +152,9 @@ class Queue:
             took = duration(time.monotonic() - started)
             for question, verdict in before.items():
                 now = self.verdict(question)
-                yield (f"{question.paper} {question.line}: {now['verdict']}"
-                       f"{'' if now['verdict'] == verdict else f' (was: {verdict})'}, {claims.sentence(now)} [{took}]")
+                changed = "" if now["verdict"] == verdict else f" (was: {verdict})"
+                told = f", {claims.sentence(now)}" if now["n_seeds"] else ""
+                yield f"{question.paper} {question.line}: {now['verdict']}{changed}{told} [{took}]"
 
     def table(self) -> pandas.DataFrame:
         """One line per question, in the order of the file: verdict and seeds now, what it needs, and how long that

@@ -17,7 +17,6 @@ from sparserobust import data
 from sparserobust.config import Measurement, Run
 from sparserobust.environment import cores, device
 from sparserobust.errors import UserError
-from sparserobust.estimates import FEWEST
 from sparserobust.progress import Progress, bar, duration
 from sparserobust.runs import Store
 
@@ -57,13 +56,6 @@ class Experiment:
         """Whether only what is known already is shown: the scale asks for it (`redraw: true`, since computing takes
         hours), and published records may stand in."""
         return bool(self.settings.get("redraw")) and store.use_published
-
-    @property
-    def looks(self) -> list[int]:
-        """The numbers of seeds after each of which it is judged whether more are needed. Where computing takes hours
-        (`redraw: true`), seeds are added one by one, from the fewest that test anything to all that the scale names;
-        elsewhere all are there from the beginning."""
-        return list(range(FEWEST, len(self.settings["seeds"]) + 1)) if self.settings.get("redraw") else []
 
     def known(self, store: Store) -> Self:
         """The experiment as it can be shown now: all of it, or, where it only redraws, those rows and measurements

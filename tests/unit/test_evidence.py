@@ -156,12 +156,12 @@ def test_a_unit_that_fails_is_named_and_the_others_go_on(pretended, tmp_path, mo
     told = list(queue.work(600, workers=3))
     assert "1 of 1 runs failed" in told and 1 <= len(refused) <= 3
     verdicts = queue.table().set_index("claim")["verdict"]
-    assert verdicts["large C1"] == claims.HOLDS and verdicts["small C1"] == claims.OPEN
+    assert verdicts["large C1"] == claims.HOLDS and verdicts["small C1"] == claims.UNTESTED
 
 
 @pytest.mark.parametrize(("old", "new", "told"), [
     ("small:", "smal:", "no paper 'smal'"), ("net: one", "net: three", "scale pretended has no rows {'net': 'three'}"),
-    ("net: one", "nets: one", "scale pretended has no rows {'nets': 'one'}"), ("C2", "C3", "no line 'C3'"),
+    ("net: one", "nets: one", "scale pretended has no rows {'nets': 'one'}"),
     ("scale: pretended", "scale: pretender", "did you mean 'pretended'")])
 def test_a_mistake_in_the_file_is_one_line(old, new, told, pretended, tmp_path, refusal):
     path = tmp_path / "notebooks" / "evidence.yaml"
@@ -169,15 +169,22 @@ def test_a_mistake_in_the_file_is_one_line(old, new, told, pretended, tmp_path, 
     assert told in refusal(lambda: evidence.Queue(tmp_path / "store").table())
 
 
+def test_a_line_that_no_ledger_has_is_told_once_there_is_a_ledger(pretended, tmp_path, refusal):
+    path = tmp_path / "notebooks" / "evidence.yaml"
+    path.write_text(path.read_text().replace("C2", "C3"))
+    assert "small has no line 'C3'" in refusal(lambda: list(evidence.Queue(tmp_path / "store").work(60, workers=1)))
+
+
 def test_the_command_shows_what_is_needed_and_works_for_a_while(pretended, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "store"))
     worked = []
-    monkeypatch.setattr(evidence.Queue, "work", lambda self, seconds: worked.append(seconds) or ["done"])
+    monkeypatch.setattr(evidence.Queue, "work",
+                        lambda self, seconds, workers: worked.append((seconds, workers)) or ["done"])
     monkeypatch.setattr(cli.os, "nice", lambda by: by)
     assert cli.main(["evidence"]) == 0 and not worked
     assert "small C2" in capsys.readouterr().out
-    assert cli.main(["evidence", "--hours", "0.5"]) == cli.main(["evidence", "--minutes", "12"]) == 0
-    assert worked == [1800, 720] and "done\n" in capsys.readouterr().out
+    assert cli.main(["evidence", "--hours", "0.5"]) == cli.main(["evidence", "--minutes", "12", "--workers", "8"]) == 0
+    assert worked == [(1800, None), (720, 8)] and "done\n" in capsys.readouterr().out
 
 
 def test_training_images_are_counted_without_the_files():

@@ -20,7 +20,7 @@ FLOORS = [  # ground first; a room imports from its own floor and those below
     {"runs", "progress", "worker", "sweep"},
     {"reported", "scales", "crossed", "estimates", "claims", "tables", "plots", "artifacts", "sliders"},
     {"papers", "exercises"},
-    {"batch", "cli"},
+    {"batch", "evidence", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

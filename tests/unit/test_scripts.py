@@ -54,6 +54,13 @@ def test_it_runs_at_its_smallest(script):
     assert output(script, *SMALLEST[script].split())
 
 
+def test_the_simulation_of_looks_tells_the_error_with_the_correction_and_without():
+    told = output("benchmarks/coverage.py", "--draws", "20", "--looks", "3", "4", "5")
+    rows = [[float(cell) for cell in line.split("|")[1:-1]] for line in told.splitlines() if re.match(r"\|\s+\d", line)]
+    assert len(rows) == 32 and all(0 <= over <= plain <= 100 for *_, plain, over in rows)
+    assert sum(row[-2] for row in rows) > sum(row[-1] for row in rows)
+
+
 def test_the_benchmark_of_training_gives_two_speeds_and_their_ratio():
     script = "benchmarks/adversarial_training.py"
     told = output(script, *SMALLEST[script].split())

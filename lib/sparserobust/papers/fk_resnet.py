@@ -309,7 +309,7 @@ def judged(frame: pandas.DataFrame, falls: tuple[int, int, int]) -> pandas.DataF
 def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now; but for C8, of which no run is kept."""
     rows = judged(experiment.measured(store), (0, 0, 0))
-    return claims.ledger(rows, reported.load(PAPER), experiment.looks)
+    return claims.ledger(rows, reported.load(PAPER), claims.looks(experiment.settings))
 
 
 def stabilised(frame: pandas.DataFrame) -> estimates.Comparison:

@@ -402,7 +402,7 @@ def holes(experiment: Experiment) -> dict[str, str]:
 def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now."""
     rows = judged(located(experiment.measured(store)), experiment)
-    return claims.ledger(rows, reported.load(PAPER), experiment.looks, **holes(experiment))
+    return claims.ledger(rows, reported.load(PAPER), claims.looks(experiment.settings), **holes(experiment))
 
 
 def _claims(experiment: Experiment) -> Iterator[tuple[str, str, str, tuple[dict, dict]]]:

@@ -297,7 +297,7 @@ def judged(frame: pandas.DataFrame, black_box_net: str) -> pandas.DataFrame:
 def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now."""
     rows = judged(experiment.measured(store), experiment.settings["black_box"]["net"])
-    return claims.ledger(rows, reported.load(PAPER), experiment.looks)
+    return claims.ledger(rows, reported.load(PAPER), claims.looks(experiment.settings))
 
 
 def _compared(claim: str, black_box_net: str) -> list[tuple[str, str, dict, dict, str]]:

@@ -356,7 +356,7 @@ def ledger(rows: pandas.DataFrame, looks: Sequence[int] = ()) -> pandas.DataFram
 
 def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now."""
-    return ledger(judged(experiment.measured(store), experiment), experiment.looks)
+    return ledger(judged(experiment.measured(store), experiment), claims.looks(experiment.settings))
 
 
 def in_words(ledger: pandas.DataFrame) -> pandas.DataFrame:

@@ -483,4 +483,4 @@ def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
     frame = located(experiment.measured(store))
     slopes = {net: thesis(frame, net) for net in experiment.nets}
     rows = judged(frame, experiment, slopes, validated(experiment, store))
-    return claims.ledger(rows, reported.load(PAPER), experiment.looks, **holes(experiment))
+    return claims.ledger(rows, reported.load(PAPER), claims.looks(experiment.settings), **holes(experiment))
