@@ -81,7 +81,7 @@ def stopped(looks: list[int], images: int, of_seeds: float, of_images: float,
         values = (dice.normal(0, of_seeds / 100, (looks[-1], 1)) + dice.normal(0, of_images, images)
                   + dice.normal(0, RESIDUAL, (looks[-1], images)))
         lowest[draw] = min(crossed(values[:seeds]).p() for seeds in looks)
-    over = np.array([over_looks(p, looks) for p in lowest])
+    over = np.array([over_looks(p, tuple(looks)) for p in lowest])
     return {"p as it is": 100 * float((lowest < nominal).mean()),
             "p over all looks": 100 * float((over < nominal).mean())}
 

@@ -144,21 +144,23 @@ def ledger(rows: pandas.DataFrame, record: Reported, looks: Sequence[int] = (), 
     return together(pandas.DataFrame(lines), looks)
 
 
-def looks(settings: dict) -> list[int]:
+def looks(settings: dict) -> tuple[int, ...]:
     """The numbers of seeds after each of which it is judged whether a claim of a study with these settings needs more.
     Where computing takes hours (`redraw: true`), seeds are added one by one, from the fewest that test anything to all
     that the scale names; elsewhere all are there from the beginning, and nothing is looked at twice."""
-    return list(range(FEWEST, len(settings["seeds"]) + 1)) if settings.get("redraw") else []
+    return tuple(range(FEWEST, len(settings["seeds"]) + 1)) if settings.get("redraw") else ()
 
 
 def together(rows: pandas.DataFrame, looks: Sequence[int] = ()) -> pandas.DataFrame:
     """These rows as one family: `alone` is what was their verdict, `p` the smaller of the two p values, `p_holm` the
     smaller of the adjusted ones, and `verdict` what is left of it. `looks` are the numbers of seeds at which it is
     judged whether more are needed (`crossed.over_looks`); none where their number was fixed beforehand."""
+    def over(column: str, two_sided: bool) -> np.ndarray:
+        return np.array([over_looks(float(value), tuple(looks), two_sided) for value in rows[column]])
+
     smaller = rows[["p", "p_same"]].min(axis=1)
     tested = smaller.notna()
-    p, p_same = adjusted(*(np.array([over_looks(value, looks, two_sided) for value in rows[column].astype(float)])
-                           for column, two_sided in (("p", True), ("p_same", False))))
+    p, p_same = adjusted(over("p", True), over("p_same", False))
     result = rows.assign(alone=rows["verdict"], p=smaller, p_holm=np.fmin(p, p_same))
     for index, *values in zip(rows.index[tested], p[tested], p_same[tested], strict=True):
         alone, verdict = rows.loc[index, "verdict"], _said(rows.loc[index, "said"], *values)

@@ -40,6 +40,7 @@ leaves out c, reaches 17 % with three seeds and 46 % with eight (`benchmarks/cov
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -133,41 +134,72 @@ def tail(gap, by_seeds, by_images, seeds: int, images: int):
             + by_images * special.stdtr(max(images - 1, 1), -t)) / variance
 
 
-def over_looks(p: float, looks: Sequence[int], two_sided: bool = True) -> float:
+@lru_cache(maxsize=1000)
+def over_looks(p: float, looks: tuple[int, ...], two_sided: bool = True) -> float:
     """The probability, where the hypothesis is true, that the p value is as low as `p` at one or
     more of these looks: numbers of seeds, from the fewest to the most, after each of which the
     experiment may end. So what is below 0.05 is below it however often it was looked at. With one
-    look, `p` itself.
+    look, `p` itself. Right to two percent of its value where `p` is above 1e-5; at most, and in any
+    case below 1e-9, `p` times the number of looks.
 
-    The means at the looks are correlated as those of independent normal observations are
-    (Armitage, McPherson & Rowe 1969, J. R. Stat. Soc. A 132:235); p values of Student's tests may
-    stand in for those of normal ones (Jennison & Turnbull, Group Sequential Methods, 2000, ch. 4).
-    The part of the error that is due to images does not shrink as seeds are added; that makes the
-    means more alike, and the probability smaller than what is returned."""
+    It is exact for Student's tests over the seeds. Let u = sum / sqrt(n sum of squares) after n
+    seeds, so that t = u sqrt(n - 1) / sqrt(1 - u^2). It is independent of the sum of squares, and
+    the next one is
+
+        u' = (sqrt(n) u cos(a) + sin(a)) / sqrt(n + 1)
+
+    with an angle a whose density is proportional to cos(a)^(n - 1) on (-pi/2, pi/2): the sequence
+    of t values is a Markov chain (Hall, Wijsman & Ghosh 1965, Ann. Math. Stat. 36:575), and is
+    followed backwards from the last look. The part of the error that is due to images does not
+    shrink as seeds are added; that makes means more alike, and the probability smaller than what
+    is returned (simulated: `benchmarks/coverage.py --looks`)."""
     from scipy import special
 
     if len(looks) < 2 or not 0 < p < 1:
         return p
-    times = np.asarray(looks, float) / looks[-1]
-    bounds = -special.ndtri(p / 2 if two_sided else p) * np.sqrt(times)
-    least = -bounds if two_sided else np.full(len(looks), -10.0)
-    nodes, weights = np.polynomial.legendre.leggauss(100)
+    if p < 1e-9:
+        return len(looks) * p
+    nodes, weights = np.polynomial.legendre.leggauss(30)
+    quarter = math.pi / 2
 
-    def at(look: int) -> tuple[np.ndarray, np.ndarray]:
-        half = (bounds[look] - least[look]) / 2
-        return least[look] + half * (nodes + 1), half * weights
+    def bounds(n: int) -> tuple[float, float]:
+        """Between which u goes on; everywhere at a number of seeds that is not looked at."""
+        if n not in looks:
+            return -1.0, 1.0
+        t = -special.stdtrit(n - 1, p / 2 if two_sided else p)
+        u = float(t / math.hypot(t, math.sqrt(n - 1)))
+        return -u if two_sided else -1.0, u
 
-    def step(distance: np.ndarray, time: float) -> np.ndarray:  # density of a normal increment
-        return np.exp(-distance**2 / (2 * time)) / math.sqrt(2 * math.pi * time)
+    def mean(value, edges: np.ndarray, power: int) -> np.ndarray:
+        """Of a function of angles whose density is cos^power, over intervals between `edges`."""
+        low, high = edges[..., :-1, None], edges[..., 1:, None]
+        angle = (low + high + (high - low) * nodes) / 2
+        share = (high - low) / 2 * weights * np.cos(angle) ** power
+        return (value(angle) * share).sum((-1, -2)) / special.beta(0.5, (power + 1) / 2)
 
-    place, width = at(0)
-    inside = step(place, times[0]) * width  # nowhere beyond a bound until now, and at this place
-    for look in range(1, len(looks)):
-        now, width = at(look)
-        inside = (step(now[:, None] - place, times[look] - times[look - 1]) @ inside) * width
-        place = now
-    beyond = 1 - float(inside.sum())
-    return min(max(beyond, p), len(looks) * p)  # where p is tiny, the sum rounds to 1
+    at, later = np.array([-1.0, 1.0]), np.zeros(2)  # probability, by u, to be beyond a later bound
+    for n in range(looks[-1] - 1, looks[0] - 1, -1):
+        least, most = (math.asin(u) for u in bounds(n))
+        dense_at_both_ends = np.sin(np.linspace(-quarter, quarter, 200))
+        u = np.sin((least + most + (most - least) * dense_at_both_ends) / 2)
+        turn, reach = np.arctan(math.sqrt(n) * u), np.sqrt((1 + n * u**2) / (n + 1))
+        low, high = bounds(n + 1)
+        edges = [np.full_like(u, -quarter), np.full_like(u, quarter)]
+        for bound in (low, high):  # where u' is at the bound
+            angle = np.arcsin(np.clip(bound / reach, -1, 1))
+            edges += [angle - turn, math.pi - angle - turn, -math.pi - angle - turn]
+
+        def beyond(angle, turn=turn[:, None, None], reach=reach[:, None, None], low=low, high=high,
+                   at=at, later=later):
+            after = reach * np.sin(angle + turn)
+            return np.where((after > low) & (after < high), np.interp(after, at, later), 1.0)
+
+        inside = np.sort(np.clip(np.stack(edges, axis=-1), -quarter, quarter), axis=-1)
+        at, later = u, mean(beyond, inside, n - 1)
+    low, high = bounds(looks[0])
+    first = np.linspace(math.asin(low), math.asin(high), 9)
+    after_first = mean(lambda angle: np.interp(np.sin(angle), at, later), first, looks[0] - 2)
+    return min(p + float(after_first), len(looks) * p)
 
 
 def crossed(values: np.ndarray) -> Estimate:
