@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
-import yaml
 
-from sparserobust import claims, estimates, imagewise, paths, reported, tables
+from sparserobust import claims, estimates, imagewise, reported, tables
 from sparserobust.attacks import PGD
 from sparserobust.config import Dense
 from sparserobust.crossed import crossed
@@ -145,19 +144,6 @@ def test_curves_change_radius_or_steps_only(quick):
         assert accuracy.attack.step_size / radius == pytest.approx(some["step_size"] / some["epsilon"])
     for steps, accuracy in by_steps.items():
         assert accuracy.attack == PGD(epsilon=some["epsilon"], step_size=some["step_size"], steps=steps)
-
-
-def test_rows_can_be_left_out(monkeypatch, tmp_path):
-    content = yaml.safe_load((paths.scales_folder() / "quick.yaml").read_text())
-    content["rsr"]["left_out"] = [["ResNet-20", "RSR", "pruned", "lambda"], ["VGG-16", "AT", "trained on", ""]]
-    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(content))
-    full = rsr.experiment("quick")
-    monkeypatch.setattr("sparserobust.scales.scales_folder", lambda: tmp_path)
-    fewer = rsr.experiment("quick")
-    left_out = [row for row in full.grid if row not in fewer.grid]
-    assert len(left_out) == len(full.settings["lambdas"]) + len(full.seeds)
-    assert {(row["net"], row["stage"], row["varied"]) for row in left_out} == {
-        ("ResNet-20", "pruned", "lambda"), ("VGG-16", "trained on", "")}
 
 
 def test_the_paper_scale_is_the_companions_protocol():

@@ -17,7 +17,9 @@ from sparserobust.models import PreActResNet, ResNet
 from sparserobust.papers import side_by_side as s
 from sparserobust.sparsifiers import Channels, Magnitude
 
+SOME = [name for name in scales.names() if "only" in scales.load(name, s.PAPER)]  # scales that have some methods
 every_scale = pytest.mark.parametrize("scale", scales.names())
+whole_scale = pytest.mark.parametrize("scale", [name for name in scales.names() if name not in SOME])
 
 
 @every_scale
@@ -28,7 +30,7 @@ def test_every_method_takes_the_same_budget(scale):
     assert {s.budget(row["run"]) for row in experiment.grid} == {settings["recipe"]["epochs"] * (steps + 1)}
 
 
-@every_scale
+@whole_scale
 def test_every_cut_has_every_method_once_a_seed(scale):
     experiment = s.experiment(scale)
     for cut, level in experiment.cuts:
@@ -38,6 +40,18 @@ def test_every_cut_has_every_method_once_a_seed(scale):
             assert set(s.PAPERS) <= set(methods)
     asked = {method for _, _, *pair in s.QUESTIONS.values() for method in pair}
     assert asked <= {row["method"] for row in experiment.grid}
+
+
+@pytest.mark.parametrize("scale", SOME)
+def test_a_scale_may_have_some_of_the_methods_and_their_questions(scale):
+    experiment = s.experiment(scale, [0, 1])
+    assert experiment.cuts == [(s.WEIGHTS, 0.95)]
+    methods = [row["method"] for row in experiment.grid]
+    assert sorted(methods) == sorted(2 * experiment.settings["only"])
+    rows = s.judged(framed(experiment, lambda row, metric: np.arange(SMALL_IMAGES) % 2 < 1), experiment)
+    lines = s.ledger(rows)
+    assert [line.split()[0] for line in lines["line"]] == ["splitting", "RSR", "lasso", "noise"]
+    assert list(s.in_words(lines).index) == ["splitting", "RSR", "lasso", "noise"] and len(rows) == 8
 
 
 def test_what_is_cut_ends_with_as_many_weights_or_channels(digits):
@@ -97,7 +111,7 @@ def counted(model, channels: int, classes: int = 10) -> int:
     return sparsity.zero_weights(model.build((channels, 8, 8), classes))[1]
 
 
-@every_scale
+@whole_scale
 def test_the_small_network_has_as_many_weights_as_a_cut_leaves(scale):
     experiment = s.experiment(scale, [0])
     channels = {"digits": 1, "cifar10": 3}[experiment.settings["data"]["name"]]
@@ -287,7 +301,7 @@ def test_clean_accuracy_is_judged_too(quick, rows):
     assert found.loc["RSR 90 % of the weights, clean", "quantity"] == "accuracy on clean images: RSR minus magnitude"
 
 
-@every_scale
+@whole_scale
 def test_all_questions_at_all_cuts_are_one_family(scale):
     """22 at the quick scale; clean accuracies are no part of it."""
     experiment = s.experiment(scale)

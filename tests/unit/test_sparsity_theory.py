@@ -13,7 +13,18 @@ from sparserobust.config import Dense, Measurement
 from sparserobust.models import Winners
 from sparserobust.objectives import Natural, SparseActivations
 from sparserobust.papers import sparsity_theory as theory
-from sparserobust.papers.sparsity_theory import CONTROL, L1, MAGNITUDE, ONE_SHOT, SURGERY, TEN, TWO, VARIANTS, WINNERS
+from sparserobust.papers.sparsity_theory import (
+    CONTROL,
+    L1,
+    MAGNITUDE,
+    ONE_SHOT,
+    RIDGE,
+    SURGERY,
+    TEN,
+    TWO,
+    VARIANTS,
+    WINNERS,
+)
 from sparserobust.sparsifiers import DynamicNetworkSurgery, Magnitude, ProximalLasso
 
 SCALES = [name for name in scales.names()
@@ -106,6 +117,8 @@ def test_everything_else_starts_at_the_dense_net(any_scale):
                     assert run.model == dense.model
         for level, run in methods.get("lasso", {}).items():
             assert run == replace(dense, sparsifier=ProximalLasso(lam=level))
+        for level, run in methods.get(RIDGE, {}).items():
+            assert run == replace(dense, recipe=replace(dense.recipe, weight_decay=level)) and level > 0
 
 
 def test_two_digits_are_the_same_task_with_two_classes(any_scale):
@@ -248,7 +261,7 @@ def made_up(row: dict, metric: str) -> float:
     if metric == "activations":
         return 0.5 if method == "dense" else 0.9
     if row["net"] in (TWO, TEN):
-        gain = {"dense": 0, "lasso": 1 - level, MAGNITUDE: -(1 - level)}[method] + scatter
+        gain = {"dense": 0, "lasso": 1 - level, MAGNITUDE: -(1 - level), RIDGE: 0.3 - level}[method] + scatter
         return {"linear": 0.7 - 0.1 * gain, "clean": 0.9}.get(metric, 0.5 + 0.2 * gain)
     gain = {"dense": 0.0, MAGNITUDE: peak(level) - 1.5 * (row["training"] == "adversarial"),
             CONTROL: 0.25 + 0.1 * level, WINNERS: 0.7 - abs(level - 0.1), L1: 0.1 - abs(level - 1)}.get(method, -0.4)
@@ -483,7 +496,7 @@ def test_every_claim_is_judged_at_every_scale(any_scale):
 
 def test_which_comparisons_are_made(rows, quick):
     tasks = [f"{task}, {method}" for task in (TWO, TEN) for method in ("lasso", MAGNITUDE)]
-    expected = {f"{claim} {task}" for claim in ("C1", "C2") for task in tasks}
+    expected = {f"{claim} {task}{more}" for claim in ("C1", "C2") for task in tasks for more in ("", ", against ridge")}
     controlled = [attack for attack, (metric, _) in (theory.LINF | theory.L2).items()
                   if metric in quick.settings["control_protocol"]]
     for net, settings in quick.settings["nets"].items():
@@ -503,6 +516,8 @@ def test_which_comparisons_are_made(rows, quick):
 @pytest.mark.parametrize("name, effect, verdict", [
     (f"C1 {TWO}, lasso", 20 * (1 - 3e-3), claims.HOLDS), (f"C1 {TEN}, lasso", 20 * (1 - 3e-3), claims.HOLDS),
     (f"C1 {TWO}, {MAGNITUDE}", -20 * 0.05, claims.FAILS),
+    (f"C1 {TWO}, lasso, against ridge", 20 * ((1 - 3e-3) - (0.3 - 1e-3)), claims.HOLDS),
+    (f"C2 {TEN}, lasso, against ridge", 0.1 * (0.8 - (0.3 - 0.1)), claims.HOLDS),
     (f"C2 {TWO}, lasso", 0.1 * 0.8, claims.HOLDS), (f"C2 {TEN}, {MAGNITUDE}", -0.1 * 0.7, claims.FAILS),
     ("C3.inf LeNet-5, FGSM", 10.1, claims.HOLDS), ("C3.inf LeNet-5, FGSM, equal training", 6.7, claims.HOLDS),
     ("C3.inf LeNet-5, FGSM, adversarial", -4.9, claims.FAILS),

@@ -75,7 +75,7 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
 
 def _rows(settings: dict) -> dict[tuple[str, str, float | None], list[str]]:
     """(net, method, level) of every run, and the keys of the scale file under which its seeds may stand (it gets those
-    of all); rows for which the scale has no settings, or which it leaves out, are missing."""
+    of all); rows for which the scale has no settings are missing."""
     wanted: list[tuple[str, str, str, Any]] = [("figure1_seeds", "ResNet20", m, None) for m in ("natural", "dense")]
     for table, method in TABLES.items():
         for row in reported.load(PAPER).reported_table(table).to_dict("records"):
@@ -83,15 +83,13 @@ def _rows(settings: dict) -> dict[tuple[str, str, float | None], list[str]]:
             wanted.append(("seeds", row["net"], *(("dense", None) if pandas.isna(level) else (method, level))))
     for level in settings["curve"]:
         wanted += [("curve_seeds", net, "RGSM", level) for net in ("En2ResNet20", "ResNet38")]
-    for net in ("ResNet20", "En2ResNet20"):
-        wanted += [("pair_seeds", net, "dense", None), ("pair_seeds", net, "RGSM", 0.1)]
     wanted += [("seeds", "ResNet20", method, TABLE4_LEVELS.get(method.removesuffix(FINE_TUNED)))
                for _, method in TABLE4 if method not in METHODS]
     rows: dict[tuple[str, str, float | None], list[str]] = {}
     for key, *row in wanted:
         method, level = row[1].removesuffix(FINE_TUNED), row[2]
         known = level in settings[method] if method in METHODS else "ADMM" not in method or method in settings["ADMM"]
-        if row[0] in settings["nets"] and known and row not in settings.get("left_out", []):
+        if row[0] in settings["nets"] and known:
             rows.setdefault(tuple(row), []).append(key)
     return rows
 

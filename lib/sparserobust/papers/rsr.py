@@ -74,10 +74,9 @@ def _rows(settings: dict, net: str, seed: int, first: bool) -> list[dict]:
         cases += [("AT", "dense", "clean_weight", 0.0)]
     rows = []
     for case in cases:
-        if [net, *case[:3]] not in settings.get("left_out", []):
-            row = dict(zip(("method", "stage", "varied", "level"), case, strict=True))
-            row = {"net": net, "ours": settings["nets"][net]["label"]} | row | {"seed": seed}
-            rows.append(row | {"run": _run(settings, net, *case, seed), "also": _also(settings, row, first)})
+        row = dict(zip(("method", "stage", "varied", "level"), case, strict=True))
+        row = {"net": net, "ours": settings["nets"][net]["label"]} | row | {"seed": seed}
+        rows.append(row | {"run": _run(settings, net, *case, seed), "also": _also(settings, row, first)})
     return rows
 
 

@@ -21,6 +21,7 @@ PAPER = "sparsity_theory"
 TRAININGS = ("natural", "adversarial")
 TWO, TEN = "linear, two digits", "linear, ten digits"
 MAGNITUDE, CONTROL, ONE_SHOT = "magnitude", "trained on", "not retrained"
+LASSO, RIDGE = "lasso", "ridge"  # of linear classifiers
 SURGERY, WINNERS, L1 = "surgery", "k-winners", "L1 on activations"
 VARIANTS: dict[str, dict[str, Any]] = {
             "layer by layer": {"scope": "layerwise"}, "global, last kept": {"keep_last": True},
@@ -62,7 +63,8 @@ def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
 
 
 def _linear_rows(settings: dict, task: str, seed: int) -> list[dict]:
-    """Grid rows of a linear classifier: dense, pruned step by step and trained on, and trained with a lasso."""
+    """Grid rows of a linear classifier: dense, pruned step by step and trained on, trained with a lasso; and with
+    weight decay (ridge), a dense rival that is tuned as well."""
     data = Data.parse(settings["data"])
     if task == TWO:
         data = replace(data, classes=tuple(settings["digits"]))
@@ -70,7 +72,9 @@ def _linear_rows(settings: dict, task: str, seed: int) -> list[dict]:
                 recipe=Recipe.parse(settings["recipe"]))
     chain = _chain(dense, settings["levels"], Recipe.parse(settings["fine_tuning"]), Magnitude)
     runs = [("dense", 0.0, dense), *((MAGNITUDE, level, run) for level, run in chain.items())]
-    runs += [("lasso", lam, replace(dense, sparsifier=ProximalLasso(lam=lam))) for lam in settings["lasso"]]
+    runs += [(LASSO, lam, replace(dense, sparsifier=ProximalLasso(lam=lam))) for lam in settings["lasso"]]
+    runs += [(RIDGE, decay, replace(dense, recipe=replace(dense.recipe, weight_decay=decay)))
+             for decay in settings["ridge"]]
     kind = "theorem_31" if task == TWO else "linear_radii"
     also = {"clean": Measurement.parse({"kind": "accuracy"}),
             "linear": Measurement.parse({"kind": kind, "radii": settings["radii"]})}
@@ -196,7 +200,7 @@ def linear_panels(frame: pandas.DataFrame, experiment: Experiment) -> list[list[
     """Panels of figure 1: two digits above, ten below; accuracy under the worst l-infinity perturbation on the left,
     mean l2 distance on the right. For two digits with theorem 3.1: min(1, bound), shaded where magnitude pruning has a
     bound that says nothing, and the formula."""
-    methods, panels = {"lasso": "lasso", MAGNITUDE: "magnitude"}, []
+    methods, panels = {LASSO: "lasso", MAGNITUDE: "magnitude"}, []
     for task, radius in zip((TWO, TEN), experiment.settings["linear"]["judged_radii"], strict=True):
         worst, distance = (series(frame, m, methods, net=task) for m in (f"linear r_inf {radius:g}", "linear"))
         panel = {"ylabel": "r_inf [%]", "factor": 100, "title": f"{task}: l-infinity, radius {radius:g}"}
@@ -326,12 +330,13 @@ def _runs_at(frame: pandas.DataFrame, chosen: dict[int, float] | None = None, **
 
 
 def _at_chosen(frame: pandas.DataFrame, metric: str, labels: dict, best: dict[int, float], reference: dict,
-               factor: float, method: str = MAGNITUDE) -> estimates.Comparison:
-    """A method at the level of each seed, against a reference: at a level of its own, or else at the same."""
+               factor: float, method: str = MAGNITUDE, at: dict[int, float] | None = None) -> estimates.Comparison:
+    """A method at the level of each seed, against a reference: at a level that it names, at those of each seed `at`, or
+    else at the same."""
     if not best:
         return estimates.Comparison(None, [], "no level was chosen on the validation split")
     treated = _runs_at(frame, best, method=method, **labels)
-    against = _runs_at(frame, None if "level" in reference else best, **labels, **reference)
+    against = _runs_at(frame, None if "level" in reference else at or best, **labels, **reference)
     return estimates.compared_runs(frame, metric, {seed: (treated[seed], against[seed]) for seed in treated
                                                    if seed in against}, factor)
 
@@ -393,13 +398,15 @@ def _comparisons(frame: pandas.DataFrame,
     """(claim, of what, factor, what came out)."""
     radii = dict(zip((TWO, TEN), experiment.settings["linear"]["judged_radii"], strict=True))
     dense = {"method": "dense", "level": 0.0}
-    for task, method in product(radii, ("lasso", MAGNITUDE)):
+    for task, method in product(radii, (LASSO, MAGNITUDE)):
         own = {"net": task}
         for claim, metric, factor in (("C1", f"linear r_inf {radii[task]:g}", 100), ("C2", "linear", 1)):
-            best = levels(frame, metric, method=method, **own)
-            # C2 says that dense is no worse: then it is the loss that counts
-            yield claim, f"{task}, {method}", factor, _at_chosen(frame, metric, own, best, dense,
-                                                                 -factor if claim == "C2" else factor, method)
+            best, ridge = (levels(frame, metric, method=m, **own) for m in (method, RIDGE))
+            sign = -factor if claim == "C2" else factor  # C2 says that dense is no worse: then the loss counts
+            yield claim, f"{task}, {method}", factor, _at_chosen(frame, metric, own, best, dense, sign, method)
+            if ridge:
+                found = _at_chosen(frame, metric, own, best, {"method": RIDGE}, sign, method, ridge)
+                yield claim, f"{task}, {method}, against ridge", factor, found
     for net, training, (attack, (metric, factor)) in product(experiment.nets, TRAININGS, (LINF | L2).items()):
         own = {"net": net, "training": training}
         if by_seed(frame, metric, method=MAGNITUDE, **own).empty:
