@@ -58,7 +58,7 @@ class Unit:
         return f"{self.question.paper} {self.question.line}, seed {self.seed}"
 
 
-def asked() -> list[Question]:
+def load_questions() -> list[Question]:
     """The questions of the file, in its order. `UserError` for a mistake in it."""
     import yaml
 
@@ -77,7 +77,7 @@ class Queue:
     count as known."""
 
     def __init__(self, folder: Path | str | None = None):
-        self.store, self.questions = Store(folder, use_earlier=False), asked()
+        self.store, self.questions = Store(folder, use_earlier=False), load_questions()
         modules = papers.modules()
         self.experiments: dict[tuple[str, str], sweep.Experiment] = {
             (scale, paper): modules[paper].experiment(scale)
@@ -102,7 +102,7 @@ class Queue:
             known = self._experiment(question).known(store)
             if not known.grid:
                 return {"verdict": claims.UNTESTED, "n_seeds": 0}
-            self._lines[of] = papers.modules()[question.paper].standing(known, store).set_index("line")
+            self._lines[of] = papers.modules()[question.paper].current_ledger(known, store).set_index("line")
         if question.line not in self._lines[of].index:
             raise UserError(f"evidence.yaml: the ledger of {question.paper} has no line '{question.line}'")
         return self._lines[of].loc[question.line].to_dict()
@@ -140,7 +140,7 @@ class Queue:
                 return
             before = {unit.question: self.verdict(unit.question)["verdict"] for unit in batch}
             started = time.monotonic()
-            yield f"{'; '.join(map(str, batch))}: about {duration(_wall(batch, workers))}"
+            yield f"{'; '.join(map(str, batch))}: about {duration(_wall_time(batch, workers))}"
             try:
                 sweep.compute([row for unit in batch for row in unit.grid], {}, self.store, workers)
             except UserError as error:
@@ -165,7 +165,7 @@ class Queue:
             lines.append({"rank": question.rank, "scale": question.scale, "claim": f"{question.paper} {question.line}",
                           "verdict": verdict["verdict"], "seeds": verdict["n_seeds"],
                           "needs seeds": ", ".join(str(unit.seed) for unit in units),
-                          "minutes": round(_wall(units, workers) / 60) if units else ""})
+                          "minutes": round(_wall_time(units, workers) / 60) if units else ""})
         return pandas.DataFrame(lines)
 
     def _batch(self, left: float, workers: int, failed: set[Unit]) -> list[Unit]:
@@ -174,7 +174,7 @@ class Queue:
         for unit in (unit for units in self.in_order() for unit in units):
             others = {row["run"].identity for other in batch for row in other.grid}
             new = any(row["run"].identity not in others for row in unit.grid)
-            if len(batch) < workers and new and unit not in failed and _wall([*batch, unit], workers) < left:
+            if len(batch) < workers and new and unit not in failed and _wall_time([*batch, unit], workers) < left:
                 batch.append(unit)
         return batch
 
@@ -234,6 +234,6 @@ class Queue:
                             and not sweep.missing([row], {}, self.store)], question.scale)
 
 
-def _wall(units: list[Unit], workers: int) -> float:
+def _wall_time(units: list[Unit], workers: int) -> float:
     """How long units take side by side [s]: what a unit trains it mostly trains one after the other."""
     return max(sum(unit.seconds for unit in units) / workers, *(unit.seconds for unit in units))

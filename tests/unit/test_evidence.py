@@ -21,7 +21,7 @@ NOT_ASKED = {  # lines of a ledger that the queue leaves out
 
 @pytest.fixture(scope="module")
 def questions():
-    return evidence.asked()
+    return evidence.load_questions()
 
 
 def test_every_claim_of_the_five_papers_is_asked_once(questions):
@@ -38,7 +38,7 @@ def test_the_rows_that_a_question_names_are_all_that_its_verdict_needs(paper, qu
     store, module = Store(), papers.modules()[paper]
     whole = module.experiment("laptop").known(store)
     frame = whole.measured(store)
-    before = module.standing(whole, store).set_index("line")
+    before = module.current_ledger(whole, store).set_index("line")
     assert not frame.empty and asked
     for question in asked:
         some = replace(whole, grid=[row for row in whole.grid if question.matches(row)])
@@ -46,7 +46,7 @@ def test_the_rows_that_a_question_names_are_all_that_its_verdict_needs(paper, qu
         if not rows.any():
             continue
         monkeypatch.setattr(sweep.Experiment, "measured", lambda self, store, rows=rows: frame[rows])
-        after = module.standing(some, store).set_index("line")
+        after = module.current_ledger(some, store).set_index("line")
         for column in ("claim", "ours", "low", "high", "p", "n_seeds", "images"):
             one, other = before.loc[question.line, column], after.loc[question.line, column]
             assert one == other or (pandas.isna(one) and pandas.isna(other)), (question.line, column)
@@ -82,7 +82,7 @@ ranks:
             return sweep.Experiment("pretended", list(range(5)), grid, {"clean": Accuracy(images=20)},
                              {"seeds": list(range(5)), "redraw": True})
 
-        def standing(experiment, store):
+        def current_ledger(experiment, store):
             networks = pandas.Series([row["seed"] for row in experiment.grid]).value_counts()
             lines = []
             for line in ("C1", "C2"):
@@ -92,7 +92,7 @@ ranks:
                               "images": 20, "reported": None, "why": ""})
             return pandas.DataFrame(lines)
 
-        return SimpleNamespace(experiment=experiment, standing=standing)
+        return SimpleNamespace(experiment=experiment, current_ledger=current_ledger)
 
     modules = {"large": module("large", 10), "small": module("small", 2), "first": module("first", 1)}
     monkeypatch.setattr(papers, "modules", lambda: modules)

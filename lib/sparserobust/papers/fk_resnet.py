@@ -304,7 +304,7 @@ def judged(frame: pandas.DataFrame, falls: tuple[int, int, int]) -> pandas.DataF
     return pandas.DataFrame(rows)
 
 
-def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+def current_ledger(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now; but for C8, of which no run is kept."""
     rows = judged(experiment.measured(store), (0, 0, 0))
     return claims.ledger(rows, reported.load(PAPER), claims.looks(experiment.settings))

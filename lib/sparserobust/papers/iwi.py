@@ -399,7 +399,7 @@ def holes(experiment: Experiment) -> dict[str, str]:
             "level": f"{100 * levels['tickets']:g} %", "pruned": f"{100 * levels['zoo']:g} %"}
 
 
-def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+def current_ledger(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now."""
     rows = judged(located(experiment.measured(store)), experiment)
     return claims.ledger(rows, reported.load(PAPER), claims.looks(experiment.settings), **holes(experiment))

@@ -293,7 +293,7 @@ def judged(frame: pandas.DataFrame, black_box_net: str) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+def current_ledger(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now."""
     rows = judged(experiment.measured(store), experiment.settings["black_box"]["net"])
     return claims.ledger(rows, reported.load(PAPER), claims.looks(experiment.settings))

@@ -354,7 +354,7 @@ def ledger(rows: pandas.DataFrame, looks: Sequence[int] = ()) -> pandas.DataFram
     return claims.together(attacked.assign(line=attacked["claim"], words=words), looks)
 
 
-def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+def current_ledger(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now."""
     return ledger(judged(experiment.measured(store), experiment), claims.looks(experiment.settings))
 

@@ -387,7 +387,7 @@ def masked(experiment: Experiment, store: Store) -> dict[str, list[dict]]:
     return results
 
 
-def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+def current_ledger(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now."""
     rows = judged(located(experiment.measured(store)), experiment, masked(experiment, store))
     return claims.ledger(rows, reported.load(PAPER), claims.looks(experiment.settings), two=TWO)

@@ -478,7 +478,7 @@ def holes(experiment: Experiment) -> dict[str, str]:
     return {"net": own["label"], "level": f"{100 * own['primary_level']:g} %"}
 
 
-def standing(experiment: Experiment, store: Store) -> pandas.DataFrame:
+def current_ledger(experiment: Experiment, store: Store) -> pandas.DataFrame:
     """The lines of the ledger by what the store can show of the experiment now."""
     frame = located(experiment.measured(store))
     slopes = {net: thesis(frame, net) for net in experiment.nets}
