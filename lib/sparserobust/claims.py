@@ -18,7 +18,9 @@ p values would not do: it reaches 17 % where margins are wide, since a compariso
 can still err by the other.
 
 Where seeds are added one by one until a claim is decided, p values first become the probability that any of these looks
-would show one as low (`crossed.over_looks`). Intervals are shown as they are, without either correction.
+would show one as low (`crossed.over_looks`; an approximation for slopes, whose p values come from a bootstrap).
+Intervals are shown as they are, without either correction. A family grows as claims become testable, so that a verdict
+can return to open.
 """
 
 import math

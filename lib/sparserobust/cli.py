@@ -133,7 +133,7 @@ def _evidence(chosen) -> None:
         for line in queue.work(60 * minutes, chosen.workers):
             print(line, flush=True)
         print()
-    table = queue.table()
+    table = queue.table(chosen.workers)
     print(table.to_string(index=False))
     for scale, rows in table.groupby("scale"):
         print(f"\nscale {scale}: {claims.counted(rows['verdict'])}")

@@ -112,7 +112,8 @@ TRAINING = {"digits": 1_200, "mnist": 55_000, "fashion_mnist": 55_000, "cifar10"
 
 
 def training_images(settings: Data) -> int:
-    """How many training images a data set has, about as many where only some classes are used; likewise."""
+    """How many training images a data set has; its files need not be here. About as many where only some classes are
+    used."""
     whole = TRAINING[settings.name]
     return settings.train_images or round(whole * classes(settings) / IMAGES[settings.name][1])
 

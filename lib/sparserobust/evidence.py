@@ -73,8 +73,8 @@ def load_questions() -> list[Question]:
 
 
 class Queue:
-    """What is asked, what is known of it, and what comes next. Earlier results without answers of single images do not
-    count as known."""
+    """What is asked, what is known of it, and what comes next. Results of a measurement's first revision are no reason
+    not to compute; verdicts are those that the pages show."""
 
     def __init__(self, folder: Path | str | None = None):
         self.store, self.questions = Store(folder, use_earlier=False), load_questions()
@@ -128,7 +128,7 @@ class Queue:
         """Compute whole units for so long, as many side by side as there are workers; yields what was decided, and
         what it cost. A unit that is not expected to be through in time is left for another day; one that fails is
         named and left out. What an earlier call finished and could not publish is published first."""
-        workers, end = workers or (1 if device().type == "cuda" else cores()), time.monotonic() + seconds
+        workers, end = workers or _side_by_side(), time.monotonic() + seconds
         failed: set[Unit] = set()
         for question in self.questions:
             self._publish(question, self._rows(question))
@@ -138,14 +138,16 @@ class Queue:
             if not batch:
                 yield f"nothing more fits into the {duration(max(left, 0))} that are left"
                 return
-            before = {unit.question: self.verdict(unit.question)["verdict"] for unit in batch}
+            before = {question: self.verdict(question)["verdict"] for question in self.questions}
             started = time.monotonic()
             yield f"{'; '.join(map(str, batch))}: about {duration(_wall_time(batch, workers))}"
+            rows = [row for unit in batch for row in unit.grid]
             try:
-                sweep.compute([row for unit in batch for row in unit.grid], {}, self.store, workers)
+                for _ in range(2):  # trained anew with other weights, a network loses what was published of it
+                    sweep.compute(rows, {}, self.store, workers)
             except UserError as error:
-                failed |= set(batch)
                 yield str(error)
+            failed |= {unit for unit in batch if sweep.missing(unit.grid, {}, self.store)}
             for unit in batch:
                 self._publish(unit.question, unit.grid)
             self._lines.clear()
@@ -153,13 +155,14 @@ class Queue:
             for question, verdict in before.items():
                 now = self.verdict(question)
                 changed = "" if now["verdict"] == verdict else f" (was: {verdict})"
-                told = f", {claims.sentence(now)}" if now["n_seeds"] else ""
-                yield f"{question.paper} {question.line}: {now['verdict']}{changed}{told} [{took}]"
+                if changed or question in {unit.question for unit in batch}:
+                    told = f", {claims.sentence(now)}" if now["n_seeds"] else ""
+                    yield f"{question.paper} {question.line}: {now['verdict']}{changed}{told} [{took}]"
 
-    def table(self) -> pandas.DataFrame:
+    def table(self, workers: int | None = None) -> pandas.DataFrame:
         """One line per question, in the order of the file: verdict and seeds now, what it needs, and how long that
-        takes here."""
-        workers, lines = cores(), []
+        takes here with so many workers."""
+        workers, lines = workers or _side_by_side(), []
         for question in self.questions:
             verdict, units = self.verdict(question), self.units(question)
             lines.append({"rank": question.rank, "scale": question.scale, "claim": f"{question.paper} {question.line}",
@@ -234,6 +237,10 @@ class Queue:
                             and not sweep.missing([row], {}, self.store)], question.scale)
 
 
+def _side_by_side() -> int:
+    return 1 if device().type == "cuda" else cores()
+
+
 def _wall_time(units: list[Unit], workers: int) -> float:
     """How long units take side by side [s]: what a unit trains it mostly trains one after the other."""
-    return max(sum(unit.seconds for unit in units) / workers, *(unit.seconds for unit in units))
+    return max([sum(unit.seconds for unit in units) / workers, *(unit.seconds for unit in units)])

@@ -178,7 +178,7 @@ class Store:
         if one of `runs` is neither complete in the store nor published."""
         asked = {run.identity for run in runs}
         lineage = {each.identity: each for run in runs for each in run.lineage}
-        known = {identity: self._publishable(run, scale) for identity, run in lineage.items()}
+        known = {identity: self._publishable(run, scale, identity in asked) for identity, run in lineage.items()}
         if missing := sorted(identity for identity in asked if known[identity] is None):
             raise UserError(f"{len(missing)} of {len(asked)} runs are not complete in {self.folder}, "
                             f"such as run {missing[0]}: compute them before publishing")
@@ -188,14 +188,18 @@ class Store:
             files.write_json(path, entry)
         return list(entries)
 
-    def _publishable(self, run: Run, scale: str) -> dict | None:
+    def _publishable(self, run: Run, scale: str, asked: bool) -> dict | None:
         """Record, provenance and measurements of a run from the store, or else as published, first
-        at this scale; with measurements of the same weights that are published at any scale."""
+        at this scale; with measurements of the same weights that are published at any scale. Unless
+        it is `asked` for, what is published stays if it has other weights and was measured: pages
+        show it, and nobody has measured the new weights as a whole."""
         found = sorted(paths.published_folder().glob(f"*/{run.identity}.json"),
                        key=lambda path: (path.parent.name != scale, path))
         published = [entry for path in found if (entry := _published(path))]
         record, home = self._complete(run), self._home(run)
-        if record:
+        others = [entry for entry in published if record and entry["measured"]
+                  and entry["record"]["weights_sha256"] != record["weights_sha256"]]
+        if record and (asked or not others):
             try:
                 measured = {p.stem: files.read_json(p) for p in (home / "measured").glob("*.json")}
                 made = files.read_json(home / "provenance.json")

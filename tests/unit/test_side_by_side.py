@@ -404,3 +404,14 @@ def test_a_method_joins_at_every_level_and_takes_the_same_budget():
     rows = s.join(experiment, "mine", lambda cut, level: Magnitude(sparsity=level), experiment.seeds, cuts=[s.WEIGHTS])
     assert rows == experiment.grid[before:] and len(rows) == len(experiment.seeds) * len(experiment.settings[s.WEIGHTS])
     assert {s.budget(row["run"]) for row in experiment.grid} == {16.0}
+
+
+def test_networks_that_answered_other_images_are_not_ranked():
+    def row(method, seed, each):
+        return {"metric": "pgd", "cut": "weights", "level": 0.9, "method": method, "seed": seed, "each": each}
+
+    drawn, first = imagewise.pack(np.array([True, False])), imagewise.FIRST + "10"
+    rows = [row(m, seed, drawn) for m in ("a", "b") for seed in (0, 1)] + [row("old", seed, first) for seed in (0, 1)]
+    assert list(s.answers(pandas.DataFrame(rows), "pgd", "weights", 0.9)) == ["a", "b"]
+    earlier = [row(m, 0, first) for m in ("a", "b")] + [row("new", 0, drawn)]
+    assert list(s.answers(pandas.DataFrame(earlier), "pgd", "weights", 0.9)) == ["a", "b"]

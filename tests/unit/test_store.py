@@ -388,6 +388,30 @@ def test_a_run_may_be_published_at_two_scales(fresh, published, tmp_path, tiny_r
     assert Store(tmp_path / "third").find(run, clean) == value | {"where": "published"}
 
 
+def test_what_a_run_begins_with_does_not_replace_what_was_measured_of_other_weights(fresh, published, tiny_run):
+    """Pages show those measurements, and of the new weights none may be known."""
+    first = tiny_run()
+    second = tiny_run(start=first)
+    path, measured = published / "quick" / f"{first.identity}.json", {"x": {"result": {"value": 0.1}}}
+    files.write_json(path, entry(first, measured=measured))
+    store = fresh()
+    store.train(second)
+    store.publish([second], "quick")
+    assert files.read_json(path) == entry(first, measured=measured)
+    store.publish([first, second], "quick")  # unless it is asked for
+    assert files.read_json(path)["record"]["weights_sha256"] == store.record(first)["weights_sha256"]
+
+
+def test_an_earlier_result_on_fewer_images_stands_in_only_where_that_is_asked_for(earlier, fresh):
+    run, find = earlier("cifar10", Accuracy(images=500), {"value": 0.5, "total": 500})
+    wanted = Accuracy(images=2000)
+    assert fresh().find(run, wanted) is None and fresh().find(run, Accuracy(images=100), fewer_images=True) is None
+    for measurement in (wanted, Accuracy()):
+        assert fresh().find(run, measurement, fewer_images=True) == find()
+    assert fresh(use_earlier=False).find(run, wanted, fewer_images=True) is None
+    assert fresh().find(run, Accuracy(images=2000, noise=False), fewer_images=True) is None
+
+
 def test_of_two_published_records_that_of_the_scale_counts(fresh, published, tiny_run):
     run = tiny_run()
     same, here, there = ({"result": {"value": value}} for value in (0.1, 0.2, 0.3))

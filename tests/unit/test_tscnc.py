@@ -594,3 +594,15 @@ def test_costs_are_told_over_those_of_trades(quick):
         assert table.loc["+TSC", column] == f"{costs['+TSC'][key] / costs['TRADES'][key]:.2f}"
     made_up = {"TRADES": {"seconds": 0.01, "kept_bytes": 2e6}, "+TSC": {"seconds": 0.015, "kept_bytes": 3e6}}
     assert tscnc.costs_table(made_up).loc["+TSC"].tolist() == ["15.0", "1.50", "3.00", "1.50"]
+
+
+def test_a_slope_rests_on_the_seeds_of_which_all_networks_are_known(quick, frame):
+    """Of seed 1 only what another claim needed is there: it enters neither the regression nor the number of seeds."""
+    assert tscnc.whole_seeds(frame, "WRN-28-10") == quick.seeds
+    some = frame[(frame["seed"] != 1) | frame["method"].isin(["TRADES", "HYDRA"])]
+    assert tscnc.whole_seeds(some, "WRN-28-10") == [seed for seed in quick.seeds if seed != 1]
+    slopes = tscnc.thesis(some, "WRN-28-10")
+    assert slopes["kappa, norms"]["runs"].iloc[0] == len(tscnc.observations(frame[frame["seed"] != 1], "WRN-28-10"))
+    rows = rows_of(quick, some, slopes)
+    sloping = rows[rows["claim"].str.startswith("C4")]
+    assert set(sloping["n_seeds"]) == {len(quick.seeds) - 1} and set(sloping["verdict"]) == {claims.UNTESTED}

@@ -229,6 +229,7 @@ class Conditioning(Measurement, kind="conditioning"):
     """
 
     null_draws: int = 0
+    revision: ClassVar[int] = 2  # the first one knew no folded layers
 
     def check(self):
         self.require(self.null_draws >= 0, "null_draws cannot be negative")

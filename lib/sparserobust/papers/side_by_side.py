@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from sparserobust import claims, data, estimates, scales, sweep, tables
+from sparserobust import claims, data, estimates, imagewise, scales, sweep, tables
 from sparserobust.analysis import ChannelSparsity, WeightSparsity
 from sparserobust.config import Data, Dense, Inheritance, Measurement, Model, Objective, Recipe, Run, Sparsifier
 from sparserobust.errors import UserError
@@ -300,8 +300,11 @@ def _removed(frame: pandas.DataFrame) -> list[str]:
 
 def answers(frame: pandas.DataFrame, metric: str, cut: str, level: float) -> dict[str, np.ndarray]:
     """For `estimates.ranking`: of every method at a cut which test images (seeds, images) were classified correctly,
-    on the seeds that all methods have; methods of which no answers were kept are left out."""
+    on the seeds that all methods have. Networks of which no answers were kept are left out, and so are those that
+    answered other images than most."""
     rows = estimates.matching(frame, {"metric": metric, "cut": cut, "level": level}).dropna(subset="each")
+    drawn = rows["each"].map(imagewise.is_sample)
+    rows = rows[drawn == drawn.mode().max()]
     packed = rows.pivot(index="seed", columns="method", values="each")[rows["method"].unique()].dropna()
     values = estimates.common(packed.to_numpy().T.ravel().tolist())
     return dict(zip(packed.columns, values.reshape(packed.shape[1], len(packed), -1), strict=True))
