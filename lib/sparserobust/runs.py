@@ -116,6 +116,10 @@ class Store:
         """Whether the trained network is here, in the store itself."""
         return self._complete(run) is not None
 
+    def has_record(self, run: Run) -> bool:
+        """Whether there is a record of it here, without a look at whether it is whole."""
+        return (self._home(run) / "record.json").exists()
+
     # ------------------------------------------------------------------------------------------------ working
 
     def train(self, run: Run, report: Report = _silent) -> dict:

@@ -2,11 +2,11 @@
 
 import json
 import os
-import queue
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -170,28 +170,26 @@ def _outside(job: dict) -> list[str]:
 def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tuple[str, str]]:
     """Run the jobs; returns what failed, as (label, reason)."""
     outside = {job["run"].identity: _outside(job) for job in jobs}
-    board = _Board(jobs)
-    pool: queue.Queue[_Worker] = queue.Queue()
+    board, turns = _Board(jobs), _Turns(jobs, store)
     started = [_Worker(threads) for _ in range(min(workers, len(jobs)))]
-    for worker in started:
-        pool.put(worker)
 
-    def work(job):
-        worker = pool.get()
-        try:
+    def work(worker: _Worker) -> None:
+        while job := turns.next():
             plain = {"run": job["run"].plain(), "measurements": [m.plain() for m in job["measurements"]],
                      "store": str(store.folder), "use_published": store.use_published,
                      "use_earlier": store.use_earlier,
                      "modules": outside[job["run"].identity], "path": sys.path}
-            board.finished(job, worker.do(plain, lambda answer: board.heard(job, answer)))
-        finally:
-            pool.put(worker)
+            try:
+                board.finished(job, worker.do(plain, lambda answer, job=job: board.heard(job, answer)))
+            finally:
+                turns.done(job)
 
     executor = ThreadPoolExecutor(len(started))
     try:
-        for future in [executor.submit(work, job) for job in jobs]:
+        for future in [executor.submit(work, worker) for worker in started]:
             future.result()
     except BaseException:  # an interrupt: what is finished is kept, what is under way goes on from its checkpoint
+        turns.stop()
         executor.shutdown(wait=False, cancel_futures=True)
         board.progress.close("interrupted: finished runs are kept, the others go on from their last epoch")
         raise
@@ -200,6 +198,43 @@ def _work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tu
             worker.stop()
     board.close()
     return board.failures
+
+
+class _Turns:
+    """Which job is next: the first in the order that need not wait for a run that another job is training."""
+
+    def __init__(self, jobs: list[dict], store: Store):
+        self.pending, self.store = list(jobs), store
+        self.under_way: dict[str, list[Run]] = {}  # by the run of a job: all that it trains, unless that is done
+        self.changed = threading.Condition()
+
+    def next(self) -> dict | None:
+        """The next job, once there is one that can begin; None when all have begun."""
+        with self.changed:
+            while self.pending:
+                busy = self._missing(run for runs in self.under_way.values() for run in runs)
+                for job in self.pending:
+                    ends = [job["run"], *(other for m in job["measurements"] for other in m.others)]
+                    needed = [run for end in ends for run in end.lineage]
+                    if not busy or not busy & self._missing(needed):
+                        self.pending.remove(job)
+                        self.under_way[job["run"].identity] = needed
+                        return job
+                self.changed.wait(1)  # a job may have trained what others need, and go on
+            return None
+
+    def done(self, job: dict) -> None:
+        with self.changed:
+            del self.under_way[job["run"].identity]
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.pending.clear()
+            self.changed.notify_all()
+
+    def _missing(self, runs: Iterable[Run]) -> set[str]:
+        return {run.identity for run in runs if not self.store.has_record(run)}
 
 
 class _Worker:

@@ -14,7 +14,7 @@ import pytest
 
 from sparserobust import Data, UserError, paths, sweep
 from sparserobust.analysis import ChannelSparsity, RadiusOrder, RemainingParameters, WeightHistogram, WeightSparsity
-from sparserobust.attacks import PGD, CarliniWagnerL2, DeepFool
+from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, DeepFool
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.imagewise import unpack
 from sparserobust.runs import Store
@@ -371,3 +371,34 @@ def test_after_a_worker_was_killed_the_next_sweep_ends_as_if_nothing_happened(st
     frame = sweep.sweep(grid, MEASURED, store, workers=1)
     assert frame.value.tolist() == [undisturbed.measure(long_run, m)["value"] for m in MEASURED.values()]
     assert files_of(store, long_run) == files_of(undisturbed, long_run)
+
+
+def test_a_job_that_would_wait_for_a_run_under_way_lets_others_go_first(store, tiny_run):
+    first, other = tiny_run(), tiny_run(seed=1)
+    after, beside = tiny_run(start=first), tiny_run(start=first, seed=2)
+    jobs = {name: {"run": run, "measurements": []} for name, run in
+            {"first": first, "after": after, "beside": beside, "other": other}.items()}
+    turns = sweep._Turns(list(jobs.values()), store)
+    assert turns.next() is jobs["first"] and turns.next() is jobs["other"], "both others begin with the first"
+    turns.done(jobs["other"])
+    store.train(first)  # the job goes on, to measure: what others need is there
+    assert turns.next() is jobs["after"] and turns.next() is jobs["beside"]
+    assert turns.next() is None
+
+
+def test_a_job_whose_measurement_needs_a_run_under_way_waits_until_that_is_done(store, tiny_run):
+    source = tiny_run()
+    transfer = Accuracy(images=5, source=source, attack=FGSM(epsilon=0.1))
+    jobs = [{"run": source, "measurements": []}, {"run": tiny_run(seed=1), "measurements": [transfer]}]
+    turns, begun = sweep._Turns(jobs, store), []
+    assert turns.next() is jobs[0]
+    waiting = threading.Thread(target=lambda: begun.append(turns.next()))
+    waiting.start()
+    waiting.join(0.2)
+    assert not begun
+    turns.done(jobs[0])
+    waiting.join(5)
+    assert begun == [jobs[1]]
+    stopped = sweep._Turns([jobs[0]], store)
+    stopped.stop()
+    assert stopped.next() is None
