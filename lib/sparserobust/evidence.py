@@ -125,9 +125,9 @@ class Queue:
         return [units for *_, units in sorted(found, key=lambda entry: entry[:2])]
 
     def work(self, seconds: float, workers: int | None = None) -> Iterator[str]:
-        """Compute whole units for so long, as many side by side as there are workers; yields what was decided, and
-        what it cost. A unit that is not expected to be through in time is left for another day; one that fails is
-        named and left out. What an earlier call finished and could not publish is published first."""
+        """Compute whole units for so long, with so many workers; yields what was decided, and what it cost. A unit
+        that is not expected to be through in time is left for another day; one that fails is named and left out. What
+        an earlier call finished and could not publish is published first."""
         workers, end = workers or _side_by_side(), time.monotonic() + seconds
         failed: set[Unit] = set()
         for question in self.questions:
@@ -172,12 +172,13 @@ class Queue:
         return pandas.DataFrame(lines)
 
     def _batch(self, left: float, workers: int, failed: set[Unit]) -> list[Unit]:
-        """The first units that fit into the time left, one for each worker; none twice under two names."""
+        """The first units that fit into the time left, two for each worker, so that few workers wait for the last of
+        them; none twice under two names."""
         batch: list[Unit] = []
         for unit in (unit for units in self.in_order() for unit in units):
             others = {row["run"].identity for other in batch for row in other.grid}
             new = any(row["run"].identity not in others for row in unit.grid)
-            if len(batch) < workers and new and unit not in failed and _wall_time([*batch, unit], workers) < left:
+            if len(batch) < 2 * workers and new and unit not in failed and _wall_time([*batch, unit], workers) < left:
                 batch.append(unit)
         return batch
 
