@@ -22,8 +22,8 @@ def identities(study: str, scale: str) -> dict:
     experiment = papers.modules()[study].experiment(scale, [0, 1])
     sets: dict[str, int] = {}
     rows = {}
-    for row in experiment.grid:
-        measured = {name: m.identity for name, m in (experiment.measurements | row.get("also", {})).items()}
+    for row in experiment.whole_grid:
+        measured = {name: m.identity for name, m in row["also"].items()}
         labels = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("run", "also"))
         rows[labels] = [row["run"].identity, sets.setdefault(json.dumps(measured, sort_keys=True), len(sets))]
     assert len(rows) == len(experiment.grid)  # no two rows have the same labels

@@ -141,10 +141,9 @@ def compute(chosen: list[str], scale: str, all_of_it: bool = True) -> None:
     from sparserobust.runs import Store
 
     store = Store()
-    sweep.compute([{"paper": name, **row, "also": experiment.measurements | row.get("also", {})}
-                   for name, experiment in papers.experiments(scale).items()
+    sweep.compute([{"paper": name} | row for name, experiment in papers.experiments(scale).items()
                    if name in chosen and (all_of_it or not experiment.redraws(store))
-                   for row in experiment.grid], {}, store)
+                   for row in experiment.whole_grid], {}, store)
 
 
 def reproduce(chosen: list[str], scale: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -113,9 +114,11 @@ class Queue:
         if self.verdict(question)["verdict"] in DECIDED:
             return []
         seeds = self._experiment(question).settings["seeds"]
-        missing = [unit for seed in seeds if (unit := self._unit(question, seed)).grid]
-        fewest = [unit for unit in missing if unit.seed in seeds[:FEWEST]]
-        return fewest or missing[:1]
+
+        def incomplete(some: list[int]) -> Iterator[Unit]:
+            return (unit for seed in some if (unit := self._unit(question, seed)).grid)
+
+        return list(incomplete(seeds[:FEWEST])) or list(islice(incomplete(seeds[FEWEST:]), 1))
 
     def in_order(self) -> list[list[Unit]]:
         """The units of each question that has some, the most valuable first: by rank, then by what it costs to judge it
@@ -184,9 +187,8 @@ class Queue:
 
     def _rows(self, question: Question) -> list[dict]:
         """The grid rows of a question, with all that is measured on them."""
-        experiment = self._experiment(question)
-        return [{"paper": question.paper, **row, "also": experiment.measurements | row["also"]}
-                for row in experiment.grid if question.matches(row)]
+        return [{"paper": question.paper} | row for row in self._experiment(question).whole_grid
+                if question.matches(row)]
 
     def _unit(self, question: Question, seed: int) -> Unit:
         grid = [row for row in self._rows(question) if row["seed"] == seed]
@@ -198,8 +200,8 @@ class Queue:
 
     def _untrained(self, jobs: list[dict]) -> list[Run]:
         """All runs that have to be trained for these jobs, each once."""
-        ends = [job["run"] for job in jobs] + [other for job in jobs for m in job["measurements"] for other in m.others]
-        return list({run.identity: run for end in ends for run in end.lineage if not self.store.trained(run)}.values())
+        needed = {run.identity: run for job in jobs for run in sweep.needed(job)}
+        return [run for run in needed.values() if not self.store.trained(run)]
 
     def _training(self, run: Run) -> float:
         return run.cost * data.training_images(run.data) / 1e4 * self._pace("training", run)

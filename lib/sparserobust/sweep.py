@@ -52,6 +52,11 @@ class Experiment:
         """Grid rows with these labels."""
         return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]
 
+    @property
+    def whole_grid(self) -> Grid:
+        """The grid rows, each with all that is measured on it under `also`."""
+        return [row | {"also": _wanted(row, self.measurements)} for row in self.grid]
+
     def redraws(self, store: Store) -> bool:
         """Whether only what is known already is shown: the scale asks for it (`redraw: true`, since computing takes
         hours), and published records may stand in."""
@@ -123,6 +128,12 @@ def missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> l
             job = jobs.setdefault(run.identity, {"run": run, "measurements": [], "label": labels})
             job["measurements"] += [m for m in missing if m not in job["measurements"]]
     return sorted(jobs.values(), key=_cost, reverse=True)
+
+
+def needed(job: dict) -> list[Run]:
+    """All runs that have to be trained for a job."""
+    ends = [job["run"], *(other for m in job["measurements"] for other in m.others)]
+    return [run for end in ends for run in end.lineage]
 
 
 def _cost(job: dict) -> float:
@@ -214,11 +225,9 @@ class _Turns:
             while self.pending:
                 busy = self._missing(run for runs in self.under_way.values() for run in runs)
                 for job in self.pending:
-                    ends = [job["run"], *(other for m in job["measurements"] for other in m.others)]
-                    needed = [run for end in ends for run in end.lineage]
-                    if not busy or not busy & self._missing(needed):
+                    if not busy or not busy & self._missing(needed(job)):
                         self.pending.remove(job)
-                        self.under_way[job["run"].identity] = needed
+                        self.under_way[job["run"].identity] = needed(job)
                         return job
                 self.changed.wait(1)  # a job may have trained what others need, and go on
             return None

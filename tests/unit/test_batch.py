@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from sparserobust import Accuracy, Store, artifacts, batch, claims, cli, papers, paths, scales
+from sparserobust import Accuracy, Store, artifacts, batch, claims, cli, papers, paths, scales, sweep
 from sparserobust.analysis import WeightSparsity
 from sparserobust.errors import UserError
 from sparserobust.progress import Progress
@@ -23,8 +23,8 @@ def test_all_that_papers_measure_is_computed_in_one_sweep(tmp_path, monkeypatch,
 
     def paper(run, **also):
         grid = [{"net": "n", "run": run, "also": also}]
-        return SimpleNamespace(experiment=lambda scale: SimpleNamespace(
-            grid=grid, measurements={"sparsity": WeightSparsity()}))
+        return SimpleNamespace(experiment=lambda scale: sweep.Experiment(
+            scale, [0, 1, 2], grid, {"sparsity": WeightSparsity()}, {}))
 
     found = {"one": paper(runs[0], clean=Accuracy()), "two": paper(runs[1]), "three": paper(tiny_run(seed=2))}
     monkeypatch.setattr(papers, "modules", lambda: found)
