@@ -27,9 +27,10 @@ reproduce: $(READY) ## run every notebook, redraw every table and figure, judge 
 	@$(BIN)/sparserobust reproduce --scale $(SCALE)
 
 test: $(READY) ## style, types, unit tests, notebooks against their stored outputs
-	@echo "style (ruff), types (mypy)"
+	@echo "style (ruff), types (mypy), layers (import-linter)"
 	@$(BIN)/ruff check lib tests benchmarks notebooks
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 	@echo "unit tests, then every notebook from an empty store"
 	@$(BIN)/python -m pytest tests -n 2 --dist loadfile
 

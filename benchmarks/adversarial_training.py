@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import sparserobust as sr
-from sparserobust import environment, training
+from sparserobust import provenance, seeding, training
 from sparserobust.config import Run
 from sparserobust.data import Split, Splits
 
@@ -29,7 +29,7 @@ def library_step(model, images, labels):
     net = training.build(run, Splits(split, split, split, tuple("0123456789"))).to(
         images.device, memory_format=torch.channels_last).train()
     job = training.Job(run, net, ())
-    attack = environment.stream(0, "attack", device=images.device)
+    attack = seeding.stream(0, "attack", device=images.device)
     batch = images.contiguous(memory_format=torch.channels_last)
     return lambda: job.step(run.objective, batch, labels, attack, 0.1)
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--width", type=int, default=16)
     chosen = parser.parse_args()
-    device = environment.device()
+    device = provenance.device()
     images = torch.rand(chosen.batch, 3, 32, 32, device=device)
     labels = torch.randint(10, (chosen.batch,), device=device)
     model = sr.models.PreActResNet(depth=chosen.depth, width=chosen.width)
@@ -74,8 +74,8 @@ def main() -> None:
                 torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - begun)
-    print(environment.summary())
-    bfloat16 = "bfloat16" if environment.has_bfloat16(device.type) else "float32 (no bfloat16 in hardware)"
+    print(provenance.summary())
+    bfloat16 = "bfloat16" if provenance.has_bfloat16(device.type) else "float32 (no bfloat16 in hardware)"
     for name, what in (("library", f"channels_last, {bfloat16}, no weight gradients in the attack"),
                        ("plain", "NCHW, float32, weight gradients left on")):
         print(f"{name:8s} {chosen.batch / statistics.median(seconds[name]):8.1f} images/s   {what}")

@@ -19,7 +19,7 @@ import numpy as np
 import pandas
 from scipy import special
 
-from sparserobust.crossed import crossed, over_looks, tail
+from sparserobust.reporting.crossed import crossed, over_looks, tail
 
 IMAGES = (500, 1000, 2000, 10000)
 OF_SEEDS = (0.0, 0.5, 1.0, 1.8)  # standard deviation of a, in percentage points

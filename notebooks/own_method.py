@@ -6,7 +6,7 @@
 import torch
 from torch.linalg import vector_norm
 
-from sparserobust.config import settings
+from sparserobust.settings import settings
 from sparserobust.sparsifiers import FixedMask
 from sparserobust.sparsity import all_but_smallest, prunable
 

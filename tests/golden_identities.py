@@ -10,16 +10,17 @@ decision.
 import json
 from pathlib import Path
 
-from sparserobust import papers, scales
+from sparserobust import studies
+from sparserobust.running import scales
 
 FOLDER = Path(__file__).parent / "identities"
-STUDIES = [(study, scale) for study in papers.modules() for scale in scales.names() if scales.has(scale, study)]
+STUDIES = [(study, scale) for study in studies.modules() for scale in scales.names() if scales.has(scale, study)]
 
 
 def identities(study: str, scale: str) -> dict:
     """`sets` of measurements, each with the identities of its members; `rows`: labels to the run's identity and the
     number of its set."""
-    experiment = papers.modules()[study].experiment(scale, [0, 1])
+    experiment = studies.modules()[study].experiment(scale, [0, 1])
     sets: dict[str, int] = {}
     rows = {}
     for row in experiment.whole_grid:

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sparserobust.config import Attack, settings
+from sparserobust.config import Attack
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy, one_draw_a_pass
 from sparserobust.optimisers import Adam
+from sparserobust.settings import settings
 
 
 @contextmanager

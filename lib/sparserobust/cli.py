@@ -61,22 +61,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(chosen) -> None:
-    from sparserobust import batch
+    from sparserobust import notebook_runner
 
-    print(f"executed: {batch.run(chosen.notebook, dict(chosen.parameter), chosen.output)}")
+    print(f"executed: {notebook_runner.run(chosen.notebook, dict(chosen.parameter), chosen.output)}")
 
 
 def _reproduce(chosen) -> None:
-    from sparserobust import batch, scales
+    from sparserobust import notebook_runner
+    from sparserobust.running import scales
 
     scales.check(chosen.scale)  # a misspelt scale should not cost the start of a kernel
-    lines = batch.reproduce(batch.names(), chosen.scale)
+    lines = notebook_runner.reproduce(notebook_runner.names(), chosen.scale)
     _ledger(chosen)
     print("\nwhere to look:", *lines, sep="\n  ")
 
 
 def _ledger(chosen) -> None:
-    from sparserobust import artifacts, claims
+    from sparserobust.reporting import artifacts, claims
 
     lines = artifacts.ledger(chosen.scale)
     for notebook, rows in lines.groupby("notebook"):
@@ -94,23 +95,24 @@ def _ledger(chosen) -> None:
 
 
 def _compute(chosen) -> None:
-    from sparserobust import batch, papers
+    from sparserobust import notebook_runner, studies
 
-    batch.compute(list(papers.modules()), chosen.scale)
+    notebook_runner.compute(list(studies.modules()), chosen.scale)
 
 
 def _publish(chosen) -> None:
-    from sparserobust import papers, scales
-    from sparserobust.runs import Store
+    from sparserobust import studies
+    from sparserobust.running import scales
+    from sparserobust.running.store import Store
 
-    scale, store, experiments = chosen.scale, Store(), papers.experiments(chosen.scale).values()
+    scale, store, experiments = chosen.scale, Store(), studies.experiments(chosen.scale).values()
     asked = {run.identity for experiment in experiments for row in experiment.grid for run in row["run"].lineage}
     if not asked:
         raise UserError(f"{scale}.yaml asks for no runs, so nothing is published")
     runs = {row["run"].identity: row["run"] for experiment in experiments for row in experiment.known(store).grid}
     written = store.publish(list(runs.values()), scale)
     folder = paths.published_folder() / scale
-    if left_out := [name for name in papers.modules() if not scales.has(scale, name)]:
+    if left_out := [name for name in studies.modules() if not scales.has(scale, name)]:
         print(f"scale {scale} has no settings for {', '.join(left_out)}: left out")
     print(f"{len(written)} records in {folder}: commit them, and every figure redraws from them")
     if others := sorted(path for path in folder.glob("*.json") if path.stem not in asked):
@@ -124,7 +126,8 @@ def _publish(chosen) -> None:
 
 
 def _evidence(chosen) -> None:
-    from sparserobust import claims, evidence
+    from sparserobust import evidence
+    from sparserobust.reporting import claims
 
     queue = evidence.Queue()
     if minutes := chosen.minutes or 60 * (chosen.hours or 0):
@@ -149,10 +152,10 @@ def _data(chosen) -> None:
 
 
 def _refresh(chosen) -> None:
-    from sparserobust import batch
+    from sparserobust import notebook_runner
 
-    for name in batch.names():
-        print(f"{batch.refresh(name).name}: executed and written in place")
+    for name in notebook_runner.names():
+        print(f"{notebook_runner.refresh(name).name}: executed and written in place")
 
 
 if __name__ == "__main__":

@@ -1,249 +1,18 @@
-"""The vocabulary: what a run is made of, as frozen settings that are checked when made and hashed to be found again.
+"""The vocabulary: what a run is made of.
 
     run = data + model + objective (who attacks in training) + sparsifier + recipe + seed [+ start: another run]
 
 `Model`, `Attack`, `Objective`, `Sparsifier` and `Measurement` are families: each member is one small frozen class,
-holding its settings and its formula, registered under its `kind`. In plain data (YAML, JSON) a member is written
-`{kind: pgd, epsilon: 8/255, ...}`.
+holding its settings and its formula, registered under its `kind`.
 """
 
-import difflib
 import hashlib
-import inspect
-import json
-import linecache
-import math
-import sys
-import types
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
-from fractions import Fraction
-from functools import cache, cached_property
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    NoReturn,
-    Self,
-    TypeVar,
-    Union,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from abc import abstractmethod
+from dataclasses import field
+from functools import cached_property
+from typing import ClassVar
 
-from sparserobust.errors import UserError
-
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def settings(cls: type[T]) -> type[T]:
-    """The decorator of all settings: a frozen dataclass whose fields are named in calls."""
-    return dataclass(frozen=True, kw_only=True)(cls)
-
-
-class Settings(ABC):  # noqa: B024
-    """Base of all settings. Equal settings have equal `identity`; a setting at its default does not enter it, so a
-    new setting with a default leaves every earlier result valid."""
-
-    kind: ClassVar[str] = ""
-    family: ClassVar[dict[str, type["Settings"]]] = {}
-    _files: ClassVar[set[str]] = set()  # those that define a class from outside the library,
-    _source: ClassVar[str | None] = None  # and the hash of their text when it was made
-    if TYPE_CHECKING:
-        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # all members are dataclasses
-
-    def __init_subclass__(cls, kind: str = "", **kwargs):
-        super().__init_subclass__(**kwargs)
-        if Settings in cls.__bases__:
-            cls.family = {}
-        if kind:
-            cls.kind = kind
-            known = cls.family.get(kind, cls)
-            if _full_name(known) != _full_name(cls):  # equal: a cell run again, a module reloaded
-                raise UserError(
-                    f"kind '{kind}' names two classes, {_full_name(known)} and {_full_name(cls)}: "
-                    "give one of them another kind, or restart Python if the first is gone")
-            cls.family[kind] = cls
-        if not _of_the_library(cls):
-            cls._files = _files(cls)
-            cls._source = _source(cls._files)
-
-    def __post_init__(self):
-        for name, hint in _hints(type(self)).items():
-            object.__setattr__(self, name, _coerced(getattr(self, name), hint, f"{self.label()}: {name}"))
-        self.check()
-
-    @classmethod
-    def label(cls) -> str:
-        return f"{cls.__name__} ({cls.kind})" if cls.kind else cls.__name__
-
-    def check(self) -> None:  # noqa: B027
-        """Raise `UserError` if the values make no sense together."""
-
-    def require(self, condition: bool, message: str) -> None:
-        """`UserError` with this message, after the name of the settings, unless the condition is met."""
-        if not condition:
-            raise UserError(f"{self.label()}: {message}")
-
-    def choice(self, name: str, *known: str) -> None:
-        """`UserError` unless the setting `name` has one of the known values."""
-        value = getattr(self, name)
-        self.require(value in known, f"{name} is {', '.join(known[:-1])} or {known[-1]}, not '{value}'")
-
-    def plain(self) -> dict:
-        """JSON-ready: the kind, and every field that differs from its default."""
-        result: dict[str, Any] = {"kind": self.kind} if self.kind else {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            default = f.default_factory() if f.default_factory is not MISSING else f.default
-            if value != default:
-                result[f.name] = value.plain() if isinstance(value, Settings) else value
-        return result
-
-    @classmethod
-    def parse(cls, plain: Mapping) -> Self:
-        """The inverse of `plain`; unknown kinds and keys are `UserError`s that name the nearest known one."""
-        if not isinstance(plain, Mapping):
-            raise UserError(f"{cls.label()}: expected settings such as {{key: value}}, got {plain!r}")
-        plain = dict(plain)
-        if cls.family and not cls.kind:
-            kind = plain.pop("kind", None)
-            if kind not in list(cls.family):
-                _unknown("kind", kind, cls.label(), cls.family)
-            cls = cls.family[kind]  # type: ignore[assignment]  # a member of the family, hence a subclass
-        elif cls.kind and (kind := plain.pop("kind", cls.kind)) != cls.kind:
-            raise UserError(f"{cls.label()}: these are settings of kind '{kind}'")
-        known = {f.name: f for f in fields(cls)}
-        for key in plain:
-            if key not in known:
-                _unknown("setting", key, cls.label(), known)
-        for key, f in known.items():
-            if key not in plain and f.default is MISSING and f.default_factory is MISSING:
-                raise UserError(f"{cls.label()}: setting '{key}' is missing")
-        return cls(**plain)
-
-    @property
-    def _classes(self) -> set[type["Settings"]]:
-        """The classes of these settings and of those within."""
-        within = (getattr(self, f.name) for f in fields(self))
-        return {type(self)}.union(*(s._classes for s in within if isinstance(s, Settings)))
-
-    @property
-    def modules(self) -> set[str]:
-        """Names of the modules that define these settings and those within."""
-        return {cls.__module__ for cls in self._classes}
-
-    @cached_property
-    def identity(self) -> str:
-        """Twelve hexadecimal digits that name these settings. The source of a class from outside
-        the library enters, as another formula gives other results; `UserError` if that source
-        cannot be read or has changed since it was imported."""
-        text = json.dumps(self.plain(), sort_keys=True)
-        text += "".join(sorted(_definition(cls) for cls in self._classes if not _of_the_library(cls)))
-        return hashlib.sha256(f"{type(self).__name__}:{text}".encode()).hexdigest()[:12]
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _of_the_library(cls: type) -> bool:
-    return cls.__module__.split(".")[0] == "sparserobust"
-
-
-def _files(cls: type) -> set[str]:
-    """Names of the file or notebook cell that defines a class: of its functions and of its module."""
-    written = {getattr(inspect.unwrap(f), "__code__", f.__code__).co_filename
-               for f in vars(cls).values() if inspect.isfunction(f)}
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return written if file is None else written | {file}
-
-
-def _source(files: set[str]) -> str | None:
-    """SHA-256 of the whole text of these files, as a formula may stand in a function beside the
-    class. Paths and line endings do not enter. None if one of the files has no text."""
-    for file in files:
-        linecache.checkcache(file)
-    texts = {"".join(linecache.getlines(file)) for file in files}
-    if not texts or "" in texts:
-        return None
-    return hashlib.sha256("".join(sorted(texts)).encode()).hexdigest()
-
-
-def _definition(cls: type[Settings]) -> str:
-    """Name of a class from outside the library, and the source of it and of its bases from there."""
-    if cls.kind and "kind" not in vars(cls):
-        raise UserError(
-            f"{_full_name(cls)} needs a kind of its own, or it is taken for its base class: "
-            f"class {cls.__name__}({cls.__bases__[0].__name__}, kind='...')")
-    outside = [c for c in cls.__mro__ if issubclass(c, Settings) and not _of_the_library(c)]
-    sources = []
-    for c in outside:
-        if c._source is None:
-            raise UserError(
-                f"the source of {_full_name(c)} cannot be read, so that results of a changed "
-                "formula could not be told from earlier ones: move the class into a file and "
-                "import it from there")
-        if c._source != _source(c._files):
-            raise UserError(
-                f"the file of {_full_name(c)} has changed since it was imported: restart Python, "
-                f"or importlib.reload({c.__module__}) and make the settings anew")
-        sources.append(c._source)
-    return ":".join(["", cls.__name__, *sources])
-
-
-def _unknown(what: str, given: Any, where: str, known: Mapping) -> NoReturn:
-    near = difflib.get_close_matches(str(given), known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-    raise UserError(f"{where}: unknown {what} '{given}'; {hint}")
-
-
-@cache
-def _hints(cls: type) -> dict:
-    hints = get_type_hints(cls)
-    return {f.name: hints[f.name] for f in fields(cls)}
-
-
-def _coerced(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`, where that is safe; `8/255` and `1e-6` may be written as text, as YAML needs."""
-    wrong = UserError(f"{where} should be {_type_name(hint)}, not {value!r}")
-    if get_origin(hint) in (Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(h for h in get_args(hint) if h is not types.NoneType)
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise wrong
-        return tuple(_coerced(v, get_args(hint)[0], where) for v in value)
-    if isinstance(hint, type) and issubclass(hint, Settings):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, Mapping):
-            return hint.parse(value)
-        raise wrong
-    if hint is float and not isinstance(value, bool):
-        try:
-            number = float(Fraction(value)) if isinstance(value, str) else float(value)
-        except (ValueError, TypeError, ArithmeticError):
-            raise wrong from None
-        if not math.isfinite(number):
-            raise wrong
-        return number + 0.0  # minus zero is zero
-    if type(value) is not hint:
-        raise wrong
-    return value
-
-
-def _type_name(hint: Any) -> str:
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    return names.get(hint) or str(getattr(hint, "__name__", hint)).replace("sparserobust.config.", "")
-
-
-# --------------------------------------------------------------------------------------------- the five families
+from sparserobust.settings import Settings, settings, unknown
 
 
 class Model(Settings):
@@ -420,7 +189,7 @@ class Recipe(Settings):
         for key, known in (("schedule", ("onecycle", "multistep", "constant")), ("select", ("last", "best")),
                            ("precision", ("bfloat16", "float32"))):
             if getattr(self, key) not in known:
-                _unknown(key, getattr(self, key), self.label(), dict.fromkeys(known))
+                unknown(key, getattr(self, key), self.label(), dict.fromkeys(known))
         self.require(bool(self.milestones) == (self.schedule == "multistep"), "milestones go with schedule multistep")
 
     @property

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sparserobust.config import Data
-from sparserobust.environment import stream
 from sparserobust.errors import UserError
 from sparserobust.paths import data_folder, writable
+from sparserobust.seeding import stream
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from sparserobust import imagewise
 from sparserobust.attacks import FGSM, PGD, AutoAttack, l2_norm, predicted
-from sparserobust.config import Attack, Measurement, Run, settings
-from sparserobust.environment import global_seed, has_bfloat16, stream
+from sparserobust.config import Attack, Measurement, Run
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy, noise_off
+from sparserobust.provenance import has_bfloat16
+from sparserobust.seeding import global_seed, stream
+from sparserobust.settings import settings
 
 BATCH = 250
 

@@ -17,14 +17,17 @@ from statistics import median
 
 import pandas
 
-from sparserobust import claims, data, papers, paths, scales, sweep
+from sparserobust import data, paths, studies
 from sparserobust.config import Measurement, Run
-from sparserobust.environment import cores, device, provenance
 from sparserobust.errors import UserError
-from sparserobust.estimates import FEWEST
 from sparserobust.files import read_json
-from sparserobust.progress import duration
-from sparserobust.runs import Store
+from sparserobust.provenance import cores, device, provenance
+from sparserobust.reporting import claims
+from sparserobust.reporting.estimates import FEWEST
+from sparserobust.running import pool, scales, sweep
+from sparserobust.running.experiment import Experiment
+from sparserobust.running.progress import duration
+from sparserobust.running.store import Store
 
 DECIDED = (claims.HOLDS, claims.FAILS, claims.SAME)
 HERE = "on this processor"
@@ -67,8 +70,8 @@ def load_questions() -> list[Question]:
     for rank, entry in enumerate(yaml.safe_load(path.read_text())["ranks"], 1):
         scales.check(entry["scale"])
         for paper, lines in entry["papers"].items():
-            if paper not in papers.modules():
-                raise UserError(f"{path.name}: no paper '{paper}'; known: {', '.join(papers.modules())}")
+            if paper not in studies.modules():
+                raise UserError(f"{path.name}: no paper '{paper}'; known: {', '.join(studies.modules())}")
             questions += [Question(rank, entry["scale"], paper, str(line), tuple(rows)) for line, rows in lines.items()]
     return questions
 
@@ -79,8 +82,8 @@ class Queue:
 
     def __init__(self, folder: Path | str | None = None):
         self.store, self.questions = Store(folder, use_earlier=False), load_questions()
-        modules = papers.modules()
-        self.experiments: dict[tuple[str, str], sweep.Experiment] = {
+        modules = studies.modules()
+        self.experiments: dict[tuple[str, str], Experiment] = {
             (scale, paper): modules[paper].experiment(scale)
             for scale, paper in dict.fromkeys((question.scale, question.paper) for question in self.questions)}
         for question in self.questions:
@@ -92,7 +95,7 @@ class Queue:
                                     f"rows {wanted}")
         self._lines: dict[tuple[str, str], pandas.DataFrame] = {}
 
-    def _experiment(self, question: Question) -> sweep.Experiment:
+    def _experiment(self, question: Question) -> Experiment:
         return self.experiments[question.scale, question.paper]
 
     def verdict(self, question: Question) -> dict:
@@ -103,7 +106,7 @@ class Queue:
             known = self._experiment(question).known(store)
             if not known.grid:
                 return {"verdict": claims.UNTESTED, "n_seeds": 0}
-            self._lines[of] = papers.modules()[question.paper].current_ledger(known, store).set_index("line")
+            self._lines[of] = studies.modules()[question.paper].current_ledger(known, store).set_index("line")
         if question.line not in self._lines[of].index:
             raise UserError(f"evidence.yaml: the ledger of {question.paper} has no line '{question.line}'")
         return self._lines[of].loc[question.line].to_dict()
@@ -200,7 +203,7 @@ class Queue:
 
     def _untrained(self, jobs: list[dict]) -> list[Run]:
         """All runs that have to be trained for these jobs, each once."""
-        needed = {run.identity: run for job in jobs for run in sweep.needed(job)}
+        needed = {run.identity: run for job in jobs for run in pool.needed(job)}
         return [run for run in needed.values() if not self.store.trained(run)]
 
     def _training(self, run: Run) -> float:

@@ -6,8 +6,9 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from sparserobust.attacks import check_radius, under_attack
-from sparserobust.config import Attack, Objective, settings
+from sparserobust.config import Attack, Objective
 from sparserobust.models.winners import recorded_activations
+from sparserobust.settings import settings
 
 
 @settings

@@ -11,8 +11,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from sparserobust.attacks import check_radius, l2_norm, mean_logits, per_image, under_attack
-from sparserobust.config import Attack, settings
+from sparserobust.config import Attack
 from sparserobust.errors import UserError
+from sparserobust.settings import settings
 
 
 @settings

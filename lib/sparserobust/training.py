@@ -18,11 +18,12 @@ from sparserobust import files
 from sparserobust.attacks import PGD, predicted
 from sparserobust.config import Objective, Recipe, Run
 from sparserobust.data import Split, Splits, augmented
-from sparserobust.environment import global_seed, has_bfloat16, stream
 from sparserobust.errors import UserError
 from sparserobust.inheritance import inherit
 from sparserobust.models import gated, noise_scales
 from sparserobust.optimisers import SGD
+from sparserobust.provenance import has_bfloat16
+from sparserobust.seeding import global_seed, stream
 from sparserobust.sparsity import channel_sparsity, sparsity
 
 log = logging.getLogger("sparserobust")

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from sparserobust import batch
+from sparserobust import notebook_runner
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 browser_path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -22,7 +22,7 @@ def lab(tmp_path):
     """The address of a JupyterLab that serves a copy of the first notebook."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    shutil.copy(batch.find("00_start_here"), folder)
+    shutil.copy(notebook_runner.find("00_start_here"), folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -8,10 +8,10 @@ import sys
 import nbformat
 import pytest
 
-from sparserobust import batch, papers
+from sparserobust import notebook_runner, studies
 from sparserobust.errors import UserError
 
-NOTEBOOKS = [batch.find(name) for name in batch.names()]
+NOTEBOOKS = [notebook_runner.find(name) for name in notebook_runner.names()]
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -59,7 +59,7 @@ def told(notebook) -> set[str]:
 @pytest.mark.slow
 def test_a_page_at_another_scale_says_nothing_of_the_first(tmp_path):
     """Redrawn from published records, without training, and with other sentences."""
-    page = batch.find("03_rsr")
+    page = notebook_runner.find("03_rsr")
     elsewhere = os.environ | {"SPARSEROBUST_STORE": str(tmp_path / "runs"), "SPARSEROBUST_FIGURES": str(tmp_path)}
     done = subprocess.run([sys.executable, "-m", "sparserobust.cli", "run", page.stem, "-p", "scale", "laptop",
                            "-o", str(tmp_path / "out.ipynb")], capture_output=True, text=True, env=elsewhere)
@@ -88,7 +88,7 @@ def store(tmp_path_factory):
     done = subprocess.run([sys.executable, "-m", "sparserobust.cli", "compute"], capture_output=True, text=True,
                           env=elsewhere)
     assert done.returncode == 0, done.stderr[-2000:]
-    wanted = {run.identity for experiment in papers.experiments("quick").values() for row in experiment.grid
+    wanted = {run.identity for experiment in studies.experiments("quick").values() for row in experiment.grid
               for run in row["run"].lineage}
     assert wanted == {path.parent.name for path in folder.glob("*/record.json")}
     return folder
@@ -109,14 +109,15 @@ def test_runs_again_and_its_solutions_are_right(path, store, tmp_path):
 
 def test_parameters_are_typed_and_checked():
     notebook = NOTEBOOKS[0]
-    assert batch.typed(notebook, {"scale": "laptop", "seeds": "[3, 4]", "use_published": "false", "workers": "2"}) == {
+    given = {"scale": "laptop", "seeds": "[3, 4]", "use_published": "false", "workers": "2"}
+    assert notebook_runner.typed(notebook, given) == {
         "scale": "laptop", "seeds": [3, 4], "use_published": False, "workers": 2}
     with pytest.raises(UserError, match="no parameter 'scal'; did you mean 'scale'"):
-        batch.typed(notebook, {"scal": "quick"})
+        notebook_runner.typed(notebook, {"scal": "quick"})
     with pytest.raises(UserError, match=r"'workers' .* should be of type int, not 'many'"):
-        batch.typed(notebook, {"workers": "many"})
+        notebook_runner.typed(notebook, {"workers": "many"})
     with pytest.raises(UserError, match="no notebook '01_fk_resnt'; did you mean '01_fk_resnet'"):
-        batch.find("01_fk_resnt")
+        notebook_runner.find("01_fk_resnt")
 
 
 @pytest.mark.slow

@@ -9,17 +9,7 @@ from torch import nn
 from sparserobust.analysis.activations import Activations
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
-from sparserobust.models import (
-    VGG16,
-    LeNet5,
-    LeNet300100,
-    Linear,
-    NoisyWeights,
-    PreActResNet,
-    ResNet,
-    VGGLike,
-    Winners,
-)
+from sparserobust.models import VGG16, LeNet5, LeNet300100, Linear, NoisyWeights, PreActResNet, ResNet, VGGLike, Winners
 
 SHAPE = (1, 8, 8)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from sparserobust import files, training
 from sparserobust.config import Sparsifier
-from sparserobust.environment import stream
+from sparserobust.seeding import stream
 from sparserobust.sparsifiers import ADMM, ReleasedADMM
 
 GRANULARITIES = ["weight", "channel"]

@@ -12,12 +12,19 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sparserobust import claims, estimates, imagewise, reported, sweep
-from sparserobust.claims import FAILS, HOLDS, OPEN, SAME, UNTESTED
-from sparserobust.crossed import Estimate, crossed, log_ratio, over_looks, over_seeds, tail
-from sparserobust.estimates import Comparison, compared, compared_runs
-from sparserobust.papers import fk_resnet, iwi, rsr, sparsity_theory, tscnc
-from sparserobust.reported import Claim, Line, Reported
+from sparserobust import imagewise
+from sparserobust.reporting import claims, estimates, reported
+from sparserobust.reporting.claims import FAILS, HOLDS, OPEN, SAME, UNTESTED
+from sparserobust.reporting.crossed import Estimate, crossed, log_ratio, over_looks, over_seeds, tail
+from sparserobust.reporting.estimates import Comparison, compared, compared_runs
+from sparserobust.reporting.reported import Claim, Line, Reported
+from sparserobust.running import sweep
+from sparserobust.running.experiment import Experiment
+from sparserobust.studies.fk_resnet import report as fk_resnet
+from sparserobust.studies.iwi import report as iwi
+from sparserobust.studies.rsr import report as rsr
+from sparserobust.studies.sparsity_theory import report as sparsity_theory
+from sparserobust.studies.tscnc import report as tscnc
 
 
 def claim(direction="increase", **more) -> Claim:
@@ -525,9 +532,9 @@ class Measured:
                 "each": {part: imagewise.pack(found) for part, found in values.items()}}
 
 
-def measured_at_quick(paper, parts=()) -> tuple[sweep.Experiment, pandas.DataFrame]:
+def measured_at_quick(paper, parts=()) -> tuple[Experiment, pandas.DataFrame]:
     experiment = paper.experiment("quick", [0, 1])
-    return experiment, sweep._frame(experiment.grid, experiment.measurements,
+    return experiment, sweep.labelled(experiment.grid, experiment.measurements,
                                     Measured(list(parts)))  # type: ignore[arg-type]  # as much of a store as is needed
 
 

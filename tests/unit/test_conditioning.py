@@ -33,10 +33,10 @@ from sparserobust.analysis.conditioning import (
 from sparserobust.analysis.folding import folded_weights
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
-from sparserobust.estimates import regression
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.models.gates import add_gates
 from sparserobust.models.lenet import Linear, Sequence
+from sparserobust.reporting.estimates import regression
 from sparserobust.sparsifiers.constraints import condition_penalty
 
 SHAPE = (1, 2, 4)

@@ -15,14 +15,15 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import sparserobust.worker  # noqa: F401  (registers every kind)
+import sparserobust.running.worker  # noqa: F401  (registers every kind)
 from sparserobust import Data, Recipe, Run, UserError
 from sparserobust.attacks import FGSM, PGD
-from sparserobust.config import Attack, Inheritance, Measurement, Model, Objective, Settings, Sparsifier, settings
+from sparserobust.config import Attack, Inheritance, Measurement, Model, Objective, Sparsifier
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import Adversarial, Natural
 from sparserobust.paths import PROJECT
+from sparserobust.settings import Settings, settings
 from sparserobust.sparsifiers import RGSM, RVSM, Dense, Magnitude, Ticket
 
 FAMILIES = (Model, Attack, Objective, Sparsifier, Measurement)

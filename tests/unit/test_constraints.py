@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparserobust import training
-from sparserobust.config import Model, Sparsifier, settings
+from sparserobust.config import Model, Sparsifier
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.models.gates import GatedConv2d, gated
 from sparserobust.models.noise import noise_scales
+from sparserobust.settings import settings
 from sparserobust.sparsifiers.constraints import TSCNC, condition_penalty, filter_costs, transformed_l1
 
 DEAD = math.log(1e-5) ** 2  # the released condition number constraint of a singular matrix

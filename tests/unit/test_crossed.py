@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from sparserobust import UserError
-from sparserobust.crossed import Estimate, crossed, log_ratio, over_looks, over_seeds, tail
+from sparserobust.reporting.crossed import Estimate, crossed, log_ratio, over_looks, over_seeds, tail
 
 
 def effects(seeds=3, images=40, of_seeds=0.1, of_images=0.3, residual=0.3, mean=0.0, stream=0):

@@ -24,11 +24,11 @@ from sparserobust.attacks import (
 )
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
-from sparserobust.environment import global_seed, stream
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.imagewise import unpack
 from sparserobust.models import Linear, NoisyWeights, PreActResNet, is_noisy, noise_off
-from sparserobust.runs import Store
+from sparserobust.running.store import Store
+from sparserobust.seeding import global_seed, stream
 
 STRONG = PGD(epsilon=0.15, step_size=0.05, steps=3, random_start=False)
 

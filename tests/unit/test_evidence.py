@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from sparserobust import claims, cli, data, evidence, papers, paths, reported, sweep
+from sparserobust import cli, data, evidence, paths, studies
 from sparserobust.config import Data
 from sparserobust.evaluation import Accuracy
 from sparserobust.files import read_json
-from sparserobust.runs import Store
+from sparserobust.reporting import claims, reported
+from sparserobust.running import sweep
+from sparserobust.running.experiment import Experiment
+from sparserobust.running.store import Store
 
 NOT_ASKED = {  # lines of a ledger that the queue leaves out
     "fk_resnet": {"C8"},  # no run is kept of it
@@ -31,11 +34,11 @@ def test_every_claim_of_the_five_papers_is_asked_once(questions):
         assert sorted(lines) == sorted({line.id for line in reported.load(paper).ledger} - NOT_ASKED.get(paper, set()))
 
 
-@pytest.mark.parametrize("paper", sorted(papers.modules().keys() - {"start_here"}))
+@pytest.mark.parametrize("paper", sorted(studies.modules().keys() - {"start_here"}))
 def test_the_rows_that_a_question_names_are_all_that_its_verdict_needs(paper, questions, monkeypatch):
     """Judged from nothing but these rows, a claim comes out as it does from all that is published."""
     asked = [question for question in questions if (question.scale, question.paper) == ("laptop", paper)]
-    store, module = Store(), papers.modules()[paper]
+    store, module = Store(), studies.modules()[paper]
     whole = module.experiment("laptop").known(store)
     frame = whole.measured(store)
     before = module.current_ledger(whole, store).set_index("line")
@@ -45,7 +48,7 @@ def test_the_rows_that_a_question_names_are_all_that_its_verdict_needs(paper, qu
         rows = pandas.Series([question.matches(row) for row in frame.to_dict("records")])
         if not rows.any():
             continue
-        monkeypatch.setattr(sweep.Experiment, "measured", lambda self, store, rows=rows: frame[rows])
+        monkeypatch.setattr(Experiment, "measured", lambda self, store, rows=rows: frame[rows])
         after = module.current_ledger(some, store).set_index("line")
         for column in ("claim", "ours", "low", "high", "p", "n_seeds", "images"):
             one, other = before.loc[question.line, column], after.loc[question.line, column]
@@ -79,7 +82,7 @@ ranks:
         def experiment(scale, seeds=None):
             grid = [{"net": net, "seed": seed, "run": tiny_run(seed=seed, epochs=epochs, lr=lr), "also": {}}
                     for seed in range(5) for net, lr in (("one", 0.1), ("two", 0.2))]
-            return sweep.Experiment("pretended", list(range(5)), grid, {"clean": Accuracy(images=20)},
+            return Experiment("pretended", list(range(5)), grid, {"clean": Accuracy(images=20)},
                              {"seeds": list(range(5)), "redraw": True})
 
         def current_ledger(experiment, store):
@@ -95,7 +98,7 @@ ranks:
         return SimpleNamespace(experiment=experiment, current_ledger=current_ledger)
 
     modules = {"large": module("large", 10), "small": module("small", 2), "first": module("first", 1)}
-    monkeypatch.setattr(papers, "modules", lambda: modules)
+    monkeypatch.setattr(studies, "modules", lambda: modules)
     return said
 
 

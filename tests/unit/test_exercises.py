@@ -14,19 +14,27 @@ import pandas
 import pytest
 import torch
 
-from sparserobust import batch, config, data, exercises, inheritance, models, sparsity, training
+from sparserobust import config, data, inheritance, models, notebook_runner, sparsity, training
 from sparserobust.analysis import linear
-from sparserobust.exercises import checks, fk_resnet, iwi, rsr, side_by_side, sparsity_theory, start_here, tscnc
-from sparserobust.papers import fk_resnet as fk_resnet_paper
-from sparserobust.papers import iwi as iwi_paper
-from sparserobust.papers import rsr as rsr_paper
-from sparserobust.papers import sparsity_theory as theory_paper
-from sparserobust.papers import start_here as start_here_paper
-from sparserobust.papers import tscnc as tscnc_paper
 from sparserobust.sparsifiers import Magnitude, RandomMask, proximal
+from sparserobust.studies import checks
+from sparserobust.studies.fk_resnet import exercises as fk_resnet
+from sparserobust.studies.fk_resnet import report as fk_resnet_paper
+from sparserobust.studies.iwi import exercises as iwi
+from sparserobust.studies.iwi import report as iwi_paper
+from sparserobust.studies.rsr import exercises as rsr
+from sparserobust.studies.rsr import report as rsr_paper
+from sparserobust.studies.side_by_side import exercises as side_by_side
+from sparserobust.studies.sparsity_theory import exercises as sparsity_theory
+from sparserobust.studies.sparsity_theory import report as theory_paper
+from sparserobust.studies.start_here import exercises as start_here
+from sparserobust.studies.start_here import report as start_here_paper
+from sparserobust.studies.tscnc import exercises as tscnc
+from sparserobust.studies.tscnc import report as tscnc_paper
 
-NOTEBOOKS = [batch.find(name) for name in batch.names()]
-MODULES = {name: getattr(exercises, name) for name in exercises.__all__}
+NOTEBOOKS = [notebook_runner.find(name) for name in notebook_runner.names()]
+MODULES = {"fk_resnet": fk_resnet, "iwi": iwi, "rsr": rsr, "side_by_side": side_by_side,
+           "sparsity_theory": sparsity_theory, "start_here": start_here, "tscnc": tscnc}
 
 
 def functions(module) -> dict:
@@ -563,7 +571,7 @@ def test_every_notebook_has_exercises_that_are_checked(path):
         first, call = cells["code"].source.split("\n")
         assert first == "answer = ...  # your answer"
         expected = functions(MODULES[module])[f"exercise_{number}"]
-        arguments = re.fullmatch(rf"exercises\.{module}\.exercise_{number}\((.*)\)", call)[1].split(", ")
+        arguments = re.fullmatch(rf"exercises\.exercise_{number}\((.*)\)", call)[1].split(", ")
         assert arguments == list(inspect.signature(expected).parameters)
         assert [o["data"]["text/plain"] for o in cells["code"].outputs] == [checks.OPEN]
         solution = cells["solution"].source

@@ -12,19 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparserobust import Data, Recipe, Run
-from sparserobust.attacks import (
-    FGSM,
-    PGD,
-    CarliniWagnerL2,
-    CarliniWagnerReleased,
-    DeepFool,
-    RandomisedFGSM,
-    l2_norm,
-)
-from sparserobust.config import Attack, Dense, Objective, Settings, Sparsifier
+from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, RandomisedFGSM, l2_norm
+from sparserobust.config import Attack, Dense, Objective, Sparsifier
 from sparserobust.models import PreActResNet
 from sparserobust.models.gates import EPSILON, LIMITS, GatedConv2d
 from sparserobust.objectives import TRADES, Adversarial, Natural, SparseActivations
+from sparserobust.settings import Settings
 from sparserobust.sparsifiers import (
     ADMM,
     RGSM,

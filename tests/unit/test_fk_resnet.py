@@ -15,13 +15,15 @@ import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, estimates, imagewise, paths, reported, scales, tables
+from sparserobust import imagewise, paths
 from sparserobust.analysis import WeightSparsity
 from sparserobust.attacks import PGD, CarliniWagnerReleased
 from sparserobust.config import Dense, Measurement, Model, Recipe, Sparsifier
 from sparserobust.evaluation import Accuracy
-from sparserobust.papers import fk_resnet
+from sparserobust.reporting import claims, estimates, reported, tables
+from sparserobust.running import scales
 from sparserobust.sparsifiers import RGSM, RVSM, FixedMask
+from sparserobust.studies.fk_resnet import report as fk_resnet
 
 RECORD = yaml.safe_load((reported.FOLDER / "fk_resnet.yaml").read_text())
 PRINTED = {t["id"]: [dict(zip(t["columns"], row, strict=True)) for row in t["rows"]] for t in RECORD["tables"]}
@@ -160,7 +162,7 @@ def own_scale(tmp_path, monkeypatch):
     """Write a scale of one's own, like quick but for some settings, and get its grid."""
     def own_scale(**changes):
         settings = settings_of("quick") | changes
-        monkeypatch.setattr("sparserobust.scales.scales_folder", lambda: tmp_path)
+        monkeypatch.setattr("sparserobust.running.scales.scales_folder", lambda: tmp_path)
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"fk_resnet": settings}))
         return {key(row) for row in fk_resnet.experiment("mine", [0]).grid}
 

@@ -17,11 +17,11 @@ from sparserobust.analysis.health import pgd_path
 from sparserobust.attacks import FGSM, PGD, predicted
 from sparserobust.config import Measurement
 from sparserobust.data import Split, Splits
-from sparserobust.environment import stream
 from sparserobust.models import Linear, PreActResNet
 from sparserobust.models.noise import Noise
 from sparserobust.objectives import Adversarial
 from sparserobust.query_attacks import Square
+from sparserobust.seeding import stream
 
 SHAPE, EPSILON = (1, 4, 4), 0.1
 MEASURE = Health(epsilon=EPSILON, images=60, steps=(1, 3, 8, 12), queries=60)

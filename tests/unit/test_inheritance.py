@@ -12,17 +12,7 @@ from torch.nn.functional import cross_entropy
 from sparserobust import Store, training
 from sparserobust.config import Inheritance
 from sparserobust.inheritance import inherit
-from sparserobust.models import (
-    VGG16,
-    LeNet5,
-    NoisyWeights,
-    PreActResNet,
-    ResNet,
-    ResNet18,
-    VGGLike,
-    Winners,
-    noise_off,
-)
+from sparserobust.models import VGG16, LeNet5, NoisyWeights, PreActResNet, ResNet, ResNet18, VGGLike, Winners, noise_off
 from sparserobust.sparsifiers import Magnitude
 from sparserobust.sparsity import prunable
 

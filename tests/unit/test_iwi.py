@@ -7,11 +7,12 @@ import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, estimates, imagewise, paths, plots, reported, scales, tables
+from sparserobust import imagewise, paths
 from sparserobust.analysis import macs
 from sparserobust.config import Data, Dense, Measurement, Model, Objective, Recipe, Run
 from sparserobust.objectives import Natural
-from sparserobust.papers import iwi
+from sparserobust.reporting import claims, estimates, plots, reported, tables
+from sparserobust.running import scales
 from sparserobust.sparsifiers import (
     Channels,
     FixedMask,
@@ -22,6 +23,7 @@ from sparserobust.sparsifiers import (
     ScaleLasso,
     Ticket,
 )
+from sparserobust.studies.iwi import report as iwi
 
 SCALES = [name for name in scales.names()
           if iwi.PAPER in yaml.safe_load((paths.scales_folder() / f"{name}.yaml").read_text())]

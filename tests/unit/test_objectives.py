@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy, kl_div, linear, one_hot
 
 from sparserobust import training
 from sparserobust.attacks import PGD, under_attack
-from sparserobust.config import Attack, Objective, settings
+from sparserobust.config import Attack, Objective
 from sparserobust.models import LeNet300100, Linear, Winners
 from sparserobust.objectives import TRADES, Adversarial, Natural, SparseActivations
+from sparserobust.settings import settings
 
 ATTACK = PGD(epsilon=0.1, step_size=0.03, steps=3)
 FGSM_RS = PGD(epsilon=0.1, step_size=0.125, steps=1)

@@ -1,55 +1,22 @@
-"""The house itself: floors, dependencies, files that must stay in step."""
+"""The project itself: layers, dependencies, files that must stay in step."""
 
-import ast
 import re
 import subprocess
 import sys
 import tomllib
 from itertools import takewhile
 
-import pytest
 import yaml
 
 from sparserobust.paths import PROJECT
 
-LIBRARY = PROJECT / "lib" / "sparserobust"
-FLOORS = [  # ground first; a room imports from its own floor and those below
-    {"errors", "paths", "files", "environment", "config", "data", "imagewise", "sparsity", "optimisers"},
-    {"attacks", "query_attacks", "objectives", "sparsifiers", "models"},
-    {"training", "inheritance", "evaluation", "analysis"},
-    {"runs", "progress", "worker", "sweep"},
-    {"reported", "scales", "crossed", "estimates", "claims", "tables", "plots", "artifacts", "sliders"},
-    {"papers", "exercises"},
-    {"batch", "evidence", "cli"},
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-
-def imported_rooms(path):
-    """Rooms of the library that a file imports, wherever in the file it does so."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sparserobust":
-            inside = node.module.split(".")[1:]
-            yield from inside[:1] or [alias.name for alias in node.names]
-        elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("sparserobust."))
-
-
-def test_every_room_has_its_floor_here_and_in_the_guide():
-    rooms = {path.relative_to(LIBRARY).parts[0].removesuffix(".py") for path in LIBRARY.rglob("*.py")} - {"__init__"}
-    assert rooms == set(FLOOR)
+def test_every_module_has_its_layer_here_and_in_the_guide():
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [set(layer.split(" : ")) for layer in contracts[0]["layers"]]
     guide = (PROJECT / "CONTRIBUTING.md").read_text()
-    paragraph = re.search(r"\*\*The rooms\*\*.*?\n\n", guide, re.DOTALL)[0]
-    told = [set(re.findall(r"`(\w+)/?`", floor)) for floor in re.split(r" -\s", paragraph)]
-    assert told == FLOORS[::-1]
-
-
-@pytest.mark.parametrize("path", sorted(p for p in LIBRARY.rglob("*.py") if p != LIBRARY / "__init__.py"),
-                         ids=lambda p: str(p.relative_to(LIBRARY)))
-def test_no_room_imports_upwards(path):
-    room = path.relative_to(LIBRARY).parts[0].removesuffix(".py")
-    above = [other for other in imported_rooms(path) if other in FLOOR and FLOOR[other] > FLOOR[room]]
-    assert not above, f"{room} (floor {FLOOR[room]}) imports {above}"
+    paragraph = re.search(r"\*\*The layers\*\*.*?\n\n", guide, re.DOTALL)[0]
+    assert [set(re.findall(r"`(\w+)/?`", layer)) for layer in re.split(r" -\s", paragraph)] == layers
 
 
 def test_the_core_needs_torch_and_numpy_only():
@@ -93,7 +60,7 @@ def test_every_paper_is_cited_as_it_is_on_record():
 
 
 def test_the_readme_shows_the_ledger(monkeypatch):
-    from sparserobust import artifacts, claims
+    from sparserobust.reporting import artifacts, claims
 
     monkeypatch.delenv("SPARSEROBUST_FIGURES", raising=False)
     readme = (PROJECT / "README.md").read_text()

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from sparserobust import sparsity, training
 from sparserobust.config import Sparsifier
-from sparserobust.environment import stream
+from sparserobust.seeding import stream
 from sparserobust.sparsifiers import Lasso, ProximalLasso
 
 IMAGES, PIXELS, OUTPUTS = 120, 24, 3

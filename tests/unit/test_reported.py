@@ -5,8 +5,8 @@ import pandas
 import pytest
 import yaml
 
-from sparserobust import reported
 from sparserobust.errors import UserError
+from sparserobust.reporting import reported
 
 PAPERS = ["fk_resnet", "iwi", "rsr", "sparsity_theory", "tscnc"]
 GROUPS = {"ResNet20": 675, "En2ResNet20": 1350, "En5ResNet20": 3375, "ResNet38": 1347}  # input channels

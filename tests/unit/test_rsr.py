@@ -7,13 +7,14 @@ import numpy as np
 import pandas
 import pytest
 
-from sparserobust import claims, estimates, imagewise, reported, tables
+from sparserobust import imagewise
 from sparserobust.attacks import PGD
 from sparserobust.config import Dense
-from sparserobust.crossed import crossed
 from sparserobust.models import NoisyWeights
-from sparserobust.papers import rsr
+from sparserobust.reporting import claims, estimates, reported, tables
+from sparserobust.reporting.crossed import crossed
 from sparserobust.sparsifiers import Lasso, Magnitude, RelativeThreshold
+from sparserobust.studies.rsr import report as rsr
 
 NETS = ["ResNet-20", "ResNet-18", "VGG-16"]
 

@@ -10,10 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from sparserobust import Data, data, files, sparsity, training
 from sparserobust.attacks import PGD
-from sparserobust.config import Sparsifier, settings
-from sparserobust.environment import global_seed, stream
+from sparserobust.config import Sparsifier
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.objectives import Adversarial
+from sparserobust.seeding import global_seed, stream
+from sparserobust.settings import settings
 from sparserobust.sparsifiers.magnitude import FixedMask, Magnitude, RandomMask
 from sparserobust.sparsifiers.scores import LearnedScores
 

@@ -11,11 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparserobust import Data, Store, claims, crossed, data, estimates, imagewise, scales, sparsity, sweep, training
+from sparserobust import Data, Store, data, imagewise, sparsity, training
 from sparserobust.analysis import WeightSparsity
 from sparserobust.models import PreActResNet, ResNet
-from sparserobust.papers import side_by_side as s
+from sparserobust.reporting import claims, crossed, estimates
+from sparserobust.running import pool, scales, sweep
 from sparserobust.sparsifiers import Channels, Magnitude
+from sparserobust.studies.side_by_side import report as s
 
 SOME = [name for name in scales.names() if "only" in scales.load(name, s.PAPER)]  # scales that have some methods
 every_scale = pytest.mark.parametrize("scale", scales.names())
@@ -394,7 +396,7 @@ def test_a_class_defined_in_a_notebook_is_told_to_move(tiny_run, refusal):
 
     Mine.__module__ = "__main__"
     job = {"run": tiny_run(sparsifier=Mine(sparsity=0.5)), "measurements": []}
-    assert "move it into a file" in refusal(sweep._outside, job)
+    assert "move it into a file" in refusal(pool._outside, job)
     Magnitude.family.pop("mine of a notebook")
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sparserobust import UserError, files, sparsity, training
-from sparserobust.environment import stream
-from sparserobust.runs import Store
+from sparserobust.running.store import Store
+from sparserobust.seeding import stream
 from sparserobust.sparsifiers import RGSM, RVSM, FixedMask, Lasso, Magnitude, RelativeThreshold, proximal
 
 

@@ -8,12 +8,15 @@ import pandas
 import pytest
 import yaml
 
-from sparserobust import claims, crossed, estimates, imagewise, paths, reported, scales, tables
+from sparserobust import imagewise, paths
 from sparserobust.config import Dense, Measurement
 from sparserobust.models import Winners
 from sparserobust.objectives import Natural, SparseActivations
-from sparserobust.papers import sparsity_theory as theory
-from sparserobust.papers.sparsity_theory import (
+from sparserobust.reporting import claims, crossed, estimates, reported, tables
+from sparserobust.running import scales
+from sparserobust.sparsifiers import DynamicNetworkSurgery, Magnitude, ProximalLasso
+from sparserobust.studies.sparsity_theory import report as theory
+from sparserobust.studies.sparsity_theory.report import (
     CONTROL,
     L1,
     MAGNITUDE,
@@ -25,7 +28,6 @@ from sparserobust.papers.sparsity_theory import (
     VARIANTS,
     WINNERS,
 )
-from sparserobust.sparsifiers import DynamicNetworkSurgery, Magnitude, ProximalLasso
 
 SCALES = [name for name in scales.names()
           if theory.PAPER in yaml.safe_load((paths.scales_folder() / f"{name}.yaml").read_text())]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparserobust import data, models, sliders, sparsity
-from sparserobust.papers import sparsity_theory
-from sparserobust.papers import start_here as s
+from sparserobust import data, models, sparsity
+from sparserobust.reporting import widgets
+from sparserobust.studies.sparsity_theory import report as sparsity_theory
+from sparserobust.studies.start_here import report as s
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_accuracies_are_right_answers(mlp, test_split):
 
 
 def test_a_slider_draws_each_value_once():
-    from sparserobust import plots
+    from sparserobust.reporting import plots
 
     drawn = []
 
@@ -85,7 +86,7 @@ def test_a_slider_draws_each_value_once():
         drawn.append(value)
         return plots.curves([0, 1], {"line": [0, value]}, "x", "y")
 
-    choice, picture = sliders.slider(draw, [1, 2, 3], "size", 2).children
+    choice, picture = widgets.slider(draw, [1, 2, 3], "size", 2).children
     first = picture.value
     choice.value = 3
     assert picture.value != first and picture.value[1:4] == b"PNG"

@@ -11,11 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sparserobust import UserError, cli, data, files, imagewise, papers, paths, runs, scales, sweep, training
+from sparserobust import UserError, cli, data, files, imagewise, paths, studies, training
 from sparserobust.analysis import WeightSparsity, WithoutBlankPixels
-from sparserobust.config import Measurement, Run, Sparsifier, settings
+from sparserobust.config import Measurement, Run, Sparsifier
 from sparserobust.evaluation import Accuracy
-from sparserobust.runs import Store
+from sparserobust.running import pool, scales, sweep
+from sparserobust.running import store as store_module
+from sparserobust.running.experiment import Experiment
+from sparserobust.running.store import Store
+from sparserobust.settings import settings
 from sparserobust.sparsifiers import RGSM, Magnitude, Ticket
 
 PARTS = {"record.json", "model.safetensors", "provenance.json"}
@@ -219,9 +223,9 @@ def test_a_damaged_measurement_is_said_and_taken_anew(damage, fresh, trained, ca
 
 def test_another_format_is_trained_anew(fresh, trained, monkeypatch, tiny_run):
     run = tiny_run()
-    assert fresh().train(run)["format"] == runs.FORMAT
-    monkeypatch.setattr(runs, "FORMAT", runs.FORMAT + 1)
-    assert fresh().train(run)["format"] == runs.FORMAT
+    assert fresh().train(run)["format"] == store_module.FORMAT
+    monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
+    assert fresh().train(run)["format"] == store_module.FORMAT
     assert trained == [run.identity] * 2
 
 
@@ -328,8 +332,8 @@ def test_a_published_record_has_no_weights_to_begin_with(fresh, trained, tmp_pat
 def test_published_records_of_another_format_do_not_count(fresh, trained, published, monkeypatch, tmp_path, tiny_run):
     fresh().train(tiny_run())
     fresh().publish([tiny_run()], "quick")
-    monkeypatch.setattr(runs, "FORMAT", runs.FORMAT + 1)
-    assert Store(tmp_path / "elsewhere").record(tiny_run())["format"] == runs.FORMAT
+    monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
+    assert Store(tmp_path / "elsewhere").record(tiny_run())["format"] == store_module.FORMAT
     assert len(trained) == 2
 
 
@@ -340,7 +344,7 @@ def test_only_complete_runs_are_published(fresh, published, tiny_run, refusal):
 
 def entry(run: Run, **changes) -> dict:
     """A published record of a run, as another machine may have made it."""
-    record = {"format": runs.FORMAT, "run": run.plain(), "weights_sha256": "0"}
+    record = {"format": store_module.FORMAT, "run": run.plain(), "weights_sha256": "0"}
     return {"record": record, "provenance": {"seconds": 1}, "measured": {}} | changes
 
 
@@ -433,10 +437,10 @@ def publish(tmp_path, monkeypatch, capsys, tiny_run):
     grids = {"one": [tiny_run()], "two": [tiny_run(seed=1), tiny_run(seed=2)], "none": []}
 
     def experiment(paper):
-        return lambda scale: sweep.Experiment(scale, [0], [{"run": run} for run in grids[paper]], {}, {})
+        return lambda scale: Experiment(scale, [0], [{"run": run} for run in grids[paper]], {}, {})
 
     modules = {paper: SimpleNamespace(experiment=experiment(paper)) for paper in grids}
-    monkeypatch.setattr(papers, "modules", lambda: modules)
+    monkeypatch.setattr(studies, "modules", lambda: modules)
     monkeypatch.setattr(scales, "scales_folder", lambda: tmp_path)
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "store"))
     for run in (*grids["one"], *grids["two"]):
@@ -492,7 +496,7 @@ def test_publishing_where_nothing_is_computed_says_so_and_removes_nothing(option
 
 def test_a_record_of_another_format_is_not_kept(fresh, published, tiny_run, refusal):
     path = published / "quick" / f"{tiny_run().identity}.json"
-    files.write_json(path, {"record": {"format": runs.FORMAT - 1}})
+    files.write_json(path, {"record": {"format": store_module.FORMAT - 1}})
     assert tiny_run().identity in refusal(fresh().publish, [tiny_run()], "quick")
 
 
@@ -800,7 +804,7 @@ def test_a_changed_formula_gives_its_own_numbers_and_workers_know_it_by_the_same
     (one, half), (two, quarter) = swept(0.5), swept(0.25)
     assert half == pytest.approx(0.5, abs=0.01) and quarter == pytest.approx(0.25, abs=0.01)
     assert names(fresh().folder) == {one, two, ".locks"}
-    monkeypatch.setattr(sweep, "_Worker", None)
+    monkeypatch.setattr(pool, "_Worker", None)
     assert swept(0.5) == (one, half)  # as it was: nothing is computed
     assert trained == []  # in this process
     sys.modules.pop("method_of_my_own")

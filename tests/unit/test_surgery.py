@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from sparserobust import files, sparsity, training
 from sparserobust.attacks import PGD
 from sparserobust.config import Sparsifier
-from sparserobust.environment import global_seed, stream
 from sparserobust.objectives import Adversarial
+from sparserobust.seeding import global_seed, stream
 from sparserobust.sparsifiers import DynamicNetworkSurgery
 
 SURE = {"stop": 1000, "gamma": 0.0}  # masks are revised before every iteration

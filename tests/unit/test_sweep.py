@@ -12,12 +12,14 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from sparserobust import Data, UserError, paths, sweep
+from sparserobust import Data, UserError, paths
 from sparserobust.analysis import ChannelSparsity, RadiusOrder, RemainingParameters, WeightHistogram, WeightSparsity
 from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, DeepFool
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.imagewise import unpack
-from sparserobust.runs import Store
+from sparserobust.running import pool, sweep
+from sparserobust.running.experiment import Experiment
+from sparserobust.running.store import Store
 from sparserobust.sparsifiers import RGSM, Magnitude
 
 MEASURED = {"clean": Accuracy(images=100), "sparsity": WeightSparsity()}
@@ -70,7 +72,7 @@ def pretended(monkeypatch):
             def stop(self):
                 stop()
 
-        monkeypatch.setattr(sweep, "_Worker", Worker)
+        monkeypatch.setattr(pool, "_Worker", Worker)
         return told
 
     return pretended
@@ -78,7 +80,7 @@ def pretended(monkeypatch):
 
 def test_a_networks_own_settings_come_before_those_of_all():
     settings = {"levels": [0.5], "epochs": 3, "nets": {"a": {"levels": [0.9], "label": "A"}, "b": {}}}
-    experiment = sweep.Experiment("s", [0], [{"net": "b"}, {"net": "a"}, {"net": "b"}], {}, settings)
+    experiment = Experiment("s", [0], [{"net": "b"}, {"net": "a"}, {"net": "b"}], {}, settings)
     assert experiment.nets == ["a", "b"]  # in the order of the settings
     assert replace(experiment, grid=[{"net": "b"}]).nets == ["b"], "a network without rows is not one of them"
     assert experiment.of("a") == settings | {"levels": [0.9], "label": "A"}
@@ -95,7 +97,7 @@ def test_a_scale_that_only_redraws_shows_what_is_known_and_computes_nothing(pret
         store.measure(run, measurement)
     grid = [{"net": "a", "seed": seed, "run": run, "also": {"left": left, "norms": norms}}
             for seed, run in enumerate(runs)]
-    usual = sweep.Experiment("s", [0, 1, 2, 3], grid, MEASURED, {"redraw": False})
+    usual = Experiment("s", [0, 1, 2, 3], grid, MEASURED, {"redraw": False})
     redrawn = replace(usual, settings={"redraw": True})
     for experiment, where in ((usual, store), (redrawn, own)):
         assert not experiment.redraws(where) and experiment.known(where) is experiment
@@ -280,18 +282,18 @@ def test_an_interrupt_stops_the_workers_and_is_passed_on(pretended, store, tiny_
 @pytest.fixture
 def started(monkeypatch) -> list[subprocess.Popen]:
     """The worker processes that were started."""
-    processes, start = [], sweep._Worker._start
+    processes, start = [], pool._Worker._start
 
     def watched(self):
         start(self)
         processes.append(self.process)
 
-    monkeypatch.setattr(sweep._Worker, "_start", watched)
+    monkeypatch.setattr(pool._Worker, "_start", watched)
     return processes
 
 
 def test_a_stopped_cell_shows_no_traceback_of_a_worker(capfd):
-    worker = sweep._Worker(1)
+    worker = pool._Worker(1)
     assert "ready" in worker.process.stdout.readline()
     if os.getpgid(worker.process.pid) == os.getpgid(0):  # else Ctrl-C and Jupyter's stop do not reach it
         os.kill(worker.process.pid, signal.SIGINT)
@@ -304,13 +306,13 @@ def test_a_stopped_cell_shows_no_traceback_of_a_worker(capfd):
 @pytest.fixture
 def heard(monkeypatch) -> list[dict]:
     """What the workers told."""
-    answers, hear = [], sweep._Board.heard
+    answers, hear = [], pool._Board.heard
 
     def heard(self, job, answer):
         answers.append(answer)
         hear(self, job, answer)
 
-    monkeypatch.setattr(sweep._Board, "heard", heard)
+    monkeypatch.setattr(pool._Board, "heard", heard)
     return answers
 
 
@@ -378,7 +380,7 @@ def test_a_job_that_would_wait_for_a_run_under_way_lets_others_go_first(store, t
     after, beside = tiny_run(start=first), tiny_run(start=first, seed=2)
     jobs = {name: {"run": run, "measurements": []} for name, run in
             {"first": first, "after": after, "beside": beside, "other": other}.items()}
-    turns = sweep._Turns(list(jobs.values()), store)
+    turns = pool._Turns(list(jobs.values()), store)
     assert turns.next() is jobs["first"] and turns.next() is jobs["other"], "both others begin with the first"
     turns.done(jobs["other"])
     store.train(first)  # the job goes on, to measure: what others need is there
@@ -390,7 +392,7 @@ def test_a_job_whose_measurement_needs_a_run_under_way_waits_until_that_is_done(
     source = tiny_run()
     transfer = Accuracy(images=5, source=source, attack=FGSM(epsilon=0.1))
     jobs = [{"run": source, "measurements": []}, {"run": tiny_run(seed=1), "measurements": [transfer]}]
-    turns, begun = sweep._Turns(jobs, store), []
+    turns, begun = pool._Turns(jobs, store), []
     assert turns.next() is jobs[0]
     waiting = threading.Thread(target=lambda: begun.append(turns.next()))
     waiting.start()
@@ -399,6 +401,6 @@ def test_a_job_whose_measurement_needs_a_run_under_way_waits_until_that_is_done(
     turns.done(jobs[0])
     waiting.join(5)
     assert begun == [jobs[1]]
-    stopped = sweep._Turns([jobs[0]], store)
+    stopped = pool._Turns([jobs[0]], store)
     stopped.stop()
     assert stopped.next() is None

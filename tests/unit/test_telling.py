@@ -11,12 +11,15 @@ import torch
 from matplotlib.colors import to_rgb
 from scipy import stats
 
-from sparserobust import artifacts, claims, estimates, imagewise, paths, plots, scales, sweep, tables
+from sparserobust import imagewise, paths
 from sparserobust.analysis import WeightSparsity
-from sparserobust.crossed import Estimate
 from sparserobust.errors import UserError
 from sparserobust.evaluation import Accuracy
-from sparserobust.runs import Store
+from sparserobust.reporting import artifacts, claims, estimates, plots, tables
+from sparserobust.reporting.crossed import Estimate
+from sparserobust.running import scales, sweep
+from sparserobust.running.experiment import Experiment
+from sparserobust.running.store import Store
 
 
 def packed(count: int, total: int = 100) -> str:
@@ -774,7 +777,7 @@ def redrawn(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "compute", refuse)
     grid = [{"net": "a", "seed": seed, "run": run, "also": {"few": few, "more": Accuracy(images=20)}}
             for seed, run in enumerate(runs)] + [{"net": "b", "seed": 0, "run": runs[0]}]
-    return sweep.Experiment("s", [2, 0, 1], grid, {"clean": clean, "sparsity": WeightSparsity()}, {"redraw": True})
+    return Experiment("s", [2, 0, 1], grid, {"clean": clean, "sparsity": WeightSparsity()}, {"redraw": True})
 
 
 def test_a_scale_that_redraws_shows_what_is_known(redrawn, tmp_path):
@@ -800,7 +803,8 @@ def test_a_scale_that_redraws_shows_what_is_known(redrawn, tmp_path):
 
 def test_what_may_not_stand_in_is_computed(redrawn, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(sweep, "sweep", lambda *arguments: asked.append(arguments) or "computed")
+    monkeypatch.setattr("sparserobust.running.experiment.sweep",
+                        lambda *arguments: asked.append(arguments) or "computed")
     own = Store(tmp_path / "elsewhere", use_published=False)
     assert redrawn.known(own) is redrawn and redrawn.measured(own, 3) == "computed"
     store = Store(tmp_path / "elsewhere")
@@ -826,7 +830,7 @@ def test_user_mistakes_in_scales_are_one_line(tmp_path, monkeypatch):
     for seeds in ([], [0, 0], [-1], "0", [True]):
         with pytest.raises(UserError, match="seeds should be"):
             scales.checked_seeds(seeds, [0])
-    monkeypatch.setattr("sparserobust.scales.scales_folder", lambda: tmp_path)
+    monkeypatch.setattr("sparserobust.running.scales.scales_folder", lambda: tmp_path)
     (tmp_path / "mine.yaml").write_text("fk_resnet: [")
     with pytest.raises(UserError, match=r"mine\.yaml is not valid YAML"):
         scales.load("mine", "fk_resnet")

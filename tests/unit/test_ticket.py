@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sparserobust import training
-from sparserobust.environment import stream
-from sparserobust.runs import Store
+from sparserobust.running.store import Store
+from sparserobust.seeding import stream
 from sparserobust.sparsifiers import Magnitude, MatchedHistogram, Ticket
 from sparserobust.sparsifiers.ticket import matched
 from sparserobust.sparsity import prunable

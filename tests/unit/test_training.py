@@ -14,10 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from sparserobust import Data, Recipe, training
 from sparserobust.attacks import PGD, CarliniWagnerL2, predicted
-from sparserobust.config import Objective, Sparsifier, settings
+from sparserobust.config import Objective, Sparsifier
 from sparserobust.data import Split
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import TRADES, Adversarial, Natural
+from sparserobust.settings import settings
 from sparserobust.sparsifiers import ADMM, RGSM, RVSM, FixedMask, Magnitude, ReleasedADMM
 
 ATTACKED = Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=2))

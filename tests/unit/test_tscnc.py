@@ -9,11 +9,13 @@ import pytest
 import torch
 import yaml
 
-from sparserobust import analysis, claims, estimates, imagewise, paths, plots, reported, scales, tables
+from sparserobust import analysis, imagewise, paths
 from sparserobust.config import Dense, Recipe
 from sparserobust.objectives import TRADES
-from sparserobust.papers import tscnc
+from sparserobust.reporting import claims, estimates, plots, reported, tables
+from sparserobust.running import scales
 from sparserobust.sparsifiers import TSCNC, FixedMask, LearnedScores, Magnitude
+from sparserobust.studies.tscnc import report as tscnc
 
 SCALES = [name for name in scales.names()
           if tscnc.PAPER in yaml.safe_load((paths.scales_folder() / f"{name}.yaml").read_text())]

@@ -11,8 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from sparserobust import training
 from sparserobust.attacks import FGSM, PGD, mean_logits, under_attack
-from sparserobust.config import Model, Objective, settings
-from sparserobust.environment import global_seed, stream
+from sparserobust.config import Model, Objective
 from sparserobust.models import (
     VGG16,
     NoisyWeights,
@@ -26,6 +25,8 @@ from sparserobust.models import (
 )
 from sparserobust.models.noise import NoisyConv2d, NoisyLinear, WeightNoise
 from sparserobust.objectives import Adversarial
+from sparserobust.seeding import global_seed, stream
+from sparserobust.settings import settings
 from sparserobust.sparsifiers import FixedMask, Lasso, Magnitude, RelativeThreshold
 from sparserobust.sparsity import prunable
 

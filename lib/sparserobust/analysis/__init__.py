@@ -9,14 +9,14 @@ from sparserobust.analysis.radii import LayerNorms, Margins, RadiusOrder
 from sparserobust.analysis.random_masks import RandomMasks
 from sparserobust.analysis.stability import Stability
 from sparserobust.analysis.weights import (
-    ChannelNorms,
-    ChannelSparsity,
-    LayerSparsity,
-    LayerWeights,
-    RemainingParameters,
-    WeightHistogram,
-    WeightSparsity,
-    WithoutBlankPixels,
+           ChannelNorms,
+           ChannelSparsity,
+           LayerSparsity,
+           LayerWeights,
+           RemainingParameters,
+           WeightHistogram,
+           WeightSparsity,
+           WithoutBlankPixels,
 )
 
 __all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize", "Health",

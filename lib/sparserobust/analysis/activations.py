@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from sparserobust import sparsity
 from sparserobust.attacks import under_attack
-from sparserobust.config import Measurement, settings
-from sparserobust.environment import global_seed
+from sparserobust.config import Measurement
 from sparserobust.evaluation import BATCH
 from sparserobust.models.winners import recorded_activations
+from sparserobust.seeding import global_seed
+from sparserobust.settings import settings
 
 
 @settings

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from sparserobust.analysis.folding import folded_weights
 from sparserobust.attacks import random_in_ball, under_attack
-from sparserobust.config import Measurement, settings
-from sparserobust.environment import stream
+from sparserobust.config import Measurement
 from sparserobust.errors import UserError
 from sparserobust.evaluation import BATCH
 from sparserobust.files import six_digits
 from sparserobust.models import is_noisy
 from sparserobust.models.gates import acting_weight
+from sparserobust.seeding import stream
+from sparserobust.settings import settings
 from sparserobust.sparsity import all_but_smallest
 
 RANK_THRESHOLD = 1e-6  # singular values up to this share of the largest count as zero

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from sparserobust import files, sparsity
 from sparserobust.analysis.shapes import shapes_of
 from sparserobust.attacks import under_attack
-from sparserobust.config import Measurement, Run, settings
-from sparserobust.environment import device, global_seed, stream
+from sparserobust.config import Measurement, Run
 from sparserobust.models import compact, noise_off
+from sparserobust.provenance import device
+from sparserobust.seeding import global_seed, stream
+from sparserobust.settings import settings
 from sparserobust.training import Job
 
 WARM_UP = 3  # untimed passes before the timed ones

@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from sparserobust import data
 from sparserobust.config import Data
-from sparserobust.environment import global_seed, one_thread, stream
 from sparserobust.errors import UserError
 from sparserobust.optimisers import SGD
+from sparserobust.provenance import one_thread
+from sparserobust.seeding import global_seed, stream
 from sparserobust.sparsifiers.splitting import Splitting
 
 

@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from sparserobust import imagewise
 from sparserobust.attacks import check_radius, into_ball, mean_logits, random_in_ball, under_attack
-from sparserobust.config import Measurement, settings
-from sparserobust.environment import global_seed, stream
+from sparserobust.config import Measurement
 from sparserobust.evaluation import BATCH
 from sparserobust.models import is_noisy, noise_off
 from sparserobust.query_attacks import Square
+from sparserobust.seeding import global_seed, stream
+from sparserobust.settings import settings
 
 DRAWS = 10  # of a noisy network's loss: one draw scatters by a tenth or more
 

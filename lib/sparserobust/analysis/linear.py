@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import imagewise
-from sparserobust.config import Measurement, settings
+from sparserobust.config import Measurement
 from sparserobust.errors import UserError
+from sparserobust.settings import settings
 
 
 def balancing_bias(scores: Tensor, signs: Tensor) -> float:

@@ -12,11 +12,12 @@ from sparserobust.analysis.clever import clever
 from sparserobust.analysis.conditioning import condition, effective_weights, rank
 from sparserobust.analysis.linear import smallest_radius
 from sparserobust.attacks import CarliniWagnerL2, DeepFool, margin, predicted, runner_up, under_attack
-from sparserobust.config import Attack, Measurement, settings
-from sparserobust.environment import stream
+from sparserobust.config import Attack, Measurement
 from sparserobust.evaluation import reached
 from sparserobust.files import six_digits
 from sparserobust.models import noise_off
+from sparserobust.seeding import stream
+from sparserobust.settings import settings
 
 
 @settings

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust.analysis.lipschitz import NORMS, input_shapes, operator_norm
-from sparserobust.config import Measurement, settings
-from sparserobust.environment import stream
+from sparserobust.config import Measurement
 from sparserobust.files import six_digits
 from sparserobust.models.lenet import Sequence
+from sparserobust.seeding import stream
+from sparserobust.settings import settings
 from sparserobust.sparsity import all_but_smallest
 
 

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from sparserobust import imagewise
 from sparserobust.attacks import l2_norm, per_image, under_attack
-from sparserobust.config import Measurement, settings
-from sparserobust.environment import global_seed, stream
+from sparserobust.config import Measurement
 from sparserobust.evaluation import BATCH
 from sparserobust.models import is_noisy, noise_off
 from sparserobust.models.noise import Noise
+from sparserobust.seeding import global_seed, stream
+from sparserobust.settings import settings
 
 
 @settings

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from sparserobust import sparsity
-from sparserobust.config import Measurement, settings
+from sparserobust.config import Measurement
 from sparserobust.errors import UserError
 from sparserobust.files import six_digits
+from sparserobust.settings import settings
 from sparserobust.training import weights_replaced
 
 

@@ -3,8 +3,9 @@
 
 from torch import nn
 
-from sparserobust.config import Model, settings
+from sparserobust.config import Model
 from sparserobust.errors import UserError
+from sparserobust.settings import settings
 
 
 @settings

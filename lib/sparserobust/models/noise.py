@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sparserobust.config import Model, settings
+from sparserobust.config import Model
 from sparserobust.models.gates import gated
+from sparserobust.settings import settings
 
 
 class Noise(nn.Module):

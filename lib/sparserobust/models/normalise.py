@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparserobust.config import Model, settings
+from sparserobust.config import Model
 from sparserobust.errors import UserError
+from sparserobust.settings import settings
 
 
 @settings

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from sparserobust.config import Model, settings
+from sparserobust.config import Model
 from sparserobust.models.gates import add_gates
 from sparserobust.models.noise import Noise
+from sparserobust.settings import settings
 
 
 @settings

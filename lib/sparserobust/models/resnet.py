@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparserobust.config import settings
 from sparserobust.models.normalise import NormalisedModel
 from sparserobust.models.preact_resnet import convolution
+from sparserobust.settings import settings
 
 
 @settings

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparserobust.config import settings
 from sparserobust.models.gates import add_gates
 from sparserobust.models.normalise import NormalisedModel
 from sparserobust.models.preact_resnet import convolution
 from sparserobust.models.resnet import classifier, cost_of_layers
+from sparserobust.settings import settings
 
 GROUPS = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # width in units of the first, and number of convolutions
 DROPOUT = (0.3, 0.4, 0.4, 0.4, 0.4)  # VGGLike: rate between the convolutions of each group

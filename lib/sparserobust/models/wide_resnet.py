@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from sparserobust.config import settings
 from sparserobust.models.gates import add_gates
 from sparserobust.models.normalise import NormalisedModel
 from sparserobust.models.resnet import classifier, cost_of_layers
+from sparserobust.settings import settings
 
 
 @settings

@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sparserobust.config import Model, settings
+from sparserobust.config import Model
+from sparserobust.settings import settings
 
 
 class KWinners(nn.Module):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparserobust.config import Sparsifier, settings
+from sparserobust.config import Sparsifier
+from sparserobust.settings import settings
 from sparserobust.sparsity import all_but_smallest, channel_norms, convolutions
 
 

@@ -6,9 +6,10 @@ import math
 import torch
 from torch import Tensor
 
-from sparserobust.config import Sparsifier, settings
+from sparserobust.config import Sparsifier
 from sparserobust.models.gates import gated
 from sparserobust.models.noise import noise_scales
+from sparserobust.settings import settings
 from sparserobust.sparsity import prunable
 
 FORMS = ("released", "slogdet", "scale_invariant", "size")  # of the condition number constraint

@@ -2,7 +2,8 @@
 
 import torch
 
-from sparserobust.config import Sparsifier, settings
+from sparserobust.config import Sparsifier
+from sparserobust.settings import settings
 from sparserobust.sparsifiers import proximal
 from sparserobust.sparsity import prunable
 

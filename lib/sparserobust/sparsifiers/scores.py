@@ -5,7 +5,8 @@ import math
 
 import torch
 
-from sparserobust.config import Sparsifier, settings
+from sparserobust.config import Sparsifier
+from sparserobust.settings import settings
 from sparserobust.sparsity import all_but_smallest, prunable
 
 

@@ -10,7 +10,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from sparserobust.config import Sparsifier, settings
+from sparserobust.config import Sparsifier
+from sparserobust.settings import settings
 from sparserobust.sparsifiers import proximal
 from sparserobust.sparsity import channel_norms, convolutions
 

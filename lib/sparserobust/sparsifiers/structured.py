@@ -6,8 +6,9 @@ import math
 import torch
 from torch import nn
 
-from sparserobust.config import Sparsifier, settings
+from sparserobust.config import Sparsifier
 from sparserobust.models.gates import acting_weight
+from sparserobust.settings import settings
 from sparserobust.sparsifiers.magnitude import FixedMask
 from sparserobust.sparsity import prunable, zero_weights
 

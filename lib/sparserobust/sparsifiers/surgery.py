@@ -4,7 +4,8 @@ be needed come back."""
 import torch
 from torch import Tensor
 
-from sparserobust.config import Sparsifier, settings
+from sparserobust.config import Sparsifier
+from sparserobust.settings import settings
 from sparserobust.sparsity import prunable
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from sparserobust.config import Run, Sparsifier, settings
+from sparserobust.config import Run, Sparsifier
+from sparserobust.settings import settings
 from sparserobust.sparsifiers.magnitude import FixedMask
 from sparserobust.sparsity import prunable
 

@@ -1,0 +1,94 @@
+"""The machine: device, cores, precision, threads, versions."""
+
+import os
+import platform
+import subprocess
+import sys
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy
+import torch
+
+from sparserobust.paths import PROJECT
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU; `SPARSEROBUST_DEVICE` overrules."""
+    return torch.device(os.environ.get("SPARSEROBUST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def has_bfloat16(kind: str) -> bool:
+    """Whether a device of this kind multiplies bfloat16 in hardware (an emulation would only be slower)."""
+    if kind == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if kind != "cpu":
+        return False
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@contextmanager
+def one_thread():
+    """Inside the block torch uses one thread: for networks so small that a second costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def provenance() -> dict:
+    """Where and with what a number was computed: no host name, no path, no user."""
+    where = device()
+    return {
+        "processor": torch.cuda.get_device_name() if where.type == "cuda" else _processor(),
+        "device": where.type,
+        "threads": torch.get_num_threads(),
+        "platform": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "commit": commit(),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def commit() -> str:
+    """Short hash of the checked-out commit, with `+` where the library differs from it; `unknown` outside git."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", PROJECT, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--", "lib") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def in_notebook() -> bool:
+    """Whether output goes to a notebook rather than a terminal."""
+    return "ipykernel" in sys.modules
+
+
+def summary() -> str:
+    """One line for the top of a notebook: machine and versions."""
+    p = provenance()
+    return (f"{p['processor']} ({p['device']}, {cores()} cores), {p['platform']}, Python {p['python']}, "
+            f"torch {p['torch']}, commit {p['commit']}")

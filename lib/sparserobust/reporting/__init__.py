@@ -1,0 +1,1 @@
+"""From tidy frames to tables, figures and verdicts."""

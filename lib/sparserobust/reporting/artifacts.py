@@ -1,0 +1,172 @@
+"""Saving figures and tables with where they come from: files, captions, runs, data, machine, in one manifest."""
+
+import hashlib
+import html
+from io import BytesIO
+
+import pandas
+
+from sparserobust import files, paths
+from sparserobust.errors import UserError
+from sparserobust.provenance import provenance
+from sparserobust.reporting import claims, tables
+
+
+class Artifacts:
+    """The figures and tables of one notebook at one scale, in `figures/<scale>/<notebook>/`."""
+
+    def __init__(self, scale: str, notebook: str):
+        self.folder = paths.writable(paths.figures_folder(scale, notebook))
+        self.scale, self.notebook = scale, notebook
+        self.entries: dict[str, dict] = {}
+
+    def figure(self, figure, name: str, caption: str, frame: pandas.DataFrame | None = None):
+        """Save a matplotlib figure as PNG. Returns what a notebook shows. `frame` names the runs it was drawn from."""
+        self._add(f"{name}.png", png(figure, dpi=150), caption, frame)
+        figure.set_layout_engine("none")  # laid out once: the notebook's picture need not do it again
+        return Picture(figure)
+
+    def measurements(self, frame: pandas.DataFrame) -> None:
+        """Save the tidy frame behind all tables and figures, with every count, as `measurements.csv`."""
+        tidy = frame.drop(columns=["where", "processor", "sampled", "each"], errors="ignore")
+        self._add("measurements.csv", tidy.to_csv(index=False, lineterminator="\n").encode(),
+                  "Every measurement of every run.", frame)
+
+    def table(self, table: pandas.DataFrame, name: str, caption: str, frame: pandas.DataFrame | None = None,
+              folded: bool = False):
+        """Save a table for people (Markdown, with its caption) and for programs (CSV); `frame` names the runs it was
+        made from. Returns something a notebook shows, caption first (`folded`: the caption alone, until it is clicked).
+        """
+        csv = table.copy()
+        if isinstance(csv.columns, pandas.MultiIndex):
+            csv.columns = [" ".join(column) for column in csv.columns]
+        self._add(f"{name}.csv", csv.to_csv(lineterminator="\n").encode(), caption, frame)
+        self._add(f"{name}.md", f"{caption}\n\n{tables.markdown(table)}".encode(), caption, frame)
+        return Captioned(table, caption, folded)
+
+    def judged(self, rows: pandas.DataFrame, lines: pandas.DataFrame, frame: pandas.DataFrame, caption: str):
+        """Save all comparisons (`claims.csv`) and the ledger (`ledger.csv`, with every number, and `ledger.md`), and
+        return what a notebook shows of the latter; `caption` stands over it."""
+        self._add("claims.csv", rows.to_csv(index=False, lineterminator="\n").encode(), "Every comparison.", frame)
+        self._add("ledger.csv", lines.to_csv(index=False, lineterminator="\n").encode(), caption, frame)
+        shown = claims.table(lines)
+        self._add("ledger.md", f"{caption}\n\n{tables.markdown(shown)}".encode(), caption, frame)
+        return Captioned(shown, caption)
+
+    def finish(self) -> pandas.DataFrame:
+        """Write `manifest.json`, and return what was made."""
+        machine = {k: v for k, v in provenance().items() if k != "commit"}
+        files.write_json(self.folder / "manifest.json", {"scale": self.scale, "notebook": self.notebook,
+                                                         "drawn_on": machine, "files": self.entries})
+        return pandas.DataFrame([{"file": name, "what it shows": e["caption"]} for name, e in self.entries.items()])
+
+    def _add(self, name: str, content: bytes, caption: str, frame: pandas.DataFrame | None) -> None:
+        files.write(self.folder / name, content)
+        self.entries[name] = {
+            "caption": caption, "sha256": hashlib.sha256(content).hexdigest(),
+            "runs": [] if frame is None else sorted(set(frame["run"])),
+            "computed_on": [] if frame is None else sorted(set(frame["processor"]))}
+
+
+ANSWERS = {  # of each notebook: its paper, and the answer in short
+    "01_fk_resnet": ("Dinh et al. 2020", "noisy ensembles, pruned by relaxed splitting while they are trained"),
+    "02_iwi": ("Wang et al. 2020", "large networks that inherit the weights of small ones"),
+    "03_rsr": ("Rakin et al. 2019", "noise on weights and a lasso in adversarial training, then pruning"),
+    "04_sparsity_theory": ("Guo et al. 2018", "sparsity itself makes networks more robust, up to a point"),
+    "05_tscnc": ("Feng et al. 2025", "constraints on sparsity and on condition numbers in training"),
+    "06_side_by_side": ("all five", "the same network, data and budget for all"),
+}
+
+
+def readme_table() -> str:
+    """The ledger of the README: a line per notebook, how many claims have which verdict at the scales that have been
+    judged; then, folded, every claim in words with its verdict on real images (`laptop`). Nothing is written."""
+    scales = [scale for scale in ("quick", "laptop", "paper")
+              if list(paths.figures_folder(scale, ".").glob("*/ledger.csv"))]
+    ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales}
+    counts = claims.standing(ledgers).reindex(ANSWERS).fillna("")
+    parts = [tables.markdown(pandas.DataFrame(
+        [{"paper": paper, "its answer": answer, "notebook": f"[{name}](notebooks/{name}.ipynb)"}
+         | counts.loc[name].to_dict() for name, (paper, answer) in ANSWERS.items()]).set_index("paper"))]
+    for name, lines in ledgers.get("laptop", pandas.DataFrame({"notebook": []})).groupby("notebook"):
+        if name not in ANSWERS:
+            continue
+        shown = claims.table(lines)[["reported", "ours", "unit", "seeds", "images", "verdict", "why"]]
+        parts.append(f"<details><summary>{ANSWERS[name][0]}, on real images: {counts.loc[name, 'laptop']}</summary>\n\n"
+                     f"{tables.markdown(shown)}\n</details>\n")
+    return "\n".join(parts)
+
+
+def png(figure, dpi: int) -> bytes:
+    """A matplotlib figure as PNG with a palette of 256 colours: a third of the size, to the eye the same."""
+    from PIL import Image  # comes with matplotlib
+
+    full, small = BytesIO(), BytesIO()
+    figure.savefig(full, format="png", dpi=dpi, bbox_inches="tight")
+    Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+class Picture:
+    """A figure as a notebook shows it, small enough for a page with many."""
+
+    def __init__(self, figure):
+        self.figure = figure
+
+    def _repr_png_(self) -> bytes:
+        return png(self.figure, dpi=90)
+
+    def __repr__(self) -> str:
+        return repr(self.figure)
+
+
+class Markdown:
+    """Text that a cell makes, as a notebook shows it: sentences whose numbers are computed, not typed."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Captioned:
+    """A table with its caption above, in a notebook and in text."""
+
+    def __init__(self, table: pandas.DataFrame, caption: str, folded: bool = False):
+        self.table, self.caption, self.folded = table, caption, folded
+
+    def _repr_html_(self) -> str:
+        caption = html.escape(self.caption)
+        with pandas.option_context("display.max_colwidth", None):
+            table = self.table.to_html(na_rep="")
+        return f"<details><summary>{caption}</summary>{table}</details>" if self.folded else f"<p>{caption}</p>{table}"
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n\n{self.table.to_string()}"
+
+
+def ledger(scale: str) -> pandas.DataFrame:
+    """The ledger of all notebooks at a scale, as they were last judged: the lines of each notebook's `ledger.csv`, and
+    which notebook it was. It is also written to `figures/<scale>/ledger.csv`, and all comparisons behind it to
+    `claims.csv` there. `UserError` if nothing is judged yet."""
+    folder = paths.figures_folder(scale, ".")
+    if not list(folder.glob("*/ledger.csv")):
+        raise UserError(f"no claims judged at scale '{scale}' yet: run sparserobust reproduce --scale {scale}")
+    whole = {name: _joined(scale, name) for name in ("claims.csv", "ledger.csv")}
+    for name, rows in whole.items():
+        files.write(paths.writable(folder) / name, rows.to_csv(index=False, lineterminator="\n").encode())
+    return whole["ledger.csv"]
+
+
+def _joined(scale: str, name: str) -> pandas.DataFrame:
+    """The tables of this name of all notebooks at a scale, in one."""
+    words = {"why": "", "unit": ""}
+    found = [pandas.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(words, "str"))
+             .fillna(words).assign(notebook=path.parent.name)
+             for path in sorted(paths.figures_folder(scale, ".").glob(f"*/{name}"))]
+    whole = pandas.concat(found, ignore_index=True)
+    return whole[["notebook", *whole.columns.drop("notebook")]]

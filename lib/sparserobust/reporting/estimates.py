@@ -1,0 +1,221 @@
+"""Estimates with their uncertainty: comparisons paired by seed and image, rates, ranks, slopes over runs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas
+
+from sparserobust import imagewise
+from sparserobust.errors import UserError
+from sparserobust.reporting.crossed import Estimate, crossed, log_ratio, over_seeds
+
+
+def binomial_interval(count: float, total: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate, in [0, 1]; counts that are means are rounded."""
+    from scipy import stats
+
+    result = stats.binomtest(round(count), round(total)).proportion_ci(0.95, method="wilson")
+    return float(result.low), float(result.high)
+
+
+def matching(frame: pandas.DataFrame, row: dict) -> pandas.DataFrame:
+    """The rows of a frame that have these values in these columns; None and nan match an empty cell."""
+    for column, value in row.items():
+        frame = frame[frame[column].isna() if pandas.isna(value) else frame[column] == value]
+    return frame
+
+
+def left(frame: pandas.DataFrame, metric: str) -> pandas.Series:
+    """For each row what is left [%] of its run, where `metric` is the share that is zero; nan where it is unknown."""
+    measured = frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")["value"]
+    return 100 * (1 - frame["run"].map(measured))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison of two kinds of networks gave: an `Estimate` of the effect, or in `why` the reason for which
+    there is none; `effects` are those of the single seeds (also of one), in the same unit."""
+
+    estimate: Estimate | None
+    effects: list[float]
+    why: str = ""
+
+
+FEWEST = 3  # seeds: with two of them the error of a test can reach 8 % where it should be 5 (`crossed`)
+NOT_RUN, ONE_SEED, NO_ANSWERS = "not run at this scale", "one seed", "no answers kept"
+NO_LOGARITHM = "a value is zero, of which there is no logarithm"
+OTHER_IMAGES, FEW_IMAGES = "the two answered different images", "fewer than two images have a value in all networks"
+
+
+def compared(frame: pandas.DataFrame, metric: str, treatment: dict, reference: dict, factor: float = 100.0,
+             log: bool = False) -> Comparison:
+    """`metric` of the row `treatment` minus that of the row `reference`, seed by seed and, where images enter, image by
+    image; rows are named by the values of some columns. Rates become percentage points by `factor`; with `log` the
+    effect is the logarithm to base 10 of the ratio of the two means."""
+    one, other = (matching(frame, {"metric": metric, **row}).drop_duplicates("seed").set_index("seed")["run"]
+                  for row in (treatment, reference))
+    pairs = {seed: (one[seed], other[seed]) for seed in sorted(set(one.index) & set(other.index))}
+    return compared_runs(frame, metric, pairs, factor, log)
+
+
+def compared_runs(frame: pandas.DataFrame, metric: str, pairs: dict[int, tuple[str, str]], factor: float = 100.0,
+                  log: bool = False) -> Comparison:
+    """The same for the runs (treatment, reference) of each seed. A comparison is not made where a network has
+    collapsed: what a constant answer resists says nothing of a method."""
+    found = frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")
+    found = found[found["value"].notna()]
+    pairs = {seed: pair for seed, pair in pairs.items() if set(pair) <= set(found.index)}
+    if not pairs:
+        return Comparison(None, [], NOT_RUN)
+    ones, others = (found.loc[[pair[side] for pair in pairs.values()]] for side in (0, 1))
+    values = ones["value"].to_numpy(float), others["value"].to_numpy(float)
+    if log and not (values[0] > 0).all() & (values[1] > 0).all():
+        return Comparison(None, [], NO_LOGARITHM)
+    effects = np.log10(values[0] / values[1]) if log else factor * (values[0] - values[1])
+
+    def untested(why: str) -> Comparison:
+        return Comparison(None, effects.tolist(), why)
+
+    if why := collapse(frame, [run for pair in pairs.values() for run in pair]):
+        return untested(why)
+    if why := few(len(pairs)):
+        return untested(why)
+    if not ones["sampled"].iloc[0]:
+        return Comparison(over_seeds(effects), effects.tolist())
+    packed = [*ones["each"], *others["each"]]
+    if any(pandas.isna(text) for text in packed):
+        return untested(NO_ANSWERS)
+    if len({imagewise.is_sample(text) for text in packed}) > 1:
+        return untested(OTHER_IMAGES)
+    one, other = np.split(common(packed), 2)
+    estimate = crossed(log_ratio(one, other) if log else factor * (one - other))
+    return Comparison(estimate, effects.tolist()) if estimate.images > 1 else untested(FEW_IMAGES)
+
+
+def few(seeds: int) -> str:
+    """Why so many seeds test nothing, if they do not."""
+    return "" if seeds >= FEWEST else (NOT_RUN, ONE_SEED, "two seeds")[seeds]
+
+
+def common(packed: Sequence[str]) -> np.ndarray:
+    """Values (networks, images) of the images that all of these packed values have in common: the sample of fewer
+    images is the beginning of that of more."""
+    values = [imagewise.unpack(text) for text in packed]
+    images = min(map(len, values))
+    return np.array([v[:images] for v in values])
+
+
+def with_interval(effect: float, low: float, high: float, digits: int) -> str:
+    """`+2.0 [+1.1, +2.9]`; `+2.0` where there is no interval (nan), or one of no width."""
+    spread = "" if math.isnan(low) or low == high else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{effect:+.{digits}f}{spread}"
+
+
+COLLAPSED = 1 / 9  # of the way from guessing to perfection: 20 % where there are ten classes
+
+
+def collapse(frame: pandas.DataFrame, runs: Sequence[str]) -> str:
+    """Which of these runs have collapsed, if one has: its clean accuracy is next to that of guessing."""
+    clean = frame[(frame["metric"] == "clean") & frame["run"].isin(runs)].drop_duplicates("run")
+    fallen = clean[clean["value"] < clean["chance"] + COLLAPSED * (1 - clean["chance"])]
+    if fallen.empty:
+        return ""
+    return f"a network has collapsed (clean {100 * fallen['value'].min():.0f} %)"
+
+
+def best_level(values: pandas.DataFrame, without: int | None = None):
+    """Of values (levels, seeds) the level with the highest mean over seeds, leaving out one of them (unless it is the
+    only one)."""
+    others = values.drop(columns=without) if without is not None and values.shape[1] > 1 else values
+    return others.mean(axis=1).idxmax()
+
+
+def chosen_levels(validation: pandas.DataFrame) -> dict:
+    """For each seed the level at which the *other* seeds are best, by what was measured on the validation split
+    (levels, seeds). So neither the test images nor the networks that are judged have a say in the choice; with one
+    seed its own validation decides."""
+    return {seed: best_level(validation, without=seed) for seed in validation.columns}
+
+
+def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame:
+    """How methods rank that were tried on the same seeds and the same images. `right` maps each to an array (seeds,
+    images) of zeros and ones: whether the network of that seed was right on that image. One line per method, the best
+    first: its `mean`, in percent, and its 95 % interval `low` to `high`; its `rank` (1 is best) with the interval
+    `rank_low` to `rank_high`; and `best`, how often it comes first [%], ties shared.
+
+    The intervals hold the percentiles of a bootstrap that redraws seeds and images, the same ones for all methods. So
+    two methods that are right on the same images are told apart sooner than their own intervals say. With few seeds
+    their share of the doubt is understated: of three, one draw in nine holds the same seed three times. `UserError` if
+    the arrays are not alike."""
+    names, table = list(right), [np.asarray(a, float) for a in right.values()]
+    if len({a.shape for a in table}) != 1 or table[0].ndim != 2:
+        raise UserError("a ranking needs the same seeds and the same images of all methods")
+    values = np.stack(table)
+    drawn = _redrawn(values, draws)
+    ranks = (drawn[:, None, :] > drawn[:, :, None]).sum(2) + 1  # one more than those above
+    first = ranks == 1
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    rank_low, rank_high = np.quantile(ranks, (0.025, 0.975), axis=0, method="nearest")
+    means = values.mean((1, 2))
+    found = pandas.DataFrame({"mean": 100 * means, "low": 100 * low, "high": 100 * high,
+                              "rank": (means[None] > means[:, None]).sum(1) + 1, "rank_low": rank_low,
+                              "rank_high": rank_high, "best": 100 * (first / first.sum(1, keepdims=True)).mean(0)},
+                             index=pandas.Index(names, name="method"))
+    return found.sort_values("mean", ascending=False, kind="stable")
+
+
+def _redrawn(values: np.ndarray, draws: int) -> np.ndarray:
+    """Means (draws, methods) of values (methods, seeds, images) over redrawn seeds and images, the same for all
+    methods."""
+    dice, (_, seeds, images) = np.random.default_rng(0), values.shape
+    return np.array([values[:, dice.integers(seeds, size=seeds)].mean(1)[:, dice.integers(images, size=images)].mean(1)
+                     for _ in range(draws)])
+
+
+def regression(frame: pandas.DataFrame, target: str, columns: Sequence[str],
+               clusters: Sequence[str] = ("method", "level"), draws: int = 2000) -> pandas.DataFrame:
+    """Ordinary least squares of the column `target` on `columns`, all standardised, over runs (rows; those where one is
+    missing are left out). A line per column: its `slope`, in standard deviations of the target per standard deviation
+    of the column; the 95 % interval `low` to `high`; the two-sided `p` against zero; `r2` of all, and `r2_without` this
+    column. Columns that tell the same lose little when one of them goes, and then their slopes mean little.
+
+    The interval holds the percentiles of a bootstrap that redraws as a whole the rows that are equal in `clusters`: by
+    default a condition with all its seeds. These share what the line does not explain, so that runs drawn one by one
+    would pass for more evidence than there is; and the seeds of an experiment, three or so, are too few to be redrawn
+    themselves. Standard deviations stay those of all runs, since levels are chosen and not drawn. `UserError` where the
+    runs do not determine the slopes."""
+    columns = list(columns)
+    rows = frame.dropna(subset=[target, *columns])
+    groups = list(rows.groupby(list(clusters), dropna=False).indices.values())
+    values = rows[[target, *columns]].to_numpy(float)
+    if not np.isfinite(values).all():
+        raise UserError(f"not all of {target}, {', '.join(columns)} are finite: was a logarithm of zero taken?")
+    undetermined = UserError(f"{len(rows)} runs of {len(groups)} clusters do not determine how {target} depends on "
+                             f"{', '.join(columns)}")
+    if min(len(groups), len(rows) - 1) <= len(columns) or not np.ptp(values, axis=0).all():
+        raise undetermined
+    standard = (values - values.mean(0)) / values.std(0)
+    slopes, r2 = _least_squares(standard)
+    if np.isnan(slopes).any():
+        raise undetermined
+    dice, drawn = np.random.default_rng(0), []
+    for _ in range(draws):
+        chosen = np.concatenate([groups[g] for g in dice.integers(len(groups), size=len(groups))])
+        drawn.append(_least_squares(standard[chosen])[0])
+    low, high = np.nanquantile(drawn, (0.025, 0.975), axis=0)
+    beyond = np.minimum(np.nanmean(np.array(drawn) <= 0, axis=0), np.nanmean(np.array(drawn) >= 0, axis=0))
+    without = [_least_squares(np.delete(standard, 1 + i, axis=1))[1] for i in range(len(columns))]
+    return pandas.DataFrame({"slope": slopes, "low": low, "high": high, "p": np.clip(2 * beyond, 1 / draws, 1),
+                             "r2": r2, "r2_without": without,
+                             "runs": len(rows)}, index=pandas.Index(columns, name="column"))
+
+
+def _least_squares(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Slopes of the first column on the others, nan where these do not determine them; and R^2, if the first column is
+    standardised."""
+    y, x = np.split(values - values.mean(0), [1], axis=1)
+    slopes, _, rank, _ = np.linalg.lstsq(x, y[:, 0])
+    slopes = slopes if rank == x.shape[1] else np.full(x.shape[1], np.nan)
+    return slopes, float((x @ slopes) @ y[:, 0]) / len(y)

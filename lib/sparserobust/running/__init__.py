@@ -1,0 +1,1 @@
+"""Many runs: each trained once, measured once, several at a time."""

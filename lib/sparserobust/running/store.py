@@ -1,0 +1,286 @@
+"""The run store: every run is trained once, every measurement taken once, and both are found again by their settings.
+
+    <store>/<run identity>/record.json         settings, history, counts; there if and only if the run is complete
+                           model.safetensors   its weights; their sha256 is in the record
+                           provenance.json     machine, versions, seconds
+                           measured/*.json     one file per measurement
+    data/published/<scale>/<run identity>.json record, provenance and measurements of a run, without weights
+
+Same settings, same machine: the record is the same bit for bit, whether training was interrupted or not.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sparserobust import data, files, imagewise, paths, sparsity, training
+from sparserobust.config import Measurement, Run
+from sparserobust.errors import UserError
+from sparserobust.provenance import device, provenance
+
+FORMAT = 1  # raised when a change of the library makes stored results wrong: they are then computed anew
+log = logging.getLogger("sparserobust")
+Report = Callable[[str, float], None]  # what is being done, and the epochs done
+
+
+def _silent(doing: str, epochs_done: float) -> None:
+    pass
+
+
+class Store:
+    """A folder of runs. `use_published` lets records that are part of the repository stand in for computing,
+    `use_earlier` those measurements among them that were taken before images were drawn at random."""
+
+    def __init__(self, folder: Path | str | None = None, use_published: bool = True, use_earlier: bool = True):
+        self.folder = paths.writable(Path(folder or paths.store_folder()))
+        self.use_published, self.use_earlier = use_published, use_earlier
+        self._verified: dict[str, dict] = {}
+        self._read: dict[str, dict | None] = {}  # published records
+        self._at_hand: tuple[str, torch.nn.Module] | None = None  # the network that was measured last
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def measure(self, run: Run, measurement: Measurement, report: Report = _silent) -> dict:
+        """The result of a measurement on a run: stored, published, or taken now, training the run if need be. Has
+        `value`; most have `count` and `total`; `where` says whether it is `published`, and `processor` on what."""
+        found = self.find(run, measurement)
+        if found is None:
+            self._take(run, measurement, report)
+            found = self.find(run, measurement)
+            assert found is not None  # it was written just now
+        return found
+
+    def find(self, run: Run, measurement: Measurement, fewer_images: bool = False) -> dict | None:
+        """As `measure`, but None where it would have to be computed. With `fewer_images` an earlier result on fewer
+        images than are asked for may stand in while there is no other (its `total` says of how many)."""
+        path = self._measured(run, measurement)
+        if path.exists() and self._complete(run):
+            try:
+                entry = files.read_json(path)
+                return entry["result"] | {"where": "store", "processor": entry["provenance"]["processor"]}
+            except (files.Corrupt, KeyError, TypeError):
+                log.warning("run %s: %s is damaged, it is measured anew", run.identity, path.name)
+                path.unlink()
+        published, complete = self._published(run), self._complete(run)
+        # trained here with other weights (another machine): its numbers are not those of the published network
+        if not published or (complete and complete["weights_sha256"] != published["record"]["weights_sha256"]):
+            return None
+        entry = (published["measured"].get(measurement.identity)
+                 or self._earlier(published, run, measurement, fewer_images))
+        return entry and entry["result"] | {"where": "published", "processor": entry["provenance"]["processor"]}
+
+    def _earlier(self, published: dict, run: Run, measurement: Measurement, fewer_images: bool) -> dict | None:
+        """What the first revision of a measurement published, while there is nothing newer: its images were the first
+        of the test set, which is as good as a sample where that is in random order. It has no values of single images,
+        unless its answers were asked for."""
+        if not self.use_earlier or run.data.name in data.ORDERED:
+            return None
+        known = published["measured"]
+        others = _of_fewer_images(measurement, known.values()) if fewer_images else []
+        entry = next((known[m.first_identity] for m in (measurement, *others) if m.first_identity in known), None)
+        if entry is None:
+            return None
+        result = {key: value for key, value in entry["result"].items() if key != "right"}
+        if "right" in entry["result"]:
+            result["each"] = {"": imagewise.FIRST + entry["result"]["right"]}
+        return entry | {"result": result}
+
+    def record(self, run: Run, report: Report = _silent) -> dict:
+        """Settings, history and counts of a run, trained if it is nowhere to be found."""
+        complete = self._complete(run)
+        if complete is None and (published := self._published(run)):
+            return published["record"]
+        return complete or self.train(run, report)
+
+    def seconds(self, run: Run) -> float:
+        """Training time of a run that is stored or published."""
+        published = self._published(run)
+        if self._complete(run) is None and published:
+            return published["provenance"]["seconds"]
+        return files.read_json(self._home(run) / "provenance.json")["seconds"]
+
+    def model(self, run: Run) -> torch.nn.Module:
+        """The trained network, in eval mode on this machine's device; trained now if its weights are not here."""
+        self.train(run)
+        model = training.build(run, data.load(run.data))
+        model.load_state_dict(self._weights(run))
+        return model.to(device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def trained(self, run: Run) -> bool:
+        """Whether the trained network is here, in the store itself."""
+        return self._complete(run) is not None
+
+    def has_record(self, run: Run) -> bool:
+        """Whether there is a record of it here, without a look at whether it is whole."""
+        return (self._home(run) / "record.json").exists()
+
+    # ------------------------------------------------------------------------------------------------ working
+
+    def train(self, run: Run, report: Report = _silent) -> dict:
+        """Train a run unless it is complete, and return its record. Of several processes that want the same run one
+        trains and the others wait."""
+        from filelock import FileLock
+
+        complete = self._complete(run)
+        if complete:
+            return complete
+        for needed in run.needs:
+            self.train(needed, report)
+        with FileLock(paths.writable(self.folder / ".locks") / f"{run.identity}.lock"):
+            return self._complete(run) or self._train(run, report)
+
+    def _train(self, run: Run, report: Report) -> dict:
+        aside, home = self.folder / f".partial-{run.identity}", self._home(run)
+        if home.exists():
+            _set_aside(home)
+        checkpoint = paths.writable(aside) / "checkpoint.safetensors"
+        begun = time.monotonic()
+        splits = data.load(run.data, device())
+        trained = training.train(run, splits, self._weights(run.start) if run.start else None, checkpoint,
+                                 lambda epochs: report("training", epochs),
+                                 [self._weights(other) for other in run.sparsifier.others])
+        files.save_tensors(aside / "model.safetensors", trained.model.state_dict())
+        record = {
+            "format": FORMAT, "run": run.plain(), "history": trained.history,
+            "parameters": sparsity.parameters(trained.model), "sparsity": sparsity.sparsity(trained.model),
+            "channel_sparsity": sparsity.channel_sparsity(trained.model),
+            "weights_sha256": files.sha256(aside / "model.safetensors"),
+        }
+        files.write_json(aside / "provenance.json", provenance() | {"seconds": time.monotonic() - begun})
+        files.write_json(aside / "record.json", record)
+        for leftover in (checkpoint, *aside.glob(".*")):  # of writes that were killed
+            leftover.unlink(missing_ok=True)
+        aside.rename(home)
+        complete = self._complete(run)
+        assert complete is not None  # it was written just now
+        return complete
+
+    def _take(self, run: Run, measurement: Measurement, report: Report) -> None:
+        self.train(run, report)
+        if self._at_hand is None or self._at_hand[0] != run.identity:  # measurements leave a model as they found it
+            self._at_hand = run.identity, self.model(run)
+        model, others = self._at_hand[1], [self.model(other) for other in measurement.others]
+        report(f"measuring {measurement.kind}", run.recipe.trained_epochs)
+        begun = time.monotonic()
+        result = measurement(model, data.load(run.data, device()), *others)
+        entry = {"measurement": measurement.plain(), "result": result,
+                 "provenance": provenance() | {"seconds": time.monotonic() - begun}}
+        files.write_json(self._measured(run, measurement), entry)
+
+    # ---------------------------------------------------------------------------------------------- publishing
+
+    def publish(self, runs: list[Run], scale: str) -> list[Path]:
+        """Write what is known of these runs, weights apart, into `data/published/<scale>/`, and of
+        those that they began with where that is known, since they cost training time, too. Returns
+        the files of these records; others in the folder stay. `UserError`, and nothing is written,
+        if one of `runs` is neither complete in the store nor published."""
+        asked = {run.identity for run in runs}
+        lineage = {each.identity: each for run in runs for each in run.lineage}
+        known = {identity: self._publishable(run, scale, identity in asked) for identity, run in lineage.items()}
+        if missing := sorted(identity for identity in asked if known[identity] is None):
+            raise UserError(f"{len(missing)} of {len(asked)} runs are not complete in {self.folder}, "
+                            f"such as run {missing[0]}: compute them before publishing")
+        entries = {paths.published_folder() / scale / f"{identity}.json": entry
+                   for identity, entry in known.items() if entry}
+        for path, entry in entries.items():
+            files.write_json(path, entry)
+        return list(entries)
+
+    def _publishable(self, run: Run, scale: str, asked: bool) -> dict | None:
+        """Record, provenance and measurements of a run from the store, or else as published, first
+        at this scale; with measurements of the same weights that are published at any scale. Unless
+        it is `asked` for, what is published stays if it has other weights and was measured: pages
+        show it, and nobody has measured the new weights as a whole."""
+        found = sorted(paths.published_folder().glob(f"*/{run.identity}.json"),
+                       key=lambda path: (path.parent.name != scale, path))
+        published = [entry for path in found if (entry := _published(path))]
+        record, home = self._complete(run), self._home(run)
+        others = [entry for entry in published if record and entry["measured"]
+                  and entry["record"]["weights_sha256"] != record["weights_sha256"]]
+        if record and (asked or not others):
+            try:
+                measured = {p.stem: files.read_json(p) for p in (home / "measured").glob("*.json")}
+                made = files.read_json(home / "provenance.json")
+            except files.Corrupt as error:
+                raise UserError(f"{error}: delete it, sweep again, then publish") from None
+            published.insert(0, {"record": record, "provenance": made, "measured": measured})
+        return _merged(published)
+
+    def _published(self, run: Run) -> dict | None:
+        """The published record of a run with its measurements, read once; None if there is none."""
+        if self.use_published and run.identity not in self._read:
+            found = sorted(paths.published_folder().glob(f"*/{run.identity}.json"))
+            self._read[run.identity] = _merged([entry for path in found if (entry := _published(path))])
+        return self._read.get(run.identity)
+
+    # ------------------------------------------------------------------------------------------------- layout
+
+    def _home(self, run: Run) -> Path:
+        return self.folder / run.identity
+
+    def _weights(self, run: Run) -> dict[str, torch.Tensor]:
+        return files.load_tensors(self._home(run) / "model.safetensors")[0]
+
+    def _measured(self, run: Run, measurement: Measurement) -> Path:
+        return self._home(run) / "measured" / f"{measurement.identity}.json"
+
+    def _complete(self, run: Run) -> dict | None:
+        """The record of a run if it is whole: readable, of this format and these settings, its weights unaltered."""
+        if run.identity in self._verified:
+            return self._verified[run.identity]
+        home = self._home(run)
+        if not (home / "record.json").exists():
+            return None
+        try:
+            record = files.read_json(home / "record.json")
+            if record["format"] != FORMAT:
+                return None
+            if record["run"] != json.loads(json.dumps(run.plain())):
+                raise files.Corrupt(f"{home / 'record.json'} holds other settings")
+            if files.sha256(home / "model.safetensors") != record["weights_sha256"]:
+                raise files.Corrupt(f"{home / 'model.safetensors'} is not what was written")
+        except (files.Corrupt, OSError, KeyError, TypeError) as error:
+            log.warning("run %s is damaged and will be trained anew: %s", run.identity, error)
+            return None
+        self._verified[run.identity] = record
+        return record
+
+
+def _published(path: Path) -> dict | None:
+    """A published record with its measurements; None if it is of another format."""
+    try:
+        entry = files.read_json(path)
+        return entry if entry["record"]["format"] == FORMAT else None
+    except (files.Corrupt, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: restore it with git checkout -- {path.name}") from None
+
+
+def _of_fewer_images(measurement: Measurement, entries: Iterable[dict]) -> list[Measurement]:
+    """The same measurement of fewer images, as many as one of these entries has, most images first."""
+    if measurement.revision == 1 or not hasattr(measurement, "images"):
+        return []
+    counts = {entry["measurement"].get("images") for entry in entries} - {None}
+    return [replace(measurement, images=n) for n in sorted(counts, reverse=True)
+            if measurement.images is None or n < measurement.images]
+
+
+def _merged(entries: list[dict]) -> dict | None:
+    """The first of several records of a run, with the measurements that any has of the same weights; None of none."""
+    measured: dict[str, dict] = {}
+    for entry in reversed(entries):  # what comes first counts
+        if entry["record"]["weights_sha256"] == entries[0]["record"]["weights_sha256"]:
+            measured |= entry["measured"]
+    return entries[0] | {"measured": measured} if entries else None
+
+
+def _set_aside(home: Path) -> None:
+    """Move a damaged or outdated run out of the way, replacing an earlier one."""
+    aside = home.with_name(f".damaged-{home.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    home.rename(aside)

@@ -1,0 +1,87 @@
+"""Many runs side by side: a grid of runs in, a tidy frame of measurements out."""
+
+import pandas
+
+from sparserobust import data
+from sparserobust.config import Measurement, Run
+from sparserobust.errors import UserError
+from sparserobust.provenance import cores, device
+from sparserobust.running import pool
+from sparserobust.running.store import Store
+
+Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the run under "run", and, if more is to be
+# measured on it than on all rows, a dictionary of those measurements under "also"
+
+
+def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
+          threads: int = 1) -> pandas.DataFrame:
+    """Train what is not trained yet, measure what is not measured yet, and return one row per grid row and measurement:
+    the grid row's labels, `run` (its identity), `chance` (what guessing would get), `metric` (the measurement's name in
+    `measurements`), `value`, `count`, `total`, `where` and `processor`; `sampled`, whether it depends on the images
+    that were drawn, and `each`, the values of single images as `imagewise.unpack` reads them (None where they were not
+    kept). Where a measurement has `parts`, each is a row of its own, `<name> <part>`.
+
+    `workers` processes of `threads` threads work side by side (default: one per core, one on a GPU). A run that fails
+    leaves the others alone; when all are through, `UserError` names the failed ones with their reasons.
+    """
+    store = store or Store()
+    compute(grid, measurements, store, workers, threads)
+    return labelled(grid, measurements, store)
+
+
+def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
+            threads: int = 1) -> None:
+    """The first half of `sweep`: train and measure what is not known yet, and read nothing back."""
+    store = store or Store()
+    jobs = missing(grid, measurements, store)
+    if jobs:
+        failures = pool.work(jobs, store, workers or (1 if device().type == "cuda" else cores()), threads)
+        if failures:
+            raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
+                                       *(f"  {name}: {why}" for name, why in failures)]))
+
+
+def missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> list[dict]:
+    """One job per distinct run of which something is not known yet, the longest first."""
+    jobs: dict[str, dict] = {}
+    for row in grid:
+        run = row["run"]
+        missing = [m for m in wanted(row, measurements).values() if store.find(run, m) is None]
+        if missing:
+            labels = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in _labels(row).items() if v is not None)
+            job = jobs.setdefault(run.identity, {"run": run, "measurements": [], "label": labels})
+            job["measurements"] += [m for m in missing if m not in job["measurements"]]
+    return sorted(jobs.values(), key=_cost, reverse=True)
+
+
+def _cost(job: dict) -> float:
+    """Of training and measuring, roughly; not above that of the runs it needs, which have to be trained before."""
+    run: Run = job["run"]
+    cost = run.cost + run.model.cost * sum(m.cost for m in job["measurements"])
+    return min(cost, *(needed.cost for needed in run.needs)) if run.needs else cost
+
+
+def wanted(row: dict, measurements: dict[str, Measurement]) -> dict[str, Measurement]:
+    return measurements | row.get("also", {})
+
+
+def _labels(row: dict) -> dict:
+    return {k: v for k, v in row.items() if k not in ("run", "also")}
+
+
+def labelled(grid: Grid, measurements: dict[str, Measurement], store: Store, known: bool = False) -> pandas.DataFrame:
+    """As `sweep` describes it; with `known` nothing is computed, and what is not known has no row."""
+    rows = []
+    for row in grid:
+        labels = _labels(row) | {"run": row["run"].identity, "chance": 1 / data.classes(row["run"].data)}
+        for name, measurement in wanted(row, measurements).items():
+            result = (store.find(row["run"], measurement, fewer_images=True) if known
+                      else store.measure(row["run"], measurement))
+            if result is None:
+                continue
+            each = result.get("each", {})
+            rows.append(labels | {"metric": name, "sampled": measurement.sampled, "each": each.get("")}
+                        | {k: result.get(k) for k in ("value", "count", "total", "where", "processor")})
+            rows += [rows[-1] | {"metric": f"{name} {part}", "value": value, "count": None, "total": None,
+                                 "each": each.get(part)} for part, value in result.get("parts", {}).items()]
+    return pandas.DataFrame(rows)

@@ -1,0 +1,104 @@
+"""What the checks of all exercises have in common: an answer goes in, a line comes out that says "right" or why not."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sparserobust.config import Measurement, Run
+from sparserobust.running import sweep
+from sparserobust.running.store import Store
+
+
+class Verdict(str):
+    """A line that a notebook shows as it is, without quotes."""
+
+    def __repr__(self):
+        return str(self)
+
+
+OPEN = Verdict("not answered yet: replace the three dots")
+
+
+def right(why: str) -> Verdict:
+    """The answer is right, and that matters because of `why`."""
+    return Verdict(f"right: {why}")
+
+
+def not_yet(why: str) -> Verdict:
+    """The answer is not right, and `why` not."""
+    return Verdict(f"not yet: {why}")
+
+
+def exercise(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """A check whose first argument is the answer: three dots are none, and nothing is computed for them."""
+    @functools.wraps(check)
+    def checked(answer: Any, *rest: Any) -> Verdict:
+        return OPEN if answer is ... else check(answer, *rest)
+
+    return checked
+
+
+def number(answer: Any, correct: float, why: str, slips: Mapping[float, str], tolerance: float = 0.01,
+           within: float = 0.0) -> Verdict:
+    """Whether a number is `correct`, to a share `tolerance` of it, or `within` so much. Of the `slips`, what a known
+    mistake leads to and what to say of it, the first that fits is told; else whether it is too large or too small."""
+    value = _number(answer)
+    if value is None:
+        return not_yet(f"a number is expected, not {_called(answer)}")
+
+    def close(target: float) -> bool:
+        return abs(value - target) <= max(tolerance * abs(target), within, 1e-12)
+
+    if close(correct):
+        return right(why)
+    known = next((said for slip, said in slips.items() if close(slip)), None)
+    return not_yet(known or f"{value:.6g} is too {'large' if value > correct else 'small'}")
+
+
+def choice(answer: Any, correct: str, why: str, slips: Mapping[str, str]) -> Verdict:
+    """Whether a word is the `correct` one; `slips` are the other options, and why not them."""
+    options = {option.lower(): said for option, said in slips.items()}
+    word = answer.strip().lower() if isinstance(answer, str) else None
+    if word == correct.lower():
+        return right(why)
+    if word not in options:
+        given = f"'{answer}'" if isinstance(answer, str) else _called(answer)
+        return not_yet(f"one of {', '.join(map(repr, sorted({correct, *slips})))} is expected, not {given}")
+    return not_yet(options[word])
+
+
+def chosen_run(answer: Any, correct: Run, why: Callable[[], str], slips: Mapping[Run, str]) -> Verdict:
+    """Whether a run, or the grid row that holds it, is the `correct` one. `why` is asked only then, as it may train;
+    of another run that is not among the `slips` it is told which of its parts differ."""
+    given = answer.get("run") if isinstance(answer, dict) else answer
+    if not isinstance(given, Run):
+        return not_yet(f"a run is expected, such as replace(row['run'], seed=7), not {_called(answer)}")
+    if given == correct:
+        return right(why())
+    parts = [part for part in Run.__dataclass_fields__ if getattr(given, part) != getattr(correct, part)]
+    return not_yet(slips.get(given) or f"its {' and its '.join(parts)} should be another")
+
+
+def rates(runs: Mapping[str, Run], measurements: Mapping[str, Measurement], store: Store) -> str:
+    """What some runs reach, in words: each rate, and of which run. Trains and measures what is not known yet."""
+    frame = sweep.sweep([{"name": name, "run": run} for name, run in runs.items()], dict(measurements), store)
+    reached = {metric: rows.set_index("name")["value"] for metric, rows in frame.groupby("metric", sort=False)}
+    return "; ".join(f"{metric} " + ", ".join(f"{100 * rate:.0f} % ({name})" for name, rate in reached[metric].items())
+                     for metric in measurements)
+
+
+def _number(answer: Any) -> float | None:
+    """A number, a scalar of numpy, or a tensor, array or column with one value in it; None for anything else."""
+    if hasattr(answer, "item"):
+        try:
+            answer = answer.item()
+        except (ValueError, RuntimeError):
+            return None
+    numeric = isinstance(answer, int | float) and not isinstance(answer, bool)
+    return float(answer) if numeric and math.isfinite(answer) else None
+
+
+def _called(answer: Any) -> str:
+    """What kind of thing an answer is."""
+    return "text" if isinstance(answer, str) else f"a {type(answer).__name__}"

@@ -1,0 +1,109 @@
+"""Exercises of 01_fk_resnet."""
+
+import math
+from dataclasses import replace
+
+from pandas import DataFrame
+
+from sparserobust.config import Run
+from sparserobust.reporting import reported
+from sparserobust.reporting.estimates import matching
+from sparserobust.running.store import Store
+from sparserobust.sparsifiers import Magnitude
+from sparserobust.studies.checks import Verdict, chosen_run, exercise, number, rates
+from sparserobust.studies.fk_resnet.report import PAPER, Experiment
+
+
+@exercise
+def exercise_1(answer) -> Verdict:
+    """Which beta zeroes all weights below 0.01, where lambda is 1e-6? The threshold of l0 is sqrt(2 lambda / beta)."""
+    lam, smallest = 1e-6, 0.01
+    beta = 2 * lam / smallest**2
+    betas = reported.load(PAPER).reported_table("T1")["beta"].dropna().unique()
+    thresholds = ", ".join(f"{math.sqrt(2 * lam / b):.4f} (beta {b:g})" for b in betas)
+    why = f"the weaker the pull, the higher the threshold, and the more weights go; the paper's own are {thresholds}"
+    return number(answer, beta, why, {
+        beta / 2: "that is without the factor 2 under the root",
+        2 * lam / smallest: "the root is missing: the threshold squared is 2 lambda / beta",
+        lam / smallest: "that is the soft threshold of l1, lambda / beta; the hard one of l0 has a root and a 2",
+        1 / beta: "that is upside down: it is 1 / beta",
+        math.sqrt(beta): "that is the root of beta: square both sides"})
+
+
+@exercise
+def exercise_2(answer, frame: DataFrame) -> Verdict:
+    """How many channels has the ensemble En2ResNet20 left at lambda1 0.1 for each that ResNet20 has left?"""
+    counts = {net: matching(frame, {"net": net, "method": "RGSM", "level": 0.1, "metric": "channel_sparsity"})
+              .set_index("seed")[["count", "total"]] for net in ("En2ResNet20", "ResNet20")}
+    seeds = sorted(set.intersection(*(set(rows.index) for rows in counts.values())))
+    (gone, of), (gone_one, of_one) = (rows.loc[seeds].sum() for rows in counts.values())
+    share, share_one, ratio = gone / of, gone_one / of_one, (of - gone) / (of_one - gone_one)
+    why = (f"the ensemble lost {100 * share:.0f} % of its channels, the single network {100 * share_one:.0f} %, and "
+           f"the ensemble has {ratio:.2f} times as many left: sparser and smaller are two questions")
+    return number(answer, ratio, why, {
+        (1 - share) / (1 - share_one): "that compares shares; the ensemble had twice as many channels",
+        share / share_one: "those are the shares removed: how many channels are left?",
+        gone / gone_one: "those are the channels removed: how many are left?",
+        1 / ratio: "that is upside down: the ensemble's over the single network's"}, within=0.006)
+
+
+@exercise
+def exercise_3(answer, experiment: Experiment, store: Store) -> Verdict:
+    """When u replaces w at the end of RGSM's first run, which share of |w|^2, over all convolutions, stays?"""
+    gap = store.record(experiment.rows(net="ResNet20", method="RGSM")[0]["run"])["history"][-1]["gap"]
+    why = ("a hard threshold leaves what it keeps as it is, so u and w - u are orthogonal; had the gap been large, "
+           "weights would be torn out that had not come near zero, and accuracy would fall")
+    return number(answer, 1 - gap**2, why, {
+        1 - gap: "lengths do not add up, squares do: |w|^2 = |u|^2 + |w - u|^2",
+        gap: "that is |w - u| / |w|, of what goes, and not squared",
+        gap**2: "that is the share that goes: which one stays?",
+        math.sqrt(1 - gap**2): "that is |u| / |w|: its square is asked for",
+        100 * (1 - gap**2): "a share is asked for, between 0 and 1"}, tolerance=1e-3)
+
+
+@exercise
+def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
+    """Is it noise or averaging that helps? The dense ensemble of the first seed, trained without noise."""
+    noisy, usual = (experiment.rows(net=net, method="dense")[0]["run"] for net in ("En2ResNet20", "ResNet20"))
+    quiet = replace(noisy, model=replace(noisy.model, noise=0.0))
+    one = replace(quiet, model=replace(quiet.model, members=1))
+
+    def why() -> str:
+        runs = {"with noise": noisy, "without": quiet, "one member without": one}
+        return (f"{_kept(runs, experiment, store)}. What the ensemble has without noise is averaging's, and a "
+                "difference of a few points is chance")
+
+    averaging_too = "that is one network: averaging is gone together with the noise"
+    return chosen_run(answer, quiet, why, {
+        noisy: "that is the ensemble with its noise: its model has a setting `noise`",
+        one: averaging_too, usual: averaging_too})
+
+
+@exercise
+def exercise_5(answer, experiment: Experiment, store: Store) -> Verdict:
+    """Is the missing projection the whole difference? Released ADMM's weights, cut to the share of ADMM as it is meant,
+    layer by layer, not trained on."""
+    released, meant = (experiment.rows(net="ResNet20", method=f"{which}ADMM weights")[0]["run"]
+                       for which in ("released ", ""))
+    pruner = Magnitude(sparsity=meant.sparsifier.sparsity, scope="layerwise")
+    cut = replace(released, start=released, recipe=replace(released.recipe, epochs=0), sparsifier=pruner)
+
+    def why() -> str:
+        runs = {"released": released, "cut": cut, "as it is meant": meant}
+        return (f"{_kept(runs, experiment, store)}. Cutting weights off costs little only where something has pulled "
+                "them towards zero before")
+
+    return chosen_run(answer, cut, why, {
+        replace(cut, recipe=released.recipe): "that trains on: 0 epochs are projection and nothing else",
+        replace(cut, start=None): "that cuts an untrained network: it has to start from the released ADMM's run",
+        replace(cut, start=meant): "that starts from ADMM as it is meant, whose weights are projected already",
+        replace(cut, sparsifier=replace(pruner, scope="global")):
+            "that ranks the weights of all layers together: ADMM projects each to the share, scope layerwise",
+        replace(cut, sparsifier=replace(pruner, sparsity=released.sparsifier.sparsity)):
+            "that is the released ADMM's percentile: take the share of ADMM as it is meant",
+        released: "that is the released ADMM, not projected", meant: "that is ADMM as it is meant"})
+
+
+def _kept(runs: dict[str, Run], experiment: Experiment, store: Store) -> str:
+    names = {"clean": "clean", "I-FGSM20": "ifgsm20", "PGD-20, averaged": "pgd20_eot"}
+    return rates(runs, {heading: experiment.measurements[name] for heading, name in names.items()}, store)
