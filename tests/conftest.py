@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from scaffolding import seeded
 from sparserobust import Data, Recipe, Run, UserError, data, training
 from sparserobust.attacks import PGD
 from sparserobust.models import PreActResNet
@@ -47,8 +48,7 @@ def net():
 @pytest.fixture
 def chance():
     """The same chance for every test, and none of it left behind."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         yield
 
 

@@ -23,9 +23,9 @@ def identities(study: str, scale: str) -> dict:
     experiment = studies.modules()[study].experiment(scale, [0, 1])
     sets: dict[str, int] = {}
     rows = {}
-    for row in experiment.whole_grid:
-        measured = {name: m.identity for name, m in row["also"].items()}
-        labels = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("run", "also"))
+    for row in experiment.grid:
+        measured = {name: m.identity for name, m in row["measurements"].items()}
+        labels = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("run", "measurements"))
         rows[labels] = [row["run"].identity, sets.setdefault(json.dumps(measured, sort_keys=True), len(sets))]
     assert len(rows) == len(experiment.grid)  # no two rows have the same labels
     return {"sets": [json.loads(text) for text in sets], "rows": rows}

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PROJECT = Path(__file__).resolve().parents[1]
-COPIED = ("pyproject.toml", "lib/sparserobust", "tests", "notebooks/scales", "data/reported", "data/published")
+COPIED = ("pyproject.toml", "lib/sparserobust", "tests", "notebooks/settings", "data/reported", "data/published")
 ENOUGH = 22
 
 
@@ -122,9 +122,9 @@ MUTANTS = (
     Mutant("published_numbers_of_other_weights", "running/store.py",
            'if not published or (complete and complete["weights_sha256"] != published["record"]["weights_sha256"]):',
            "if not published:", ("test_store.py",)),
-    Mutant("own_settings_of_a_network_lose", "running/experiment.py",
-           'self.settings | self.settings["nets"][net]', 'self.settings["nets"][net] | self.settings',
-           ("test_sweep.py::test_a_networks_own_settings_come_before_those_of_all",)),
+    Mutant("own_settings_of_a_network_lose", "running/scales.py",
+           "merged(section, changes)", "merged(changes, section)",
+           ("test_scales.py::test_scales_and_networks_say_only_what_differs",)),
 )
 
 

@@ -108,7 +108,7 @@ def _publish(chosen) -> None:
     scale, store, experiments = chosen.scale, Store(), studies.experiments(chosen.scale).values()
     asked = {run.identity for experiment in experiments for row in experiment.grid for run in row["run"].lineage}
     if not asked:
-        raise UserError(f"{scale}.yaml asks for no runs, so nothing is published")
+        raise UserError(f"scale {scale} asks for no runs, so nothing is published")
     runs = {row["run"].identity: row["run"] for experiment in experiments for row in experiment.known(store).grid}
     written = store.publish(list(runs.values()), scale)
     folder = paths.published_folder() / scale

@@ -8,7 +8,7 @@ holding its settings and its formula, registered under its `kind`.
 
 import hashlib
 from abc import abstractmethod
-from dataclasses import field
+from dataclasses import field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -232,6 +232,10 @@ class Run(Settings):
     def cost(self) -> float:
         """Relative cost of training; only used to order and to forecast runs."""
         return self.recipe.trained_epochs * self.objective.cost * self.model.cost
+
+    def then(self, **changes) -> "Run":
+        """A run that takes over the weights of this one and trains on, with some of its parts changed."""
+        return replace(self, **({"start": self, "inheritance": None} | changes))
 
     @property
     def needs(self) -> "tuple[Run, ...]":

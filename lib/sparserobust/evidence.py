@@ -45,8 +45,7 @@ class Question:
     rows: tuple[dict, ...] = field(compare=False)  # dictionaries have no hash
 
     def matches(self, row: dict) -> bool:
-        return any(all(row[label] in (value if isinstance(value, list) else [value]) for label, value in wanted.items())
-                   for wanted in self.rows)
+        return scales.selected(row, self.rows)
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class Queue:
             known = self._experiment(question).known(store)
             if not known.grid:
                 return {"verdict": claims.UNTESTED, "n_seeds": 0}
-            self._lines[of] = studies.modules()[question.paper].current_ledger(known, store).set_index("line")
+            self._lines[of] = studies.ledger(known.results(store)).set_index("line")
         if question.line not in self._lines[of].index:
             raise UserError(f"evidence.yaml: the ledger of {question.paper} has no line '{question.line}'")
         return self._lines[of].loc[question.line].to_dict()
@@ -116,7 +115,7 @@ class Queue:
         more; nothing where it is decided, or where no seed is left."""
         if self.verdict(question)["verdict"] in DECIDED:
             return []
-        seeds = self._experiment(question).settings["seeds"]
+        seeds = self._experiment(question).seeds
 
         def incomplete(some: list[int]) -> Iterator[Unit]:
             return (unit for seed in some if (unit := self._unit(question, seed)).grid)
@@ -190,7 +189,7 @@ class Queue:
 
     def _rows(self, question: Question) -> list[dict]:
         """The grid rows of a question, with all that is measured on them."""
-        return [{"paper": question.paper} | row for row in self._experiment(question).whole_grid
+        return [{"paper": question.paper} | row for row in self._experiment(question).grid
                 if question.matches(row)]
 
     def _unit(self, question: Question, seed: int) -> Unit:

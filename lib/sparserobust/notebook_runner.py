@@ -1,13 +1,11 @@
 """Running notebooks without a browser: Papermill, made strict. Unknown parameters are errors, text is turned into the
-type the notebook declares, failures end in one line, and a long cell shows how far it is."""
+type the notebook declares, failures end in one line, and the caller sees the progress of a long cell."""
 
 import difflib
 import os
 import re
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +14,7 @@ from sparserobust.errors import UserError
 from sparserobust.paths import PROJECT, writable
 from sparserobust.provenance import cores
 from sparserobust.running import scales
-from sparserobust.running.progress import duration
+from sparserobust.running.progress import CALLER, columns, duration, stderr
 
 NOTEBOOKS = PROJECT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -47,18 +45,17 @@ def run(name: str, parameters: dict[str, str], output: Path | None = None) -> Pa
     values = typed(notebook, parameters)
     output = Path(output or PROJECT / "build" / str(values.get("scale", "quick")) / notebook.name)
     writable(output.parent)
-    with tempfile.TemporaryDirectory() as folder:
-        watch = Path(folder) / "progress"
-        os.environ["SPARSEROBUST_PROGRESS"] = str(watch)
-        try:
-            with _Watcher(watch, notebook.stem):
-                papermill.execute_notebook(notebook, output, values, kernel_name="python3", progress_bar=False,
-                                           cwd=NOTEBOOKS)
-        except PapermillExecutionError as error:
-            why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
-            raise UserError(f"{notebook.name}, cell {error.cell_index}: {why}") from None
-        finally:
-            del os.environ["SPARSEROBUST_PROGRESS"]
+    # of a bar that was replaced many times the executed copy keeps the last state (`coalesce_streams`)
+    bar = {"desc": notebook.stem, "bar_format": "{desc}: {n} of {total} cells", "leave": False, "disable": None}
+    os.environ[CALLER] = str(columns())
+    try:
+        papermill.execute_notebook(notebook, output, values, kernel_name="python3", cwd=NOTEBOOKS, progress_bar=bar,
+                                   stderr_file=stderr(), coalesce_streams=True)
+    except PapermillExecutionError as error:
+        why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
+        raise UserError(f"{notebook.name}, cell {error.cell_index}: {why}") from None
+    finally:
+        del os.environ[CALLER]
     return output
 
 
@@ -83,36 +80,6 @@ def typed(notebook: Path, parameters: dict[str, str]) -> dict:
     return result
 
 
-class _Watcher:
-    """Shows in the terminal what a notebook's kernel says of its progress in a file."""
-
-    def __init__(self, path: Path, title: str):
-        self.path, self.title = path, title
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-
-    def __exit__(self, *_):
-        self.stopped.set()
-        self.thread.join()
-
-    def _watch(self):
-        shown, live, seconds = "", sys.stderr.isatty(), 0.0
-        while not self.stopped.wait(0.5):
-            seconds += 0.5
-            line = self.path.read_text() if self.path.exists() else "starting"
-            if not live and (line == shown or seconds < 15):
-                continue  # in a log, a line every 15 seconds is enough
-            end = "\x1b[K" if live else "\n"
-            print(("\r" if live else "") + f"{self.title}: {line}"[: 158 if live else None], end=end, file=sys.stderr,
-                  flush=True)
-            shown, seconds = line, 0.0 if not live else seconds
-        if live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 def refresh(name: str) -> Path:
     """Execute a notebook at its defaults and write the result over the committed one, without what differs from run to
     run (times, paths, progress) and without widgets."""
@@ -124,7 +91,8 @@ def refresh(name: str) -> Path:
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":  # a widget needs its kernel: a page without one has the picture beside it
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = [output for output in cell.outputs
+                            if WIDGET not in output.get("data", {}) and output.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             output.get("metadata", {}).clear()
             if "text" in output:
@@ -144,7 +112,7 @@ def compute(chosen: list[str], scale: str, all_of_it: bool = True) -> None:
     store = Store()
     sweep.compute([{"paper": name} | row for name, experiment in studies.experiments(scale).items()
                    if name in chosen and (all_of_it or not experiment.redraws(store))
-                   for row in experiment.whole_grid], {}, store)
+                   for row in experiment.grid], {}, store)
 
 
 def reproduce(chosen: list[str], scale: str) -> list[str]:

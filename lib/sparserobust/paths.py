@@ -23,9 +23,9 @@ def published_folder() -> Path:
     return PROJECT / "data" / "published"
 
 
-def scales_folder() -> Path:
-    """The scale files, one YAML per scale."""
-    return PROJECT / "notebooks" / "scales"
+def settings_folder() -> Path:
+    """What each study runs at which scale, one YAML file per study."""
+    return PROJECT / "notebooks" / "settings"
 
 
 def figures_folder(scale: str, notebook: str) -> Path:

@@ -84,7 +84,8 @@ def commit() -> str:
 
 def in_notebook() -> bool:
     """Whether output goes to a notebook rather than a terminal."""
-    return "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    return hasattr(ipython and ipython.get_ipython(), "kernel")  # to have ipykernel imported is not enough
 
 
 def summary() -> str:

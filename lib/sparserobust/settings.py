@@ -97,7 +97,7 @@ class Settings(ABC):  # noqa: B024
             value = getattr(self, f.name)
             default = f.default_factory() if f.default_factory is not MISSING else f.default
             if value != default:
-                result[f.name] = value.plain() if isinstance(value, Settings) else value
+                result[f.name] = _plain(value)
         return result
 
     @classmethod
@@ -205,22 +205,38 @@ def _hints(cls: type) -> dict:
     return {f.name: hints[f.name] for f in fields(cls)}
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.plain()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
 def _coerced(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`, where that is safe; `8/255` and `1e-6` may be written as text, as YAML needs."""
     wrong = UserError(f"{where} should be {_type_name(hint)}, not {value!r}")
+    if hint is Any:
+        return value
     if get_origin(hint) in (Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(h for h in get_args(hint) if h is not types.NoneType)
+        return _first_that_fits(value, get_args(hint), where, wrong)
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise wrong
         return tuple(_coerced(v, get_args(hint)[0], where) for v in value)
+    if get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            raise wrong
+        of_key, of_value = get_args(hint)
+        return {_coerced(k, of_key, where): _coerced(v, of_value, f"{where}: {k}") for k, v in value.items()}
     if isinstance(hint, type) and issubclass(hint, Settings):
         if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
-            return hint.parse(value)
+            try:
+                return hint.parse(value)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
         raise wrong
     if hint is float and not isinstance(value, bool):
         try:
@@ -233,6 +249,20 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
     if type(value) is not hint:
         raise wrong
     return value
+
+
+def _first_that_fits(value: Any, hints: tuple, where: str, wrong: UserError) -> Any:
+    if value is None and types.NoneType in hints:
+        return None
+    hints = tuple(hint for hint in hints if hint is not types.NoneType)
+    if len(hints) == 1:  # its own message says more
+        return _coerced(value, hints[0], where)
+    for hint in hints:
+        try:
+            return _coerced(value, hint, where)
+        except UserError:
+            continue
+    raise wrong
 
 
 def _type_name(hint: Any) -> str:

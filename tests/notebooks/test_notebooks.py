@@ -27,6 +27,7 @@ def test_executed_small_and_free_of_this_machine(path):
     assert all(cell.execution_count for cell in code), "run `make notebooks`"
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
     for output in (o for cell in code for o in cell.outputs):
+        assert output.get("name") != "stderr" and "runs trained and measured" not in str(output), "progress is not kept"
         output.get("data", {}).pop("image/png", None)  # base64 can spell anything
     assert not re.search(r"/home/|/root/|/Users/|/work/|/tmp/", nbformat.writes(notebook))
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
@@ -35,10 +36,43 @@ def test_executed_small_and_free_of_this_machine(path):
     assert any("NBVAL_CHECK_OUTPUT" in cell.source for cell in code)
 
 
-def test_no_class_and_no_long_function(path):
+def test_cells_hold_no_class_no_long_function_and_no_way_round_the_results(path):
+    """What a page shows comes from `results` and from functions of its study; nothing is built from the store."""
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
-            assert not re.search(r"^\s*(class|def) ", cell.source, re.MULTILINE), cell.id
+            assert not re.search(r"^\s*class ", cell.source, re.MULTILINE), cell.id
+            for function in re.findall(r"^def .*\n(?:(?: .*)?\n?)*", cell.source, re.MULTILINE):
+                assert len(function.strip().splitlines()) <= 15, cell.id
+            assert not re.search(r"\bstore\.\w|pandas\.(DataFrame|concat|merge)", cell.source), cell.id
+
+
+def markdown(path) -> list[str]:
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+
+
+def test_links_within_a_page_point_to_headings(path):
+    """JupyterLab and GitHub make an anchor of a heading's text, with hyphens for spaces. JupyterLab drops others."""
+    texts = markdown(path)
+    headings = [re.sub(r"[`*]", "", heading) for text in texts
+                for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+    anchors = {heading.strip().replace(" ", "-") for heading in headings}
+    assert len(anchors) == len(headings), "two headings are the same"
+    for source in texts:
+        assert "<a id" not in source and "<a name" not in source
+        for target in re.findall(r"\]\(#([^)\s]+)\)", source):
+            assert target in anchors, f"#{target}"
+
+
+def test_a_picture_comes_early(path):
+    """No more than 120 words before it, apart from what is folded."""
+    words = 0
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and any("image/png" in output.get("data", {}) for output in cell.outputs):
+            break
+        if cell.cell_type == "markdown":
+            shown = re.sub(r"<details>.*?</details>|https?://\S+|\$.+?\$", "", cell.source, flags=re.DOTALL)
+            words += len(re.findall(r"\w[\w'.-]*", shown))
+    assert words <= 120
 
 
 def test_no_text_speaks_of_what_came_out_at_one_scale(path):
@@ -53,7 +87,8 @@ def told(notebook) -> set[str]:
     """The sentences with numbers that the cells of an executed notebook have made."""
     texts = [str(output["data"]["text/markdown"]) for cell in notebook.cells if cell.cell_type == "code"
              for output in cell.outputs if "text/markdown" in output.get("data", {})]
-    return {line for text in texts for line in text.splitlines() if re.search(r"\d", line)}
+    captions = [text for text in texts if re.fullmatch(r"\*[^*].*\*", text, re.DOTALL)]
+    return {line for text in texts if text not in captions for line in text.splitlines() if re.search(r"\d", line)}
 
 
 @pytest.mark.slow

@@ -6,30 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from scaffolding import lively, splits_of
 from sparserobust.analysis.activations import Activations
 from sparserobust.config import Measurement
-from sparserobust.data import Split, Splits
 from sparserobust.models import VGG16, LeNet5, LeNet300100, Linear, NoisyWeights, PreActResNet, ResNet, VGGLike, Winners
 
 SHAPE = (1, 8, 8)
 
 
 pytestmark = pytest.mark.usefixtures("chance")
-
-
-def only(images) -> Splits:
-    split = Split(images, torch.zeros(len(images), dtype=torch.long))
-    empty = Split(images[:0], split.labels[:0])
-    return Splits(empty, empty, split, ())
-
-
-def lively(net):
-    """In eval mode, with random norms, so that some units are always and others never zero."""
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d):
-            for t in (m.weight, m.bias, m.running_mean):
-                nn.init.normal_(t)
-    return net.eval()
 
 
 def linears(net) -> list[nn.Linear]:
@@ -48,7 +33,7 @@ def test_a_tiny_network_by_hand():
     three.weight.data[:, 1] = 1.0
     images = torch.tensor([[0.25, 1.0], [0.75, 0.0], [0.0, 0.5]]).view(3, 1, 1, 2)
     # first: (.25, 0, 0, 0), (.75, 0, .25, 0), (0, 0, 0, 0); second: (0, 1, 0) thrice
-    assert Activations()(net, only(images)) == {
+    assert Activations()(net, splits_of(images)) == {
         "value": 15 / 21, "count": 15, "total": 21, "dead_units": 4, "units": 7, "parts": {"dead": 4 / 7},
         "layers": {"2": {"zero": 9, "total": 12, "dead": 2, "units": 4},
                    "4": {"zero": 6, "total": 9, "dead": 2, "units": 3}},
@@ -72,7 +57,7 @@ class One(nn.Module):
 
 @pytest.mark.parametrize("images", [1, 250, 260, 600, None])
 def test_a_unit_is_dead_only_if_zero_on_all_images_of_all_batches(images):
-    net, n, splits = One(), images or 600, only(torch.eye(600).view(600, 1, 1, 600))
+    net, n, splits = One(), images or 600, splits_of(torch.eye(600).view(600, 1, 1, 600))
     result = Activations(images=images)(net, splits)
     assert result["layers"] == {"relu": {"zero": n * 599, "total": n * 600, "dead": 600 - n, "units": 600}}
     assert (result["dead_units"], result["units"], result["value"]) == (600 - n, 600, 599 / 600)
@@ -87,7 +72,7 @@ def test_a_fully_pruned_layer(shift):
     one, two, three = linears(net)
     nn.init.zeros_(two.weight)
     nn.init.constant_(two.bias, shift)
-    result = Activations()(net, only(torch.rand(20, *SHAPE)))
+    result = Activations()(net, splits_of(torch.rand(20, *SHAPE)))
     zero = 0 if shift else 100
     assert result["layers"]["4"] == {"zero": 20 * zero, "total": 2000, "dead": zero, "units": 100}
     assert result["weights"]["3"] == {"dead_outputs": 100, "outputs": 100, "unused_inputs": 300, "inputs": 300,
@@ -130,8 +115,8 @@ NETWORKS = {
 
 @pytest.mark.parametrize(("model", "names"), NETWORKS.values(), ids=NETWORKS)
 def test_any_network(model, names, monkeypatch):
-    net, images = lively(model.build((2, 12, 12), 5)), torch.rand(300, 2, 12, 12)
-    result = Activations()(net, only(images))
+    net, images = lively(model.build((2, 12, 12), 5), both_signs=True).eval(), torch.rand(300, 2, 12, 12)
+    result = Activations()(net, splits_of(images))
     layers = by_hand(net, images.contiguous(memory_format=torch.channels_last), monkeypatch)
     assert list(result["layers"]) == names
     for ours, theirs in zip(result["layers"].values(), layers, strict=True):
@@ -161,7 +146,7 @@ def test_unused_channels_and_the_entries_of_a_flattened_map(layout):
         hidden.weight[:, 4:10] = 0  # entries of the map, not channels
         hidden.weight[:30] = 0
         last.weight[:, 11] = 0
-    weights = Activations(images=3)(net, only(torch.rand(5, *SHAPE)))["weights"]
+    weights = Activations(images=3)(net, splits_of(torch.rand(5, *SHAPE)))["weights"]
     assert weights == {
         "0": {"dead_outputs": 3, "outputs": 20, "unused_inputs": 0, "inputs": 1, "nonzero": 17 * 9, "total": 180},
         "2": {"dead_outputs": 1, "outputs": 50, "unused_inputs": 1, "inputs": 20,
@@ -173,7 +158,7 @@ def test_unused_channels_and_the_entries_of_a_flattened_map(layout):
 
 def test_winners_are_what_is_not_zero():
     net = Winners(model=LeNet300100(), share=0.02).build(SHAPE, 10)
-    result = Activations()(net, only(torch.rand(30, *SHAPE)))
+    result = Activations()(net, splits_of(torch.rand(30, *SHAPE)))
     assert result["layers"]["2"]["zero"] == 30 * 294 and result["layers"]["4"]["zero"] == 30 * 98
     assert result["dead_units"] > 100
 
@@ -182,7 +167,7 @@ def test_winners_are_what_is_not_zero():
                                    PreActResNet(depth=8, width=4, noise=0.1)], ids=lambda m: m.kind)
 def test_no_chance_is_left_and_nothing_is_changed(model):
     """Dropout is off, noise is one fixed draw, and the network comes back as it was."""
-    net, splits = model.build(SHAPE, 10).train(), only(torch.rand(260, *SHAPE))
+    net, splits = model.build(SHAPE, 10).train(), splits_of(torch.rand(260, *SHAPE))
     before, state = {n: t.clone() for n, t in net.state_dict().items()}, torch.get_rng_state()
     first = Activations()(net, splits)
     assert torch.equal(torch.get_rng_state(), state)
@@ -198,7 +183,7 @@ def test_no_chance_is_left_and_nothing_is_changed(model):
 def test_wrong_settings(refusal):
     assert "images" in refusal(Activations, images=0)
     net = Linear().build(SHAPE, 10)
-    assert "ReLU" in refusal(Activations(), net, only(torch.rand(5, *SHAPE)))
+    assert "ReLU" in refusal(Activations(), net, splits_of(torch.rand(5, *SHAPE)))
     assert Measurement.parse({"kind": "activations", "images": 7}) == Activations(images=7)
 
 

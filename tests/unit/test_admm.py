@@ -9,12 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn.functional import cross_entropy
 
+from scaffolding import CONVOLUTIONS, Toy, batches, weights_of
 from sparserobust import files, training
 from sparserobust.config import Sparsifier
-from sparserobust.seeding import stream
 from sparserobust.sparsifiers import ADMM, ReleasedADMM
 
 GRANULARITIES = ["weight", "channel"]
@@ -161,9 +160,8 @@ def trained_by_hand(run, splits) -> tuple[dict, dict, dict]:
 
     z, dual = begin()
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
-        for index in order.split(recipe.batch_size):
-            loss = cross_entropy(model(splits.train.images[index]), splits.train.labels[index])
+        for images, labels in batches(run, splits, epoch):
+            loss = cross_entropy(model(images), labels)
             gradients = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
             with torch.no_grad():
                 for name in convolutions:
@@ -232,22 +230,12 @@ def test_released_training_ends_with_hardly_a_zero(granularity, tiny_run, digits
 # ------------------------------------------------------------------------------------- what it leaves alone
 
 
-class Toy(nn.Module):
-    """Two convolutions (one 1x1), a linear layer, a norm."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(4, 3, 3), nn.Conv2d(3, 4, 1)
-        self.norm, self.linear = nn.BatchNorm2d(2), nn.Linear(5, 7)
-
-
 @each_admm
 def test_only_convolution_weights_are_touched(name):
-    torch.manual_seed(0)  # a layer that is already as sparse as asked would not move
-    model, sparsifier = Toy(), ADMMS[name]
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model, sparsifier = Toy(seed=1), ADMMS[name]  # a layer that is already as sparse as asked would not move
+    before = weights_of(model)
     state = sparsifier.start(model)
-    assert state.keys() == {"first.weight", "second.weight", "dual first.weight", "dual second.weight"}
+    assert state.keys() == {*CONVOLUTIONS, *(f"dual {name}" for name in CONVOLUTIONS)}
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -256,7 +244,7 @@ def test_only_convolution_weights_are_touched(name):
     sparsifier.after_step(model, state, 0.1)
     sparsifier.after_epoch(model, state)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert changed == {"first.weight", "second.weight"}
+    assert changed == set(CONVOLUTIONS)
     assert not any(p.grad.any() for p in model.parameters())  # the pull is no part of the gradient, nor of momentum
     assert not any(t.requires_grad for t in state.values())
     sparse = sparsifier.sparse_weights(model, state)

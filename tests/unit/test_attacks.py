@@ -15,6 +15,7 @@ from scipy.stats import kstest
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from scaffolding import correct, generator, seeded, with_noise
 from sparserobust.attacks import (
     FGSM,
     PGD,
@@ -28,7 +29,6 @@ from sparserobust.attacks import (
     mean_logits,
 )
 from sparserobust.config import Attack
-from sparserobust.models import PreActResNet
 from sparserobust.models.noise import Noise
 from sparserobust.query_attacks import ZOO, Square
 
@@ -67,19 +67,15 @@ def few(batch):
 
 @pytest.fixture(scope="module")
 def noisy(net):
-    """The trained weights twice, as an ensemble with noise."""
-    weights = {key.replace("members.0", f"members.{i}"): t for key, t in net.state_dict().items() for i in range(2)}
-    model = PreActResNet(depth=8, width=8, members=2, noise=0.1).build((1, 8, 8), 10)
-    model.load_state_dict(weights)
-    return model.eval()
+    return with_noise(net, 0.1, members=2)
 
 
 def linear(classes: int, count: int = 60, size: int = 6, seed: int = 0):
     """A linear network, its weights (classes, pixels), and images near the middle of the box with their predictions."""
-    generator = torch.Generator().manual_seed(seed)
+    chance = generator(seed)
     layer = nn.Linear(size * size, classes)
-    weights = torch.randn(classes, size * size, generator=generator)
-    images = 0.5 + 0.1 * (torch.rand(count, 1, size, size, generator=generator) - 0.5)
+    weights = torch.randn(classes, size * size, generator=chance)
+    images = 0.5 + 0.1 * (torch.rand(count, 1, size, size, generator=chance) - 0.5)
     layer.weight.data, layer.bias.data = weights, -0.5 * weights.sum(1)
     model = nn.Sequential(nn.Flatten(), layer)
     return model, weights, images, model(images).argmax(1)
@@ -91,14 +87,6 @@ def exact_radii(model, weights, images, labels, dual: float):
     gaps = logits.gather(1, labels[:, None]) - logits
     slopes = torch.linalg.vector_norm(weights[labels][:, None] - weights, dual, dim=2)
     return (gaps / slopes).scatter(1, labels[:, None], torch.inf).amin(1)
-
-
-def correct(model, images, labels) -> int:
-    return int((model(images).argmax(1) == labels).sum())
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_every_attack_is_tried():
@@ -159,8 +147,7 @@ def test_gradient_attacks_are_foolboxs(net, batch, ours, theirs):
 ], ids=["linf", "l2"])
 def test_random_starts_give_foolboxs_accuracy(net, batch, ours, theirs):
     images, labels = batch
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         reference = correct(net, foolboxed(theirs, net, images, labels, epsilon=ours.epsilon), labels)
     assert abs(correct(net, ours(net, images, labels, generator()), labels) - reference) <= 8  # of 200
 
@@ -478,8 +465,7 @@ def test_every_gradient_is_averaged_over_the_draws(net, few, attack):
 
 def test_mean_logits_are_the_mean_over_draws_of_each_image(net, noisy, few):
     assert torch.allclose(mean_logits(net, few[0], 3), net(few[0]), atol=1e-5)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         mean = mean_logits(noisy, few[0], 5)
         torch.manual_seed(0)
         assert torch.allclose(mean, noisy(torch.cat([few[0]] * 5)).unflatten(0, (5, 8)).mean(0), atol=1e-5)
@@ -493,8 +479,7 @@ def test_averaged_gradients_vary_less(noisy, few):
         return directions.var(0).flatten(1).sum(1).mean().item()
 
     images = few[0].clamp(0.2, 0.8)  # so that the box does not interfere
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         single, averaged = spread(1), spread(16)
     assert single > 1e-3
     assert averaged < single / 6  # 1/16 were the gradient linear in the noise
@@ -503,8 +488,7 @@ def test_averaged_gradients_vary_less(noisy, few):
 def test_loss_is_that_of_the_averaged_logits(noisy, few):
     """One FGSM step, with the same noise, by hand."""
     images = few[0].clone().requires_grad_(True)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         attacked = FGSM(epsilon=0.1, eot_draws=4)(noisy, *few)
         torch.manual_seed(1)
         cross_entropy(noisy(images.repeat(4, 1, 1, 1)).view(4, 8, 10).mean(0), few[1]).backward()

@@ -4,7 +4,9 @@ import math
 import re
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from scaffolding import results_of
 from sparserobust import imagewise
 from sparserobust.reporting import claims, estimates, reported
 from sparserobust.reporting.claims import FAILS, HOLDS, OPEN, SAME, UNTESTED
@@ -20,11 +23,10 @@ from sparserobust.reporting.estimates import Comparison, compared, compared_runs
 from sparserobust.reporting.reported import Claim, Line, Reported
 from sparserobust.running import sweep
 from sparserobust.running.experiment import Experiment
-from sparserobust.studies.fk_resnet import report as fk_resnet
-from sparserobust.studies.iwi import report as iwi
-from sparserobust.studies.rsr import report as rsr
-from sparserobust.studies.sparsity_theory import report as sparsity_theory
-from sparserobust.studies.tscnc import report as tscnc
+from sparserobust.studies import iwi, rsr, sparsity_theory, tscnc
+from sparserobust.studies.fk_resnet import comparisons, theorem
+from sparserobust.studies.fk_resnet import runs as fk_resnet
+from sparserobust.studies.iwi.comparisons import TIED
 
 
 def claim(direction="increase", **more) -> Claim:
@@ -534,43 +536,41 @@ class Measured:
 
 def measured_at_quick(paper, parts=()) -> tuple[Experiment, pandas.DataFrame]:
     experiment = paper.experiment("quick", [0, 1])
-    return experiment, sweep.labelled(experiment.grid, experiment.measurements,
+    return experiment, sweep.labelled(experiment.grid, {},
                                     Measured(list(parts)))  # type: ignore[arg-type]  # as much of a store as is needed
 
 
 def of_fk_resnet():
-    _, frame = measured_at_quick(fk_resnet, ["level 0", "level 0.1"])
-    return fk_resnet.judged(frame, (3, 3, 2)), {}
+    experiment, frame = measured_at_quick(fk_resnet, ["level 0", "level 0.1"])
+    with patch.object(theorem, "falls", lambda: (3, 3, 2)):
+        return comparisons.judged(results_of(experiment, None, frame)), {}
 
 
 def of_iwi():
-    experiment, frame = measured_at_quick(iwi, [m.partition(" ")[2] for m in iwi.TIED.values() if " " in m])
-    return iwi.judged(frame, experiment), iwi.holes(experiment)
+    experiment, frame = measured_at_quick(iwi, [m.partition(" ")[2] for m in TIED.values() if " " in m])
+    return iwi.judged(results_of(experiment, None, frame)), iwi.words(experiment)
 
 
 def of_rsr():
     experiment, frame = measured_at_quick(rsr)
-    return rsr.judged(frame, experiment.settings["black_box"]["net"]), {}
+    return rsr.judged(results_of(experiment, None, frame)), {}
 
 
 def of_sparsity_theory():
-    radii = sparsity_theory.experiment("quick").settings["linear"]["judged_radii"]
-    experiment, frame = measured_at_quick(sparsity_theory, [f"r_inf {radius:g}" for radius in radii])
-    masks = {"LeNet-300-100": [{"joint": {"l2": [0.9, 0.5]}, "single": {"1": {"l2": [0.95, 0.6]}}}]}
-    rows = sparsity_theory.judged(sparsity_theory.located(frame), experiment, masks)
-    return rows, {"two": sparsity_theory.TWO}
+    experiment, frame = measured_at_quick(sparsity_theory, ["r_inf 0.1", "r_inf 0.2"])
+    masks = {"joint": {"l2": [0.9, 0.5]}, "single": {"1": {"l2": [0.95, 0.6]}}}
+    store = SimpleNamespace(use_published=False, measure=lambda run, measurement: masks)
+    rows = sparsity_theory.judged(results_of(experiment, store, frame))
+    return rows, sparsity_theory.words(experiment)
 
 
 def of_tscnc():
-    metrics = [*tscnc.LOGARITHMS.values(), tscnc.OVER_NULL, "kappa effective_rank",
-               *(m for m, _ in [*tscnc.MATRICES.values(), *tscnc.FOLDED.values()])]
-    experiment, frame = measured_at_quick(tscnc, {m.partition(" ")[2] for m in metrics} - {""})
-    frame = tscnc.located(frame)
-    rows = experiment.rows(part=tscnc.PRUNED)
-    validation = pandas.DataFrame([{k: r[k] for k in ("net", "method", "level", "seed")} | {"value": 0.5}
-                                   for r in rows])
-    slopes = {net: tscnc.thesis(frame, net) for net in experiment.nets}
-    return tscnc.judged(frame, experiment, slopes, validation), tscnc.holes(experiment)
+    parts = {"log_norms", "log_relative_norms", "log_relative_norms_over", "effective_rank"}
+    parts |= {f"{of}{kind}{over}" for of in ("folded", "classifier_folded")
+              for kind in ("", "_floored", "_deficit") for over in ("", "_over_null")}
+    experiment, frame = measured_at_quick(tscnc, parts)
+    store = SimpleNamespace(record=lambda run: {"history": [{"validation_robust": 0.5}]})
+    return tscnc.judged(results_of(experiment, store, frame)), tscnc.words(experiment)
 
 
 PAPERS = {"fk_resnet": of_fk_resnet, "iwi": of_iwi, "rsr": of_rsr, "sparsity_theory": of_sparsity_theory,
@@ -653,7 +653,7 @@ def test_nothing_missing_is_printed(found):
         assert said.startswith(line["words"] + ": ") and said.endswith(".") and "\n" not in said
         assert not re.search(r"nan|None|\[\]|\(\)|: ;|;\s*[;.]|  ", said), said
         assert line["verdict"] not in (OPEN, UNTESTED) or line["why"]
-    for table in (claims.table(lines), claims.detail(rows)):
+    for table in (claims.table(lines), claims.short_table(lines), claims.detail(rows)):
         assert len(table) == len(found) and not table.isna().to_numpy().any()
         assert not table.astype(str).isin(["nan", "None"]).to_numpy().any()
     text = claims.in_words(lines)
@@ -684,6 +684,10 @@ def test_tables_have_a_line_per_claim_and_per_comparison():
                      "verdict": LINE["verdict"], "why": LINE["why"], "where": "table 1"}
     assert [second[key] for key in ("claim", "reported", "ours", "seeds", "images", "p", "p, adjusted", "why")] == [
         "C beats D", "", "", "", "", "", "", "not run"]
+    first, second = claims.short_table(lines).reset_index().to_dict("records")
+    assert first == {"claim": "A beats B", "reported": "+1.0", "ours": "+2.0 [+1.1, +2.9] points", "seeds": 3,
+                     "verdict": LINE["verdict"], "why": LINE["why"]}
+    assert second["ours"] == second["reported"] == second["seeds"] == ""
     detail = claims.detail(lines)
     assert detail.index.tolist() == ["X", "X"] and detail["quantity"].tolist() == ["q", "q"]
     assert detail["ours"].tolist() == ["+2.0 [+1.1, +2.9]", ""]
@@ -709,8 +713,11 @@ def test_the_table_of_a_readme_stands_between_its_marks(refusal):
 
 
 def test_only_where_seeds_are_added_one_by_one_is_a_claim_looked_at_more_than_once():
-    assert claims.looks({"redraw": True, "seeds": [0, 1, 2, 3, 4]}) == (3, 4, 5)
-    assert claims.looks({"seeds": [0, 1, 2, 3, 4]}) == claims.looks({"redraw": True, "seeds": [0]}) == ()
+    def looks(seeds, redraw):
+        return claims.looks(SimpleNamespace(seeds=range(seeds), redraw=redraw))  # type: ignore[arg-type]
+
+    assert looks(5, True) == (3, 4, 5)
+    assert looks(5, False) == looks(1, True) == ()
 
 
 LOOKS = (3, 4, 5, 6, 7, 8)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scaffolding import generator, lively, seeded
 from sparserobust import files, sparsity
 from sparserobust.models import (
     Ensemble,
@@ -27,32 +28,22 @@ from sparserobust.models.preact_resnet import Block
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def lively(model, seed: int = 0):
-    """In eval mode, without gradients; scales, shifts and running statistics of batch norms are random."""
-    generator = seeded(seed)
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        if "norm" in name and t.is_floating_point():
-            low = -1.0 if name.endswith(("bias", "mean")) else 0.5
-            t.data = torch.empty_like(t).uniform_(low, 1.5, generator=generator)
-    return model.eval().requires_grad_(False)
+def frozen(model, seed: int = 0):
+    """In eval mode, without gradients; norms and gates are unlike those of a fresh network."""
+    with seeded(seed):
+        return lively(model, both_signs=True).eval().requires_grad_(False)
 
 
 def built(channels: int = 2, **changes) -> Ensemble:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return lively(PreActResNet(**{"depth": 8, "width": 4} | changes).build((channels, 8, 8), 5))
+    with seeded():
+        return frozen(PreActResNet(**{"depth": 8, "width": 4} | changes).build((channels, 8, 8), 5))
 
 
 def block_of(out: int = 4, stride: int = 1, noise: float = 0.0) -> tuple[Ensemble, Block]:
     """A network whose first block, given apart, maps 4 channels to `out`."""
     model: Any = built()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model.members[0].blocks[0] = lively(Block(4, out, stride, noise))
+    with seeded():
+        model.members[0].blocks[0] = frozen(Block(4, out, stride, noise))
     return model, model.members[0].blocks[0]
 
 
@@ -61,9 +52,9 @@ def zero(convolution, *channels: int) -> None:
 
 
 def with_random_zeros(model, share: float, seed: int):
-    generator = seeded(seed)
+    chance = generator(seed)
     for w in sparsity.convolutions(model).values():
-        w.data[:, torch.rand(w.shape[1], generator=generator) < share] = 0
+        w.data[:, torch.rand(w.shape[1], generator=chance) < share] = 0
     return model
 
 
@@ -72,8 +63,7 @@ def first_block(model) -> Block:
 
 
 def pass_of(model, images, seed: int = 0):
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         return model(images)
 
 
@@ -118,10 +108,10 @@ def count_by_hand(model: Ensemble) -> int:
        noise=st.sampled_from([0.0, 0.1]), layout=st.sampled_from(LAYOUTS), layout_of_images=st.sampled_from(LAYOUTS))
 def test_random_zeros(seed, share, depth, width, members, channels, noise, layout, layout_of_images):
     model = built(channels, depth=depth, width=width, members=members, noise=noise).to(memory_format=layout)
-    with_random_zeros(lively(model, seed), share, seed)
+    with_random_zeros(frozen(model, seed), share, seed)
     small = compact(model)
     assert sparsity.parameters(small) == count_by_hand(model)
-    images = torch.rand(3, channels, 8, 8, generator=seeded(seed)).contiguous(memory_format=layout_of_images)
+    images = torch.rand(3, channels, 8, 8, generator=generator(seed)).contiguous(memory_format=layout_of_images)
     with noise_off(model), noise_off(small):
         assert_same(model, small, images)
     if layout == torch.channels_last or layout == layout_of_images:  # else a single channel loses its layout
@@ -175,7 +165,7 @@ def test_training_goes_on_alike():
     """Statistics of batches, and gradients with respect to images and to the weights that are left."""
     model = with_random_zeros(built(), 0.5, 0).train().requires_grad_(True)
     small = compact(model)
-    images = torch.rand(6, 2, 8, 8, generator=seeded(0))
+    images = torch.rand(6, 2, 8, 8, generator=generator(0))
     gradients = []
     for net in (model, small):
         x = images.clone().requires_grad_(True)
@@ -323,12 +313,11 @@ def test_pick(channels, layout):
 
 def noisy_net(**changes):
     """With noise on its weights, its scales random, and zero channels."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         model = NoisyWeights(model=PreActResNet(depth=8, width=4), **changes).build((2, 8, 8), 5)
         for scale in noise_scales(model).values():
             scale.data.uniform_(0.1, 0.5)
-    return with_random_zeros(lively(model), 0.4, seed=1)
+    return with_random_zeros(frozen(model), 0.4, seed=1)
 
 
 def test_noise_on_weights_keeps_its_spread():
@@ -355,9 +344,8 @@ def test_noise_that_removal_would_change_is_refused(changes, refusal):
 
 
 def test_gates_are_multiplied_into_the_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = lively(PreActResNet(depth=8, width=4, gated=True).build((2, 8, 8), 5))
+    with seeded():
+        model = frozen(PreActResNet(depth=8, width=4, gated=True).build((2, 8, 8), 5))
     for gate in gated(model).values():
         gate.log_alpha.data.uniform_(-3, 3)
         gate.log_alpha.data[0] = -4.6  # shut: its filter is zero as it acts

@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from scaffolding import splits_of
 from sparserobust.analysis import lipschitz
 from sparserobust.analysis.conditioning import (
     Conditioning,
@@ -32,7 +33,6 @@ from sparserobust.analysis.conditioning import (
 )
 from sparserobust.analysis.folding import folded_weights
 from sparserobust.config import Measurement
-from sparserobust.data import Split, Splits
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.models.gates import add_gates
 from sparserobust.models.lenet import Linear, Sequence
@@ -43,14 +43,7 @@ SHAPE = (1, 2, 4)
 NAMES = ("folded", "folded_floored", "folded_deficit")
 
 
-def splits(images) -> Splits:
-    """Data whose test images these are; the others are black."""
-    labels = torch.zeros(len(images), dtype=torch.long)
-    black = Split(torch.zeros_like(images), labels)
-    return Splits(black, black, Split(images, labels), tuple("abcd"))
-
-
-DATA = splits(torch.full((3, *SHAPE), 0.5))
+DATA = splits_of(torch.full((3, *SHAPE), 0.5))
 
 
 def with_values(rows: int, columns: int, values: list[float]) -> torch.Tensor:
@@ -488,11 +481,11 @@ def test_linear_networks_have_one_constant_everywhere():
     corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=8)))
     exact = float((corners @ weight.T).abs().sum(1).max())
     measure = LocalLipschitz(epsilon=0.1, step_size=0.05, steps=10, images=60)
-    result = measure(logits_of(weight), splits(images))
+    result = measure(logits_of(weight), splits_of(images))
     assert result["parts"]["largest"] == pytest.approx(exact, rel=1e-5)
     assert 0.8 * exact < result["value"] < exact and result["total"] == 60
     one = torch.outer(torch.tensor([1.0, -2.0, 0.5]), weight[0])
-    result = measure(logits_of(one), splits(images))
+    result = measure(logits_of(one), splits_of(images))
     assert result["value"] == pytest.approx(3.5 * float(weight[0].abs().sum()), rel=1e-5)
     assert result["parts"]["largest"] == pytest.approx(result["value"], rel=1e-5)
 
@@ -513,9 +506,9 @@ def test_the_point_stays_in_ball_and_box():
     torch.manual_seed(0)
     images, model = torch.rand(5, *SHAPE), Sequence(Spy(), nn.Linear(8, 4)).eval()
     images[0], images[1] = 0, 1
-    LocalLipschitz(epsilon=0.1, step_size=0.07, steps=6, images=5)(model, splits(images))
+    LocalLipschitz(epsilon=0.1, step_size=0.07, steps=6, images=5)(model, splits_of(images))
     first, *points = model[0].seen
-    images = splits(images).test.sample(5).images
+    images = splits_of(images).test.sample(5).images
     assert len(points) == 6 + 1 and torch.equal(first, images)
     inside = (images > 0).flatten(1).any(1) & (images < 1).flatten(1).any(1)
     for x in points:
@@ -532,7 +525,7 @@ def test_the_largest_ratio_on_the_way_counts():
     for p, value in zip(model.parameters(), (10.0, -5.0, [[1.0], [0.0]], 0.0), strict=True):
         p.data = torch.tensor(value).expand_as(p).clone()
     images = torch.full((20, 1, 1, 1), 0.5)
-    result = LocalLipschitz(epsilon=0.3, step_size=0.03, steps=5, images=20)(model, splits(images))
+    result = LocalLipschitz(epsilon=0.3, step_size=0.03, steps=5, images=20)(model, splits_of(images))
     length = torch.stack([(x - images).abs().flatten() for x in model[0].seen[1:]])
     ratio = (10 * length).clamp_max(1) / length
     assert result["value"] == pytest.approx(ratio.amax(0).mean().item(), rel=1e-4)
@@ -547,7 +540,7 @@ def test_the_constant_lies_below_the_product_of_norms_and_above_random_points(se
     bounded[7] = nn.Linear(7, 5)
     bounded[7].weight.data = torch.cat([model[7].weight.data, torch.zeros(1, 7)])
     bound = float(lipschitz.margin_bound(bounded, (1, 8, 8), "linf")[4].sum())
-    result = LocalLipschitz(images=20)(model, splits(images))
+    result = LocalLipschitz(images=20)(model, splits_of(images))
     assert result["value"] <= result["parts"]["largest"] <= bound
     moved = images + (2 * torch.rand(200, *images.shape) - 1) * 8 / 255
     with torch.no_grad():
@@ -558,20 +551,20 @@ def test_the_constant_lies_below_the_product_of_norms_and_above_random_points(se
 
 def test_more_steps_find_more_and_rescaled_logits_leave_the_relative_constant():
     model, images = convolutional(), torch.rand(20, 1, 8, 8)
-    values = [LocalLipschitz(steps=steps, images=20)(model, splits(images))["value"] for steps in (1, 10)]
+    values = [LocalLipschitz(steps=steps, images=20)(model, splits_of(images))["value"] for steps in (1, 10)]
     assert values[1] > values[0]
-    result = LocalLipschitz(images=20)(model, splits(images))
+    result = LocalLipschitz(images=20)(model, splits_of(images))
     with torch.no_grad():
         size = float(model(images).abs().sum(1).mean())
     assert result["parts"]["relative"] == pytest.approx(result["value"] / size, rel=1e-5)
     for p in model[7].parameters():
         p.data *= 2.3
-    scaled = LocalLipschitz(images=20)(model, splits(images))
+    scaled = LocalLipschitz(images=20)(model, splits_of(images))
     assert scaled["value"] == pytest.approx(2.3 * result["value"], rel=1e-4)
     assert scaled["parts"]["relative"] == pytest.approx(result["parts"]["relative"], rel=1e-4)
     for p in model[7].parameters():
         nn.init.zeros_(p)
-    nothing = LocalLipschitz(images=20)(model, splits(images))
+    nothing = LocalLipschitz(images=20)(model, splits_of(images))
     assert nothing["value"] == 0 and nothing["parts"] == {"largest": 0, "relative": None}
 
 
@@ -579,7 +572,7 @@ def test_an_image_that_the_start_leaves_where_it_is_counts_by_later_points():
     """Black pixels, which a negative start leaves black: the first ratio of half of the images is 0 / 0."""
     model = Sequence(nn.Flatten(), nn.Linear(1, 2)).eval()
     model[1].weight.data[:, 0] = torch.tensor([3.0, -1.0])
-    result = LocalLipschitz(images=20)(model, splits(torch.zeros(20, 1, 1, 1)))
+    result = LocalLipschitz(images=20)(model, splits_of(torch.zeros(20, 1, 1, 1)))
     assert 0 < result["value"] <= 4 * (1 + 1e-4) and result["parts"]["largest"] == pytest.approx(4, rel=1e-4)
 
 
@@ -588,18 +581,18 @@ def test_the_network_is_left_as_it_was_found_and_chance_is_its_own(monkeypatch):
     model, images = PreActResNet(depth=8, width=2).build((1, 8, 8), 4).train(), torch.rand(10, 1, 8, 8)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     measure = LocalLipschitz(images=10, steps=3)
-    first = measure(model, splits(images))
+    first = measure(model, splits_of(images))
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert measure(model.eval(), splits(images)) == first and json.loads(json.dumps(first)) == first
-    assert LocalLipschitz(images=10, steps=3, step_size=0.9)(model, splits(images)) != first
+    assert measure(model.eval(), splits_of(images)) == first and json.loads(json.dumps(first)) == first
+    assert LocalLipschitz(images=10, steps=3, step_size=0.9)(model, splits_of(images)) != first
     monkeypatch.setattr("sparserobust.analysis.conditioning.BATCH", 4)
-    batched = measure(model, splits(images))
+    batched = measure(model, splits_of(images))
     assert batched["total"] == 10 and batched["value"] == pytest.approx(first["value"], rel=0.3)
-    assert measure(model, splits(torch.cat([images, images])))["total"] == 10
-    assert measure(model, splits(images[:5]))["total"] == 5
-    assert LocalLipschitz(images=None, steps=1)(model, splits(images))["total"] == 10
+    assert measure(model, splits_of(torch.cat([images, images])))["total"] == 10
+    assert measure(model, splits_of(images[:5]))["total"] == 5
+    assert LocalLipschitz(images=None, steps=1)(model, splits_of(images))["total"] == 10
 
 
 def test_what_makes_no_sense_is_refused(refusal):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from scaffolding import assert_same_training, interrupted
 from sparserobust import training
 from sparserobust.config import Model, Sparsifier
 from sparserobust.models import NoisyWeights, PreActResNet
@@ -360,25 +361,11 @@ def test_the_condition_number_falls_in_training(tiny_run, digits):
     assert kappa[1.0] < 1.1 < 2 < kappa[0.0]
 
 
-class Interrupt(Exception):
-    pass
-
-
 @pytest.mark.parametrize("changes", [GATED | {"sparsifier": TSCNC(images=64, layers="all"), "averaging": 0.9},
                                      {"sparsifier": TSCNC(sparse=0.0)}], ids=["gated", "without gates"])
 def test_an_interrupted_training_equals_an_undisturbed_one(changes, tiny_run, digits, tmp_path):
     run = tiny_run(**changes, epochs=3)
-
-    def report(done):
-        if done >= 2:
-            raise Interrupt
-
-    with pytest.raises(Interrupt):
-        training.train(run, digits, checkpoint=tmp_path / "checkpoint", report=report)
-    resumed, undisturbed = training.train(run, digits, checkpoint=tmp_path / "checkpoint"), training.train(run, digits)
-    assert resumed.history == undisturbed.history
-    for name, t in resumed.model.state_dict().items():
-        assert torch.equal(t, undisturbed.model.state_dict()[name])
+    assert_same_training(interrupted(run, digits, tmp_path / "checkpoint", [2]), training.train(run, digits))
 
 
 def test_a_network_without_gates_has_no_sparse_constraint(tiny_run, digits, refusal):

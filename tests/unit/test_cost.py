@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import nn
 
+from scaffolding import generator, seeded, splits_of
 from sparserobust import analysis, files
 from sparserobust.analysis import cost
 from sparserobust.analysis.cost import Deployable, Kept, macs
 from sparserobust.config import Measurement
-from sparserobust.data import Split, Splits
+from sparserobust.data import Splits
 from sparserobust.models import Ensemble, PreActResNet, compact, is_noisy
 from sparserobust.objectives import TRADES
 from sparserobust.sparsity import convolutions, parameters
 
 
 def built(image_shape=(3, 32, 32), **settings) -> Ensemble:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         return PreActResNet(**settings).build(image_shape, 10).eval()
 
 
@@ -36,9 +36,7 @@ def sparse() -> Ensemble:
 
 @pytest.fixture
 def splits() -> Splits:
-    images = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    test = Split(images, torch.zeros(7, dtype=torch.int64))
-    return Splits(test.first(2), test.first(2), test, ())
+    return splits_of(torch.rand(7, 3, 8, 8, generator=generator()))
 
 
 # --- multiply-accumulates

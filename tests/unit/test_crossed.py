@@ -9,7 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from sparserobust import UserError
 from sparserobust.reporting.crossed import Estimate, crossed, log_ratio, over_looks, over_seeds, tail
 
 
@@ -18,12 +17,6 @@ def effects(seeds=3, images=40, of_seeds=0.1, of_images=0.3, residual=0.3, mean=
     dice = np.random.default_rng(stream)
     return (mean + of_seeds * dice.standard_normal((seeds, 1)) + residual
             * dice.standard_normal((seeds, images)) + of_images * dice.standard_normal(images))
-
-
-def refusal(call, *values):
-    with pytest.raises(UserError) as caught:
-        call(*values)
-    return str(caught.value)
 
 
 # ------------------------------------------------------------------------------ the estimate
@@ -150,7 +143,7 @@ def test_one_seed_still_has_a_mean():
     assert over_seeds([0.25]).mean == 0.25
 
 
-def test_effects_need_two_axes():
+def test_effects_need_two_axes(refusal):
     assert "(seeds, images)" in refusal(crossed, np.zeros(5))
 
 
@@ -302,7 +295,7 @@ def test_images_without_a_distance_do_not_enter_a_log_ratio():
     assert np.isnan(log_ratio(np.full((2, 3), math.nan), np.ones((2, 3)))).all()
 
 
-def test_a_log_ratio_needs_means_above_zero():
+def test_a_log_ratio_needs_means_above_zero(refusal):
     ones, zeros = np.ones((2, 3)), np.zeros((2, 3))
     assert "above zero" in refusal(log_ratio, ones, zeros)
     assert "above zero" in refusal(log_ratio, zeros, ones)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from scaffolding import seeded, with_noise
 from sparserobust import evaluation, training
 from sparserobust.analysis import WeightSparsity
 from sparserobust.analysis.linear import exact_radii
@@ -36,9 +37,7 @@ STRONG = PGD(epsilon=0.15, step_size=0.05, steps=3, random_start=False)
 @pytest.fixture(scope="module")
 def noisy(net):
     """The trained weights, with noise."""
-    model = PreActResNet(depth=8, width=8, noise=1.0).build((1, 8, 8), 10)
-    model.load_state_dict(net.state_dict())
-    return model.eval()
+    return with_noise(net, 1.0)
 
 
 @pytest.fixture
@@ -174,8 +173,7 @@ def test_warnings_of_autoattack_are_kept(noisy, digits):
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.02), ("l2", 0.2)])
 def test_autoattack_of_colour_images(norm, epsilon, quick_suite):
     """Which are handed over with channels last, to networks that were trained so."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         model, images = PreActResNet(depth=8, width=4).build((3, 8, 8), 10), torch.rand(16, 3, 8, 8)
     model.eval().to(memory_format=torch.channels_last)
     split = Split(images, model(images).argmax(1))
@@ -503,8 +501,7 @@ def test_what_comes_before_is_part_of_the_settings():
 def other(net):
     """Another network that knows the digits, and whose gradients are others."""
     model = deepcopy(net)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
+    with seeded(3):
         for p in model.parameters():
             p.data += 0.4 * p.std() * torch.randn_like(p) if p.dim() > 1 else 0
     return model
@@ -750,8 +747,7 @@ def test_what_an_attack_adds_to_a_misclassified_image_does_not_count(net, mislab
 
 def linear_net(classes: int = 4):
     """A linear network, and images in the middle of the box, a quarter of them with a wrong label."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         model, images = Linear().build((1, 5, 5), classes).eval(), 0.4 + 0.2 * torch.rand(40, 1, 5, 5)
         torch.nn.init.normal_(model[1].weight)
     model[1].bias.data = -0.5 * model[1].weight.data.sum(1)  # so that no class leads at the mean image

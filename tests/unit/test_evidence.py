@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from sparserobust import cli, data, evidence, paths, studies
+from scaffolding import experiment_of
+from sparserobust import UserError, cli, data, evidence, paths, studies
 from sparserobust.config import Data
 from sparserobust.evaluation import Accuracy
 from sparserobust.files import read_json
 from sparserobust.reporting import claims, reported
-from sparserobust.running import sweep
-from sparserobust.running.experiment import Experiment
+from sparserobust.running import scales, sweep
+from sparserobust.running.experiment import Results
 from sparserobust.running.store import Store
 
 NOT_ASKED = {  # lines of a ledger that the queue leaves out
@@ -35,21 +36,20 @@ def test_every_claim_of_the_five_papers_is_asked_once(questions):
 
 
 @pytest.mark.parametrize("paper", sorted(studies.modules().keys() - {"start_here"}))
-def test_the_rows_that_a_question_names_are_all_that_its_verdict_needs(paper, questions, monkeypatch):
+def test_the_rows_that_a_question_names_are_all_that_its_verdict_needs(paper, questions):
     """Judged from nothing but these rows, a claim comes out as it does from all that is published."""
     asked = [question for question in questions if (question.scale, question.paper) == ("laptop", paper)]
-    store, module = Store(), studies.modules()[paper]
-    whole = module.experiment("laptop").known(store)
-    frame = whole.measured(store)
-    before = module.current_ledger(whole, store).set_index("line")
-    assert not frame.empty and asked
+    store = Store()
+    whole = studies.modules()[paper].experiment("laptop").known(store)
+    results = whole.results(store)
+    before = studies.ledger(results).set_index("line")
+    assert not results.frame.empty and asked
     for question in asked:
         some = replace(whole, grid=[row for row in whole.grid if question.matches(row)])
-        rows = pandas.Series([question.matches(row) for row in frame.to_dict("records")])
+        rows = pandas.Series([question.matches(row) for row in results.frame.to_dict("records")])
         if not rows.any():
             continue
-        monkeypatch.setattr(Experiment, "measured", lambda self, store, rows=rows: frame[rows])
-        after = module.current_ledger(some, store).set_index("line")
+        after = studies.ledger(Results(some, store, results.frame[rows])).set_index("line")
         for column in ("claim", "ours", "low", "high", "p", "n_seeds", "images"):
             one, other = before.loc[question.line, column], after.loc[question.line, column]
             assert one == other or (pandas.isna(one) and pandas.isna(other)), (question.line, column)
@@ -62,8 +62,7 @@ def test_the_rows_that_a_question_names_are_all_that_its_verdict_needs(paper, qu
 def pretended(tmp_path, monkeypatch, tiny_run):
     """A project with two papers of two networks each, `large` five times as dear as `small`; `said` holds what their
     ledgers answer by (paper, seeds known)."""
-    (tmp_path / "notebooks" / "scales").mkdir(parents=True)
-    (tmp_path / "notebooks" / "scales" / "pretended.yaml").write_text("{}")
+    (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "evidence.yaml").write_text("""
 ranks:
   - scale: pretended
@@ -80,25 +79,32 @@ ranks:
 
     def module(name: str, epochs: int):
         def experiment(scale, seeds=None):
-            grid = [{"net": net, "seed": seed, "run": tiny_run(seed=seed, epochs=epochs, lr=lr), "also": {}}
+            grid = [{"net": net, "seed": seed, "run": tiny_run(seed=seed, epochs=epochs, lr=lr),
+                     "measurements": {"clean": Accuracy(images=20)}}
                     for seed in range(5) for net, lr in (("one", 0.1), ("two", 0.2))]
-            return Experiment("pretended", list(range(5)), grid, {"clean": Accuracy(images=20)},
-                             {"seeds": list(range(5)), "redraw": True})
+            return experiment_of(grid, "pretended", range(5), redraw=True, study=name)
 
-        def current_ledger(experiment, store):
-            networks = pandas.Series([row["seed"] for row in experiment.grid]).value_counts()
-            lines = []
-            for line in ("C1", "C2"):
-                known = int((networks >= (2 if line == "C1" and name != "first" else 1)).sum())
-                lines.append({"line": line, "verdict": said.get((name, known), claims.OPEN), "n_seeds": known,
-                              "words": "w", "ours": 1.0, "low": 0.0, "high": 2.0, "unit": "percentage points",
-                              "images": 20, "reported": None, "why": ""})
-            return pandas.DataFrame(lines)
+        return SimpleNamespace(experiment=experiment)
 
-        return SimpleNamespace(experiment=experiment, current_ledger=current_ledger)
+    def ledger(results):
+        name = results.experiment.study
+        networks = pandas.Series([row["seed"] for row in results.experiment.grid]).value_counts()
+        lines = []
+        for line in ("C1", "C2"):
+            known = int((networks >= (2 if line == "C1" and name != "first" else 1)).sum())
+            lines.append({"line": line, "verdict": said.get((name, known), claims.OPEN), "n_seeds": known,
+                          "words": "w", "ours": 1.0, "low": 0.0, "high": 2.0, "unit": "percentage points",
+                          "images": 20, "reported": None, "why": ""})
+        return pandas.DataFrame(lines)
+
+    def check(scale):
+        if scale != "pretended":
+            raise UserError(f"unknown scale '{scale}': did you mean 'pretended'?")
 
     modules = {"large": module("large", 10), "small": module("small", 2), "first": module("first", 1)}
     monkeypatch.setattr(studies, "modules", lambda: modules)
+    monkeypatch.setattr(studies, "ledger", ledger)
+    monkeypatch.setattr(scales, "check", check)
     return said
 
 

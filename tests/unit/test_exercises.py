@@ -14,23 +14,26 @@ import pandas
 import pytest
 import torch
 
+from scaffolding import results_of
 from sparserobust import config, data, inheritance, models, notebook_runner, sparsity, training
 from sparserobust.analysis import linear
 from sparserobust.sparsifiers import Magnitude, RandomMask, proximal
 from sparserobust.studies import checks
 from sparserobust.studies.fk_resnet import exercises as fk_resnet
-from sparserobust.studies.fk_resnet import report as fk_resnet_paper
+from sparserobust.studies.fk_resnet import runs as fk_resnet_runs
 from sparserobust.studies.iwi import exercises as iwi
-from sparserobust.studies.iwi import report as iwi_paper
+from sparserobust.studies.iwi import runs as iwi_runs
+from sparserobust.studies.iwi.comparisons import ticket
 from sparserobust.studies.rsr import exercises as rsr
-from sparserobust.studies.rsr import report as rsr_paper
+from sparserobust.studies.rsr import runs as rsr_runs
 from sparserobust.studies.side_by_side import exercises as side_by_side
+from sparserobust.studies.side_by_side import runs as side_by_side_runs
 from sparserobust.studies.sparsity_theory import exercises as sparsity_theory
-from sparserobust.studies.sparsity_theory import report as theory_paper
+from sparserobust.studies.sparsity_theory import runs as theory_runs
 from sparserobust.studies.start_here import exercises as start_here
-from sparserobust.studies.start_here import report as start_here_paper
+from sparserobust.studies.start_here import runs as start_here_runs
 from sparserobust.studies.tscnc import exercises as tscnc
-from sparserobust.studies.tscnc import report as tscnc_paper
+from sparserobust.studies.tscnc import runs as tscnc_runs
 
 NOTEBOOKS = [notebook_runner.find(name) for name in notebook_runner.names()]
 MODULES = {"fk_resnet": fk_resnet, "iwi": iwi, "rsr": rsr, "side_by_side": side_by_side,
@@ -123,7 +126,7 @@ def test_three_dots_are_no_answer_and_cost_nothing(check):
 
 @pytest.fixture(scope="module")
 def ensembles():
-    return fk_resnet_paper.experiment("quick")
+    return results_of(fk_resnet_runs.experiment("quick"), None, pandas.DataFrame())
 
 
 class Untrained:
@@ -167,18 +170,19 @@ def test_first_radius_below_a_half():
     rates = {"trained as usual": [0.9, 0.6, 0.3], "trained under attack": [0.9, 0.8, 0.7]}
     frame = pandas.DataFrame([{"net": net, "seed": 0, "metric": radius, "value": value} for net, values in rates.items()
                               for radius, value in zip(("0.05", "0.1", "0.15"), values, strict=True)])
-    answered(start_here.exercise_2, frame, correct=0.15, slips=[(0.1, "still knows 60 %"), (0.3, "too large")])
+    answered(start_here.exercise_2, results_of(None, None, frame), correct=0.15, slips=[
+        (0.1, "still classifies 60 %"), (0.3, "too large")])
 
 
 def test_noise_is_no_attack(net, digits):
-    networks = {"trained as usual": net, "trained under attack": net}
+    results = results_of(start_here_runs.experiment("quick"), SimpleNamespace(model=lambda run: net), None)
     images, labels = digits.test.images, digits.test.labels
     with torch.random.fork_rng():
         torch.manual_seed(1)
         moved = (images + 0.1 * torch.randn(images.shape).sign()).clamp(0, 1)
     at_random, attacked = (float((net(x).argmax(1) == labels).double().mean()) for x in (
-        moved, start_here_paper.attack(0.1)(net, images, labels)))
-    answered(start_here.exercise_3, networks, digits, correct=100 * (at_random - attacked), slips=[
+        moved, start_here_runs.attack(0.1)(net, images, labels)))
+    answered(start_here.exercise_3, results, correct=100 * (at_random - attacked), slips=[
         (at_random - attacked, "points are asked for"), (100 * at_random, "at random"), (-30, "too small")])
 
 
@@ -193,11 +197,21 @@ def test_gradients_of_two_trainings():
 
 
 def test_best_in_its_worst_cut():
-    networks = pandas.DataFrame([{"method": m, "removed": cut, "pgd": value} for m, values in {
-        "a": {"x": 0.5, "y": 0.4}, "b": {"x": 0.9, "y": 0.3}, "scores": {"x": 0.95}, "dense": {"uncut": 0.99}}.items()
-        for cut, value in values.items()])
-    answered(side_by_side.exercise_3, networks, correct="a", slips=[
+    values = {"a": {"weights": 0.5, "channels": 0.4}, "b": {"weights": 0.9, "channels": 0.3},
+              "scores": {"weights": 0.95}, "dense": {None: 0.99}}
+    frame = pandas.DataFrame([{"metric": "pgd", "method": method, "cut": cut, "level": 0.5, "value": value}
+                              for method, cuts in values.items() for cut, value in cuts.items()])
+    answered(side_by_side.exercise_3, results_of(None, None, frame), correct="a", slips=[
         ("b", "its lowest is 30.0 %"), ("scores", "not tried at every cut"), ("dense", "is not cut")])
+
+
+def test_control_with_a_random_mask(told):
+    experiment = side_by_side_runs.experiment("quick", [0])
+    cut = experiment.row(method="magnitude", cut="weights")["run"]
+    answered(side_by_side.exercise_4, results_of(experiment, None, None),
+             correct=replace(cut, sparsifier=RandomMask(sparsity=0.9)), slips=[
+        (cut, "`magnitude` itself"), (replace(cut, sparsifier=Magnitude(sparsity=0.9, scope="layerwise")), "at random"),
+        (replace(cut, sparsifier=RandomMask(sparsity=0.8)), "its sparsifier")])
 
 
 def test_channels_left():
@@ -205,38 +219,38 @@ def test_channels_left():
              "total": total} for net, seed, count, total in (
                  ("En2ResNet20", 0, 100, 200), ("En2ResNet20", 1, 120, 200), ("ResNet20", 0, 20, 100),
                  ("ResNet20", 1, 20, 100), ("ResNet20", 2, 99, 100))]
-    answered(fk_resnet.exercise_2, pandas.DataFrame(rows), correct=180 / 160, slips=[
+    answered(fk_resnet.exercise_2, results_of(None, None, pandas.DataFrame(rows)), correct=180 / 160, slips=[
         (0.45 / 0.8, "compares shares"), (0.55 / 0.2, "shares removed"), (220 / 40, "channels removed"),
         (160 / 180, "upside down"), (1.2, "too large")])
 
 
 def test_gap(ensembles):
-    store = Untrained({"gap": 0.9}, {"gap": 0.2})
-    answered(fk_resnet.exercise_3, ensembles, store, correct=0.96, slips=[
+    results = replace(ensembles, store=Untrained({"gap": 0.9}, {"gap": 0.2}))
+    answered(fk_resnet.exercise_3, results, correct=0.96, slips=[
         (0.8, "lengths do not add up"), (0.2, "not squared"), (0.04, "which one stays"), (0.96**0.5, "|u| / |w|"),
         (96, "between 0 and 1"), (0.9, "too small")])
 
 
 def test_ensemble_without_noise(ensembles, told):
-    noisy, single = (ensembles.rows(net=net, method="dense")[0]["run"] for net in ("En2ResNet20", "ResNet20"))
+    noisy, single = (ensembles.experiment.row(net=net, method="dense")["run"] for net in ("En2ResNet20", "ResNet20"))
     quiet = replace(noisy, model=replace(noisy.model, noise=0.0))
-    answered(fk_resnet.exercise_4, ensembles, None, correct=quiet, slips=[
+    answered(fk_resnet.exercise_4, ensembles, correct=quiet, slips=[
         (noisy, "with its noise"), (single, "one network"),
         (replace(quiet, model=replace(quiet.model, members=1)), "one"),
         (replace(quiet, seed=9), "its seed")])
 
 
 def test_projected_admm(ensembles, told):
-    released, meant = (ensembles.rows(net="ResNet20", method=m)[0]["run"]
-                       for m in ("released ADMM weights", "ADMM weights"))
+    released, corrected = (ensembles.experiment.row(net="ResNet20", method=m)["run"]
+                           for m in ("released ADMM weights", "ADMM weights"))
     cut = replace(released, start=released, recipe=replace(released.recipe, epochs=0),
                   sparsifier=Magnitude(sparsity=0.75, scope="layerwise"))
-    answered(fk_resnet.exercise_5, ensembles, None, correct=cut, slips=[
+    answered(fk_resnet.exercise_5, ensembles, correct=cut, slips=[
         (replace(cut, recipe=released.recipe), "trains on"), (replace(cut, start=None), "untrained"),
-        (replace(cut, start=meant), "projected already"),
+        (replace(cut, start=corrected), "projected already"),
         (replace(cut, sparsifier=Magnitude(sparsity=0.75)), "layerwise"),
         (replace(cut, sparsifier=Magnitude(sparsity=0.8, scope="layerwise")), "percentile"),
-        (released, "not projected"), (meant, "as it is meant")])
+        (released, "not projected"), (corrected, "corrected ADMM")])
 
 
 # ------------------------------------------------------------------------------------------------------------- 02_iwi
@@ -244,25 +258,25 @@ def test_projected_admm(ensembles, told):
 
 @pytest.fixture(scope="module")
 def tickets():
-    return iwi_paper.experiment("quick")
+    return results_of(iwi_runs.experiment("quick"), None, pandas.DataFrame())
 
 
 @pytest.fixture(scope="module")
 def toys():
-    """A narrow network, the settings of a wide one, and the narrow one's heir."""
+    """A narrow network, the settings of a wide one, and a wide one that inherits from the narrow one."""
     small, wide = models.PreActResNet(depth=8, width=4).build((1, 8, 8), 10), models.PreActResNet(depth=8, width=8)
-    heir = wide.build((1, 8, 8), 10)
-    inheritance.inherit(heir, small.state_dict(), config.Inheritance(kappa=0))
-    return small.eval(), wide, heir
+    inherited = wide.build((1, 8, 8), 10)
+    inheritance.inherit(inherited, small.state_dict(), config.Inheritance(kappa=0))
+    return small.eval(), wide, inherited
 
 
-def test_zeros_of_an_heir(toys):
-    *_, heir = toys
-    _, total = sparsity.zero_weights(heir)
+def test_zeros_of_a_network_that_inherits(toys):
+    *_, inherited = toys
+    _, total = sparsity.zero_weights(inherited)
     half = (total - 8 * 9) // 2  # the stem has no new inputs
-    answered(iwi.exercise_1, {0: heir}, correct=half, slips=[
+    answered(iwi.exercise_1, {0: inherited}, correct=half, slips=[
         (total // 2, "counts all layers; the first reads the image and has no new inputs"),
-        (half * 3 // 2, "at their default"), (total * 3 // 4, "at their default"), (half // 2, "nobody reads"),
+        (half * 3 // 2, "at their default"), (total * 3 // 4, "at their default"), (half // 2, "no channel reads"),
         (total - half, "*not* zero"), (0.5, "share"), (half / total, "share"), (half + 1, "too large")])
 
 
@@ -275,30 +289,28 @@ def test_share_without_gradient(toys):
         (0.6, "too small")])
 
 
-def test_heir_at_equal_cost(tickets):
-    kappa, net = tickets.settings["inheritance"]["kappa"], tickets.nets[0]
-    rates = {("dense", "dense", 0.0): (0.70, 0.90), ("inheritance", iwi_paper.IWI["ticket"], kappa): (0.78, 0.91),
-             ("inheritance", iwi_paper.EQUAL["ticket"], None): (0.80, 0.95),
-             ("inheritance", iwi_paper.EQUAL["narrow"], None): (0.75, 0.95),
-             ("inheritance", iwi_paper.IWI["narrow"], kappa): (0.76, 0.91),
-             ("inheritance", iwi_paper.MATCHED["ticket"], None): (0.775, 0.9)}
+def test_inheritance_at_equal_cost(tickets):
+    experiment = tickets.experiment
+    kappa, net = experiment.settings.inheritance.kappa, experiment.nets[0]
+    rates = {("dense", "dense", 0.0): (0.70, 0.90), ("inheritance", iwi_runs.IWI["ticket"], kappa): (0.78, 0.91),
+             ("inheritance", iwi_runs.EQUAL["ticket"], None): (0.80, 0.95),
+             ("inheritance", iwi_runs.EQUAL["narrow"], None): (0.75, 0.95),
+             ("inheritance", iwi_runs.IWI["narrow"], kappa): (0.76, 0.91),
+             ("inheritance", iwi_runs.MATCHED["ticket"], None): (0.775, 0.9)}
     rows = []
     for (part, method, level), values in rates.items():
         for metric, value in zip(("pgd20", "clean"), values, strict=True):
             rows += [{"net": net, "part": part, "pruning": "", "retraining": "adversarial", "method": method,
                       "level": level, "seed": seed, "run": f"{method} {seed}", "metric": metric, "chance": 0.1,
                       "value": value + seed / 100, "sampled": True, "each": None} for seed in (0, 1)]
-    answered(iwi.exercise_3, pandas.DataFrame(rows), tickets, correct=-2.0, slips=[
+    answered(iwi.exercise_3, results_of(experiment, None, pandas.DataFrame(rows)), correct=-2.0, slips=[
         (8, "as many epochs"), (2, "other way round"), (-0.02, "points"), (1, "narrow"), (-4, "clean"),
-        (0.5, "histogram"),
-        (-3, "too small")])
+        (0.5, "histogram"), (-3, "too small")])
 
 
 def test_signs_of_a_ticket(tickets, monkeypatch):
-    run = tickets.rows(net=tickets.nets[0], part="tickets", method="initial", pruning="adversarial",
-                       retraining="adversarial", seed=0)[-1]["run"]
-    asked = []
-    store = Untrained({"validation_robust": 0.5})
+    run, asked = tickets.experiment.row(**ticket("ResNet", 0.95), seed=0)["run"], []
+    results = replace(tickets, store=Untrained({"validation_robust": 0.5}))
     trained = SimpleNamespace(history=[{"validation_robust": 0.25}])
     monkeypatch.setattr(iwi.training, "train", lambda run, splits, start, others: asked.append(run) or trained)
 
@@ -310,9 +322,9 @@ def test_signs_of_a_ticket(tickets, monkeypatch):
         return model
 
     sized = begun(lambda w: w.sign() * w.std())
-    said = iwi.exercise_4(sized, tickets, store)
+    said = iwi.exercise_4(sized, results)
     assert "keeps 25 % of 97 validation images under attack, with its values 50 %" in said
-    answered(iwi.exercise_4, tickets, store, correct=sized, slips=[
+    answered(iwi.exercise_4, results, correct=sized, slips=[
         (begun(lambda w: w), "has the values"), (begun(lambda w: w.abs() + 1), "does not have the signs"),
         (begun(lambda w: 2 * w), "several sizes"), (begun(lambda w: w.sign()), "not its standard deviation"),
         (begun(lambda w: w.sign() * w.std(), last=True), "has the values"),
@@ -320,15 +332,16 @@ def test_signs_of_a_ticket(tickets, monkeypatch):
     assert asked == [run, run], "trained when the answer is right, and only then"
 
 
-def test_heir_of_a_quarter(tickets, told):
-    row = tickets.rows(net=tickets.nets[0], method=iwi_paper.IWI["narrow"], level=0.1, seed=0)[0]
-    heir = row["run"]
-    quarter = replace(heir.start, model=replace(heir.model, width=2))
-    taught = replace(heir, start=quarter)
-    answered(iwi.exercise_5, tickets, None, correct=row | {"run": taught}, slips=[
-        (row, "half the width"), (quarter, "the teacher: the heir starts"), (heir.start, "teacher of half"),
-        (replace(taught, model=quarter.model), "heir itself is narrow"),
-        (replace(taught, inheritance=config.Inheritance(kappa=0)), "kappa"), (replace(taught, seed=5), "its seed")])
+def test_inheritance_from_a_quarter(tickets, told):
+    row = tickets.experiment.row(net="ResNet", method=iwi_runs.IWI["narrow"], level=0.1, seed=0)
+    half = row["run"]
+    quarter = replace(half.start, model=replace(half.model, width=2))
+    inherited = replace(half, start=quarter)
+    answered(iwi.exercise_5, tickets, correct=row | {"run": inherited}, slips=[
+        (row, "half the width"), (quarter, "the answer starts from it"), (half.start, "small network of half"),
+        (replace(inherited, model=quarter.model), "that is narrow itself"),
+        (replace(inherited, inheritance=config.Inheritance(kappa=0)), "kappa"),
+        (replace(inherited, seed=5), "its seed")])
 
 
 # ------------------------------------------------------------------------------------------------------------- 03_rsr
@@ -336,7 +349,7 @@ def test_heir_of_a_quarter(tickets, told):
 
 @pytest.fixture(scope="module")
 def noisy():
-    return rsr_paper.experiment("quick")
+    return rsr_runs.experiment("quick")
 
 
 def test_standard_deviation_after_pruning():
@@ -350,31 +363,31 @@ def test_standard_deviation_after_pruning():
 
 
 def test_square_without_noise(noisy):
-    net = noisy.settings["black_box"]["net"]
+    net = noisy.settings.black_box.net
     rates = {"AT": {"square": 0.4, "square_quiet": 0.4, "clean": 0.95},
              "RSR": {"square": 0.8, "square_quiet": 0.5, "clean": 0.9}}
     frame = pandas.DataFrame([
         {"net": net, "method": method, "stage": stage, "varied": "", "metric": metric, "seed": seed, "value": value,
          "run": f"{method} {seed}", "chance": 0.1, "sampled": True, "each": None}
-        for method, stage in rsr_paper.BLACK_BOX for metric, value in rates[method].items() for seed in (0, 1)])
-    answered(rsr.exercise_2, frame, noisy, correct=10.0, slips=[
+        for method, stage in rsr_runs.BLACK_BOX for metric, value in rates[method].items() for seed in (0, 1)])
+    answered(rsr.exercise_2, results_of(noisy, None, frame), correct=10.0, slips=[
         (40, "noise on"), (30, "silence takes away"), (-10, "other way round"), (0.1, "points"), (-5, "clean"),
         (20, "too large")])
 
 
 def test_loudest_layer(noisy):
     store = Untrained({"noise_scales": {"stem": 9.0}}, {"noise_scales": {"stem": 0.05, "b1": 0.2, "linear": 0.1}})
-    answered(rsr.exercise_3, noisy, store, correct="b1", slips=[
+    answered(rsr.exercise_3, results_of(noisy, store, None), correct="b1", slips=[
         ("stem", "keeps the least"), ("linear", "ends at 0.100")])
-    assert "'b1', 'linear', 'stem'" in rsr.exercise_3("b2", noisy, store)
+    assert "'b1', 'linear', 'stem'" in rsr.exercise_3("b2", results_of(noisy, store, None))
 
 
 def test_decay_in_place_of_a_lasso(noisy, told):
-    runs = {stage: noisy.rows(net=rsr_paper.ABLATED, method="AT + noise", stage=stage, seed=0)[0]["run"]
+    runs = {stage: noisy.row(net=rsr_runs.ABLATED, method="AT + noise", stage=stage, varied="", seed=0)["run"]
             for stage in ("dense", "pruned")}
     more = replace(runs["dense"], recipe=replace(runs["dense"].recipe, weight_decay=5e-3))
-    lasso = noisy.rows(net=rsr_paper.ABLATED, method="RSR", stage="pruned", seed=0)[0]["run"]
-    answered(rsr.exercise_4, noisy, None, correct=replace(runs["pruned"], start=more), slips=[
+    lasso = noisy.row(net=rsr_runs.ABLATED, method="RSR", stage="pruned", varied="", seed=0)["run"]
+    answered(rsr.exercise_4, results_of(noisy, None, None), correct=replace(runs["pruned"], start=more), slips=[
         (more, "not cut yet"), (runs["pruned"], "usual decay"), (runs["dense"], "the dense network"),
         (lasso, "its lasso"),
         (replace(runs["pruned"], recipe=replace(runs["pruned"].recipe, weight_decay=5e-3)), "no epochs"),
@@ -382,11 +395,11 @@ def test_decay_in_place_of_a_lasso(noisy, told):
 
 
 def test_beyond_the_lasso(noisy, told):
-    dense, pruned, tuned = (noisy.rows(net=rsr_paper.ABLATED, method="RSR", stage=stage, seed=0)[0]["run"]
+    dense, pruned, tuned = (noisy.row(net=rsr_runs.ABLATED, method="RSR", stage=stage, varied="", seed=0)["run"]
                             for stage in ("dense", "pruned", "fine-tuned"))
     further = Magnitude(sparsity=0.97)
     most = replace(tuned, sparsifier=further)
-    answered(rsr.exercise_5, noisy, None, correct=most, slips=[
+    answered(rsr.exercise_5, results_of(noisy, None, None), correct=most, slips=[
         (replace(pruned, sparsifier=further), "not fine-tuned"), (tuned, "usual sparsity"),
         (replace(dense, sparsifier=further), "untrained"),
         (replace(most, start=replace(dense, sparsifier=further)), "no lasso"),
@@ -399,7 +412,13 @@ def test_beyond_the_lasso(noisy, told):
 
 @pytest.fixture(scope="module")
 def theory():
-    return theory_paper.experiment("quick")
+    return theory_runs.experiment("quick")
+
+
+@pytest.fixture
+def first(theory):
+    """Labels of the network of which exercises ask."""
+    return {"net": theory_runs.networks(theory)[0], "training": "natural", "seed": 0}
 
 
 def test_l1_at_equal_l2():
@@ -419,23 +438,24 @@ def test_margin_over_slope(theory):
               "margins_linf ratio": (0.1, 0.4)}
     frame = pandas.DataFrame([
         {"net": net, "method": "dense", "training": training, "metric": metric, "value": value + shift}
-        for net, shift in ((theory.nets[0], 0), (theory.nets[1], 9)) for metric, pair in values.items()
+        for net, shift in zip(theory_runs.networks(theory)[:2], (0, 9), strict=True) for metric, pair in values.items()
         for training, value in zip(("natural", "adversarial"), pair, strict=True)])
-    answered(sparsity_theory.exercise_3, frame, theory, correct=1.6, slips=[
+    answered(sparsity_theory.exercise_3, results_of(theory, None, frame), correct=1.6, slips=[
         (0.75, "margin alone"), (0.5, "slope alone"), (1 / 1.6, "upside down"), (1.5, "ratio of means"), (4, "l1"),
         (2, "large")])
 
 
 @pytest.mark.parametrize("near, far, reached", [("C&W", "DeepFool", (2.0, 0.5)), ("DeepFool", "C&W", (0.5, 2.0))])
-def test_the_nearer_attack_counts(theory, near, far, reached):
-    frame = pandas.DataFrame([{"net": theory.nets[0], "method": "k-winners", "level": level, "metric": metric,
+def test_the_nearer_attack_counts(theory, first, near, far, reached):
+    frame = pandas.DataFrame([{"net": first["net"], "method": "k-winners", "level": level, "metric": metric,
                                "value": value + 9 * (level != 0.1), "seed": 0} for level in (0.1, 0.5)
                               for metric, value in zip(("deepfool", "cw"), reached, strict=True)])
-    answered(sparsity_theory.exercise_4, frame, theory, correct=near, slips=[(far, "within 0.50"), ("both", "mean")])
+    answered(sparsity_theory.exercise_4, results_of(theory, None, frame), correct=near, slips=[
+        (far, "within 0.50"), ("both", "mean")])
 
 
-def test_random_masks(theory, chance):
-    run = theory.dense(net=theory.nets[0], training="natural")["run"]
+def test_random_masks(theory, first, chance):
+    run = theory.row(**first, method="dense")["run"]
     store = Untrained()
 
     def masked(keep, last=False, factor=1.0):
@@ -449,18 +469,18 @@ def test_random_masks(theory, chance):
     def few(w):
         return (torch.rand_like(w) > 0.9).to(w)
 
-    answered(sparsity_theory.exercise_5, theory, store, correct=masked(few), slips=[
+    answered(sparsity_theory.exercise_5, results_of(theory, store, None), correct=masked(few), slips=[
         (masked(few, last=True), "last layer"), (masked(few, factor=2.0), "keep its value"),
         (masked(lambda w: 1 - few(w)), "that keeps 90 %"), (masked(lambda w: torch.rand_like(w) > 0.5), "not 90 %"),
         (masked(lambda w: w.abs() >= w.abs().quantile(0.9)), "smallest"), (masked(lambda w: 1.0), "0 % of a hidden"),
         (models.LeNet5(kernel=3).build((1, 8, 8), 10), "a network is expected"), (3, "a network is expected")])
 
 
-def test_pruned_at_random(theory, told):
-    pruned = theory.rows(net=theory.nets[0], training="natural", method="magnitude", level=0.9, seed=0)[0]["run"]
-    dense = theory.dense(net=theory.nets[0], training="natural")["run"]
+def test_pruned_at_random(theory, first, told):
+    pruned, dense = (theory.row(**first, **labels)["run"]
+                     for labels in ({"method": "magnitude", "level": 0.9}, {"method": "dense"}))
     drawn = replace(pruned, start=dense, sparsifier=RandomMask(sparsity=0.9))
-    answered(sparsity_theory.exercise_6, theory, None, correct=drawn, slips=[
+    answered(sparsity_theory.exercise_6, results_of(theory, None, None), correct=drawn, slips=[
         (pruned, "its smallest weights"), (dense, "that is dense"),
         (replace(drawn, start=pruned.start), "pruned already"),
         (replace(drawn, sparsifier=Magnitude(sparsity=0.9)), "smallest"),
@@ -474,7 +494,7 @@ def test_pruned_at_random(theory, told):
 
 @pytest.fixture(scope="module")
 def conditioned():
-    return tscnc_paper.experiment("quick")
+    return tscnc_runs.experiment("quick")
 
 
 def test_pole():
@@ -492,12 +512,11 @@ def conditioning_frame(experiment, metrics, **labels) -> pandas.DataFrame:
 
 
 def test_lost_rank(conditioned):
-    zero = dict(zip(tscnc_paper.METHODS, (0.2, 0.5, 0.3, 0.1, 0.4), strict=True))
-    level = conditioned.of(conditioned.nets[0])["levels"][-1]
+    zero = dict(zip(tscnc_runs.METHODS, (0.2, 0.5, 0.3, 0.1, 0.4), strict=True))
     frame = conditioning_frame(conditioned, {"kappa zero": zero, "kappa": dict.fromkeys(zero, 2.0)}, part="pruned",
-                               level=level)
+                               level=conditioned.settings.levels[-1])
     less = {method: share for method, share in zero.items() if method != "HYDRA"}
-    answered(tscnc.exercise_2, frame, conditioned, correct="HYDRA", slips=[
+    answered(tscnc.exercise_2, results_of(conditioned, None, frame), correct="HYDRA", slips=[
         (method, f"loses {100 * share:.1f} %, another one 50.0 %") for method, share in less.items()])
 
 
@@ -511,15 +530,15 @@ def test_zero_singular_values(conditioned):
             return model
 
     store = Cut()
-    model = store.model(conditioned.rows(part="dense")[0]["run"])
+    model = store.model(conditioned.row(part="dense")["run"])
     total = sum(min(weight.flatten(1).shape) for weight in sparsity.prunable(model).values())
-    answered(tscnc.exercise_3, conditioned, store, correct=6, slips=[
+    answered(tscnc.exercise_3, results_of(conditioned, store, pandas.DataFrame()), correct=6, slips=[
         (total - 6, "*not* zero"), (total, "how many there are"), (3, "how many layers"), (6 / total, "share"),
         (7, "too large")])
 
 
 def test_a_scaled_last_layer(conditioned):
-    answered(tscnc.exercise_4, conditioned, correct=2.3, slips=[
+    answered(tscnc.exercise_4, results_of(conditioned, None, pandas.DataFrame()), correct=2.3, slips=[
         (1, "accuracy stays"), (2.3**2, "linear"), (2.3**0.5, "linear"), (1 / 2.3, "the logits grow"),
         (4, "too large")])
 
@@ -528,21 +547,21 @@ def test_conditioning_undone(conditioned):
     values = {("dense", 0.0): ({"TSCNC": 1.1, "+CNC": 1.25}, 4.0), ("pruned", 0.5): ({"TSCNC": 99.0}, 99.0),
               ("pruned", 0.9): ({"TSCNC": 3.2, "+CNC": 3.0, "HYDRA": 3.5}, 6.0)}
     frame = pandas.concat([conditioning_frame(
-        conditioned, {tscnc_paper.CLASSIFIER: classifier, tscnc_paper.KAPPA: {"TSCNC": convolutions}}, part=part,
-        level=level) for (part, level), (classifier, convolutions) in values.items()])
-    answered(tscnc.exercise_5, frame, conditioned, correct=3.2 / 1.1, slips=[
+        conditioned, {"kappa classifier": classifier, "kappa": {"TSCNC": convolutions}}, part=part, level=level)
+        for (part, level), (classifier, convolutions) in values.items()])
+    answered(tscnc.exercise_5, results_of(conditioned, None, frame), correct=3.2 / 1.1, slips=[
         (1.1 / 3.2, "upside down"), (3.2, "kappa itself"), (2.1, "difference"), (2.4, "+CNC"), (1.5, "convolutions"),
         (9, "too large")])
 
 
 def test_both_constraints_everywhere(conditioned, told):
-    usual, single = (conditioned.rows(net=conditioned.nets[0], part="dense", method=m, seed=0)[0]["run"]
-                     for m in ("TSCNC", "+CNC"))
+    usual, single = (conditioned.row(part="dense", method=m, seed=0)["run"] for m in ("TSCNC", "+CNC"))
 
     def changed(run, **changes):
         return replace(run, sparsifier=replace(run.sparsifier, **changes))
 
-    answered(tscnc.exercise_6, conditioned, Untrained(), correct=changed(usual, layers="all", condition=0.1), slips=[
+    results = results_of(conditioned, Untrained(), pandas.DataFrame())
+    answered(tscnc.exercise_6, results, correct=changed(usual, layers="all", condition=0.1), slips=[
         (usual, "classifier alone"), (changed(usual, layers="all"), "too strong"),
         (changed(usual, condition=0.1), "layers should be all"),
         (changed(single, layers="all", condition=0.1), "no constraint on sparsity"),

@@ -11,6 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from scaffolding import generator, seeded
 from sparserobust import Data, Recipe, Run
 from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, RandomisedFGSM, l2_norm
 from sparserobust.config import Attack, Dense, Objective, Sparsifier
@@ -63,15 +64,11 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def images_of(picture: str, n: int, seed: int) -> torch.Tensor:
     """n images (n, 1, 8, 8)."""
     shape = (n, 1, 8, 8)
     if picture == "random":
-        return torch.rand(shape, generator=seeded(seed))
+        return torch.rand(shape, generator=generator(seed))
     return torch.full(shape, BLANK[picture])
 
 
@@ -81,7 +78,7 @@ def perceptron(first: float, last: float, seed: int) -> nn.Module:
     with torch.no_grad():
         for layer, scale in ((net[1], first), (net[3], last)):
             for p in layer.parameters():
-                p.copy_(scale * torch.randn(p.shape, generator=seeded(seed)) / 4)
+                p.copy_(scale * torch.randn(p.shape, generator=generator(seed)) / 4)
     return net.float()
 
 
@@ -114,8 +111,8 @@ def test_everything_is_tried():
 def test_objectives_and_their_gradients_are_finite(objective, first, last, picture, n, seed):
     assume(first * last <= 1e4)
     net, images = perceptron(first, last, seed), images_of(picture, n, seed)
-    labels = torch.randint(4, (n,), generator=seeded(seed))
-    loss = objective(net.train(), images, labels, seeded(seed))
+    labels = torch.randint(4, (n,), generator=generator(seed))
+    loss = objective(net.train(), images, labels, generator(seed))
     loss.backward()
     assert finite(loss, *gradients(net)) and len(gradients(net)) == 4
 
@@ -125,15 +122,14 @@ def test_objectives_and_their_gradients_are_finite(objective, first, last, pictu
 @given(st.lists(scales, min_size=10, max_size=10), pictures, st.integers(1, 3), seeds)
 def test_objectives_are_finite_behind_norms(objective, each, picture, n, seed):
     net, images = residual(each, seed), images_of(picture, n, seed)
-    loss = objective(net, images, torch.randint(10, (n,), generator=seeded(seed)), seeded(seed))
+    loss = objective(net, images, torch.randint(10, (n,), generator=generator(seed)), generator(seed))
     loss.backward()
     assert finite(loss, *gradients(net))
 
 
 def residual(each: list[float], seed: int, **changes) -> nn.Module:
     """A residual network in training mode, with one scale for each layer's weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         net = replace(NET, **changes).build((1, 8, 8), 10).train()
     with torch.no_grad():
         for p, scale in zip((p for p in net.parameters() if p.dim() in (2, 4)), each, strict=True):
@@ -253,7 +249,7 @@ def test_penalties_that_are_not_smooth_at_zero_leave_zeros_alone(sparsifier):
 
 
 def gaussian(outputs: int, inputs: int, scale: float, seed: int) -> torch.Tensor:
-    w = torch.randn(outputs, inputs, generator=seeded(seed), dtype=torch.float64)
+    w = torch.randn(outputs, inputs, generator=generator(seed), dtype=torch.float64)
     return (scale / math.sqrt(inputs) * w).float()
 
 
@@ -365,7 +361,7 @@ def test_the_transformed_l1_map_is_finite_where_its_two_thresholds_meet():
 @given(st.floats(0.05, 100), st.floats(1e-6, 1), seeds)
 def test_the_transformed_l1_map_is_that_of_the_theorem(a, level, seed):
     """Zhang & Xin 2017, theorem 3.1, as printed."""
-    y = 3 * torch.randn(50, generator=seeded(seed), dtype=torch.float64)
+    y = 3 * torch.randn(50, generator=generator(seed), dtype=torch.float64)
     size = y.abs()
     small = level <= a**2 / (2 * (a + 1))
     threshold = level * (a + 1) / a if small else (2 * level * (a + 1)) ** 0.5 - a / 2
@@ -381,8 +377,7 @@ def test_the_transformed_l1_map_is_that_of_the_theorem(a, level, seed):
 @settings(max_examples=50)
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=6), st.booleans())
 def test_gates_of_any_log_alpha(log_alpha, train):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         layer = GatedConv2d(1, len(log_alpha), 3).train(train)
         layer.log_alpha.data = torch.tensor(sorted(log_alpha))
         gates, probability = layer.gates(), layer.open_probability()
@@ -421,8 +416,8 @@ ATTACKS = {
 def test_attacked_images_stay_in_ball_and_box(attack, first, last, picture, n, right, seed):
     assume(first * last <= 1e4)
     net, images = perceptron(first, last, seed), images_of(picture, n, seed)
-    labels = net(images).argmax(1) if right else torch.randint(4, (n,), generator=seeded(seed))
-    attacked = attack(net, images, labels, seeded(seed))
+    labels = net(images).argmax(1) if right else torch.randint(4, (n,), generator=generator(seed))
+    attacked = attack(net, images, labels, generator(seed))
     assert attacked.shape == images.shape and finite(attacked)
     assert attacked.min() >= 0 and attacked.max() <= 1
     epsilon = getattr(attack, "epsilon", None)
@@ -439,4 +434,4 @@ DETERMINISTIC = [a for a in ATTACKS.values() if not getattr(a, "random_start", a
 @pytest.mark.parametrize("picture", [*BLANK, "random"])
 def test_nothing_moves_where_there_is_no_gradient(attack, picture):
     net, images = perceptron(1.0, 0.0, 0), images_of(picture, 3, 0)
-    assert torch.equal(attack(net, images, net(images).argmax(1), seeded(0)), images)
+    assert torch.equal(attack(net, images, net(images).argmax(1), generator(0)), images)

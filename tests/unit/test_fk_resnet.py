@@ -1,6 +1,6 @@
 """The first paper: what is run at each scale, and how measurements become its tables, curves and verdicts.
 
-Expectations come from the YAML files as they stand, `data/reported/fk_resnet.yaml` and `notebooks/scales/*.yaml`.
+Expectations come from the YAML files as they stand, `data/reported/fk_resnet.yaml` and `notebooks/settings/`.
 """
 
 import math
@@ -15,15 +15,15 @@ import pandas
 import pytest
 import yaml
 
+from scaffolding import results_of
 from sparserobust import imagewise, paths
 from sparserobust.analysis import WeightSparsity
 from sparserobust.attacks import PGD, CarliniWagnerReleased
-from sparserobust.config import Dense, Measurement, Model, Recipe, Sparsifier
 from sparserobust.evaluation import Accuracy
 from sparserobust.reporting import claims, estimates, reported, tables
 from sparserobust.running import scales
-from sparserobust.sparsifiers import RGSM, RVSM, FixedMask
-from sparserobust.studies.fk_resnet import report as fk_resnet
+from sparserobust.sparsifiers import FixedMask
+from sparserobust.studies.fk_resnet import comparisons, report, runs, theorem
 
 RECORD = yaml.safe_load((reported.FOLDER / "fk_resnet.yaml").read_text())
 PRINTED = {t["id"]: [dict(zip(t["columns"], row, strict=True)) for row in t["rows"]] for t in RECORD["tables"]}
@@ -34,10 +34,6 @@ OURS = {("unstructured", "RVSM"): ("RVSM", 0.01), ("unstructured", "ADMM"): ("re
 FAIR = {"released ADMM weights": "ADMM weights", "released ADMM channels": "ADMM channels"}
 SCALES = [name for name in scales.names() if scales.has(name, "fk_resnet")]
 every_scale = pytest.mark.parametrize("scale", SCALES)
-
-
-def settings_of(scale: str) -> dict:
-    return yaml.safe_load((paths.scales_folder() / f"{scale}.yaml").read_text())["fk_resnet"]
 
 
 def printed_rows(table: str) -> list[tuple]:
@@ -58,137 +54,88 @@ def key(row: dict) -> tuple:
 @every_scale
 @pytest.mark.parametrize("seeds", [None, [7, 3]])
 def test_every_printed_row_is_run_once_per_seed(scale, seeds):
-    settings, experiment = settings_of(scale), fk_resnet.experiment(scale, seeds)
-    assert experiment.seeds == (seeds or settings["seeds"])
+    experiment = runs.experiment(scale, seeds)
     run = Counter((*key(row), row["seed"]) for row in experiment.grid)
     assert set(run.values()) == {1}
     assert len({row["run"].identity for row in experiment.grid}) == len(experiment.grid)
     assert seeds is None or {row["seed"] for row in experiment.grid} == set(seeds)
-    left_out = []
-    for net, method, level in {row for table in ("T1", "T2", "T3", "T4") for row in printed_rows(table)}:
-        known = net in settings["nets"] and (method not in ("RVSM", "RGSM") or level in settings[method])
-        missing = [seed for seed in experiment.seeds if (net, method, level, seed) not in run]
-        assert missing == ([] if known else experiment.seeds), (net, method, level)
-        left_out += [] if known else [(net, method, level)]
-    assert scale != "paper" or left_out == []
+    for row in {row for table in ("T1", "T2", "T3", "T4") for row in printed_rows(table)}:
+        assert {seed for *its, seed in run if tuple(its) == row} >= set(experiment.seeds), row
 
 
-@every_scale
-def test_each_row_has_the_run_of_its_settings(scale):
-    settings = settings_of(scale)
-    for row in fk_resnet.experiment(scale).grid:
-        net, method, level = key(row)
-        run, chosen = row["run"], settings["nets"][net]
-        assert (run.seed, run.model, row["ours"]) == (row["seed"], Model.parse(chosen["model"]), chosen["label"])
-        assert run.data.name == settings["data"]["name"]
-        assert (run.objective.kind == "natural") == (row["training"] == "natural") == (method == "natural")
-        if method.endswith("fine-tuned"):
-            assert (run.recipe, run.sparsifier) == (Recipe.parse(settings["fine_tuning"]), FixedMask())
-            continue
-        assert (run.recipe, run.start) == (Recipe.parse(settings["recipe"]), None)
-        if method in ("natural", "dense"):
-            assert run.sparsifier == Dense()
-        elif "ADMM" in method:
-            assert run.sparsifier == Sparsifier.parse(settings["ADMM"][method])
-            assert (run.sparsifier.kind == "admm_released") == method.startswith("released")
-            assert run.sparsifier.granularity == ("channel" if method.endswith("channels") else "weight")
-        else:
-            assert run.sparsifier == {"RVSM": RVSM, "RGSM": RGSM}[method](**settings[method][level])
+def test_figures_1_3_and_4_have_seeds_of_their_own_at_the_paper_scale():
+    experiment = runs.experiment("paper")
+    seeds = {key(row): experiment.seeds for row in experiment.grid}
+    for row in experiment.grid:
+        if row["seed"] not in seeds[key(row)]:
+            seeds[key(row)] = [*seeds[key(row)], row["seed"]]
+    assert experiment.seeds == [0, 1, 2]
+    of = {row: len(its) for row, its in seeds.items()}
+    assert {row for row, n in of.items() if n == 10} == {("ResNet20", m, None) for m in ("natural", "dense")}
+    assert {row for row, n in of.items() if n == 5} == {
+        (net, "RGSM", level) for net in ("En2ResNet20", "ResNet38") for level in experiment.settings.curve}
+    assert set(of.values()) == {3, 5, 10}
 
 
 @every_scale
 def test_fine_tuned_rows_start_from_the_run_they_name(scale):
-    grid = fk_resnet.experiment(scale).grid
-    runs = {(*key(row), row["seed"]): row["run"] for row in grid}
+    grid = runs.experiment(scale).grid
+    found = {(*key(row), row["seed"]): row["run"] for row in grid}
     tuned = [row for row in grid if "fine-tuned" in row["method"]]
     assert {row["method"] for row in tuned} == {f"{m}, fine-tuned" for m in ("RVSM", "RGSM", *FAIR.values())}
     for row in tuned:
-        pruned = row["method"].removesuffix(", fine-tuned")
-        assert row["run"].start == runs[row["net"], pruned, row["level"], row["seed"]]
-        assert (row["run"].data, row["run"].objective) == (row["run"].start.data, row["run"].start.objective)
-
-
-@every_scale
-def test_the_curve_has_all_its_points(scale):
-    settings, experiment = settings_of(scale), fk_resnet.experiment(scale)
-    assert experiment.settings["curve"] == settings["curve"]
-    run = {(*key(row), row["seed"]) for row in experiment.grid}
-    for net in {"En2ResNet20", "ResNet38"} & settings["nets"].keys():
-        for level in settings["curve"]:
-            assert all((net, "RGSM", level, seed) in run for seed in settings["seeds"])
-
-
-def test_every_point_of_the_curve_has_the_curves_seeds():
-    settings, experiment = settings_of("paper"), fk_resnet.experiment("paper")
-    run = {(*key(row), row["seed"]) for row in experiment.grid}
-    assert {(net, "RGSM", level, seed) for net in ("En2ResNet20", "ResNet38") for level in settings["curve"]
-            for seed in settings["curve_seeds"]} <= run
-
-
-@every_scale
-def test_what_is_measured_on_some_rows_only(scale):
-    settings, experiment = settings_of(scale), fk_resnet.experiment(scale)
-    assert settings["measurements"].keys() | {"sparsity", "channel_sparsity", "remaining_parameters"} == set(
-        experiment.measurements)
-    rows_with = {}
-    for row in experiment.grid:
-        assert not row["also"].keys() & experiment.measurements.keys()
-        assert all(isinstance(m, Measurement) for m in row["also"].values())
-        for name in row["also"]:
-            rows_with.setdefault(name, []).append((*key(row), row["seed"]))
-    first = experiment.seeds[0]
-    run = {(*key(row), row["seed"]) for row in experiment.grid}
-    in_pair = {("ResNet20", "natural"), ("ResNet20", "dense")}
-    assert set(rows_with["near_zero"]) == {row for row in run if row[:2] in in_pair}  # figure 1: all seeds
-    assert set(rows_with["stability"]) == {row for row in run if row[:2] == ("En2ResNet20", "dense")}
-    ensemble = "En5ResNet20" if "En5ResNet20" in settings["nets"] else "En2ResNet20"
-    assert set(rows_with["layer"]) == {(net, "dense", None, first) for net in ("ResNet20", ensemble)}
-    in_figure_5 = [("RVSM", 0.01), ("RGSM", 0.1), ("released ADMM channels", None), ("ADMM channels", None)]
-    assert set(rows_with["channel_norms"]) == {row for row in run if row[0] == "ResNet20" and row[1:3] in in_figure_5}
-    assert set(rows_with.get("health", [])) == {row for row in run if row[1] != "natural" and row[3] == first
-                                                and "health" in settings}
-    strongest = {"ResNet20": 0.1, "En2ResNet20": 0.1, "En5ResNet20": 0.02, "ResNet38": 0.1}
-    expected = {(net, method, level, first) for net, highest in strongest.items()
-                if net in settings.get("stronger_nets", settings["nets"])
-                for method, level in (("dense", None), ("RGSM", highest))}
-    assert set(rows_with["pgd20_eot20"]) == expected
-    assert set(rows_with["autoattack"]) == {row for row in expected
-                                            if row[1] in settings["autoattack_rows"].get(row[0], [])}
-    assert expected <= set(rows_with["deployable"]) == set(rows_with["deployable_batch"])
+        start = found[row["net"], row["method"].removesuffix(", fine-tuned"), row["level"], row["seed"]]
+        assert row["run"] == start.then(recipe=row["run"].recipe, sparsifier=FixedMask())
 
 
 @pytest.fixture
 def own_scale(tmp_path, monkeypatch):
-    """Write a scale of one's own, like quick but for some settings, and get its grid."""
+    """Write settings of one's own, like quick but for some of them, and get the grid."""
     def own_scale(**changes):
-        settings = settings_of("quick") | changes
-        monkeypatch.setattr("sparserobust.running.scales.scales_folder", lambda: tmp_path)
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"fk_resnet": settings}))
-        return {key(row) for row in fk_resnet.experiment("mine", [0]).grid}
+        folder = paths.PROJECT / "notebooks" / "settings"
+        content = yaml.safe_load((folder / "fk_resnet.yaml").read_text())
+        quick, shared = content["quick"], content["shared"]
+        for name, value in changes.items():
+            if isinstance(value, dict):  # null takes away what is in `shared`
+                value = {k: v for k, v in (quick.get(name, {}) | value).items()
+                         if v is not None or k in shared.get(name, {})}
+            quick[name] = value
+        monkeypatch.setattr("sparserobust.running.scales.settings_folder", lambda: tmp_path)
+        (tmp_path / "scales.yaml").write_text((folder / "scales.yaml").read_text())
+        (tmp_path / "fk_resnet.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        return {key(row) for row in runs.experiment("quick", [0]).grid}
 
     return own_scale
 
 
 def test_rows_of_nets_and_penalties_that_a_scale_does_not_have_are_left_out(own_scale):
-    settings = settings_of("quick")
-    two = {net: settings["nets"][net] for net in ("ResNet20", "En2ResNet20")}
-    rows = own_scale(nets=two, RGSM={0.1: settings["RGSM"][0.1]})
-    assert {net for net, _, _ in rows} == set(two)
-    assert {(net, level) for net, method, level in rows if method == "RGSM"} == {(net, 0.1) for net in two}
-    assert ("ResNet20", "RVSM", 0.5) in rows
+    rows = own_scale(nets={"ResNet38": None}, RGSM={0.05: None}, curve=[0.02], ADMM={"ADMM weights": None})
+    assert {net for net, _, _ in rows} == {"ResNet20", "En2ResNet20", "En5ResNet20"}
+    assert {(net, level) for net, method, level in rows if method == "RGSM"} == {
+        ("ResNet20", 0.1), ("En2ResNet20", 0.1), ("En2ResNet20", 0.02), ("En5ResNet20", 0.01), ("En5ResNet20", 0.02)}
+    assert not any("ADMM weights" in method and "released" not in method for _, method, _ in rows)
 
 
-def test_fine_tuned_rows_are_left_out_with_what_they_start_from(own_scale):
-    """As the laptop scale once had it, without RVSM."""
-    assert not any("RVSM" in method for _, method, _ in own_scale(RVSM={}))
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"RVSM": {0.2: {"beta": 1, "lam": 1e-3}}}, "RVSM: unknown entry '0.2'; did you mean '0.5'?"),
+    ({"RGSM": {0.03: {"lambda1": 1}}}, "RGSM: unknown entry '0.03'; did you mean '0.05'?"),
+    ({"curve": [0.02, 0.2]}, "curve: unknown entry '0.2'; did you mean '0.02'?"),
+    ({"ADMM": {"ADMM chanels": {"kind": "admm", "sparsity": 0.5}}},
+     "ADMM: unknown entry 'ADMM chanels'; did you mean 'ADMM channels'?"),
+    ({"curves": [0.02]}, "unknown setting 'curves'; did you mean 'curve'?"),
+    ({"RVSM": {0.01: {"lambda": 1}}}, "RVSM (rvsm): unknown setting 'lambda'; did you mean 'lam'?")])
+def test_an_entry_that_belongs_to_no_row_is_refused(changes, message, own_scale, refusal):
+    said = refusal(own_scale, **changes)
+    assert said.startswith("fk_resnet.yaml, quick, ResNet20: ") and said.endswith(message)
 
 
 def test_the_paper_scale_is_the_papers():
-    experiment = fk_resnet.experiment("paper", [0])
+    experiment = runs.experiment("paper", [0])
     for row in experiment.grid:
         net, method, level = key(row)
         run = row["run"]
         assert run.model.members == int(net[2]) if net.startswith("En") else run.model.noise == 0
+        assert (run.objective.kind == "natural") == (row["training"] == "natural") == (method == "natural")
         if "fine-tuned" in method:
             continue
         assert run.recipe.epochs == 200 and run.recipe.milestones == (80, 120, 160) and run.recipe.lr == 0.1
@@ -198,11 +145,24 @@ def test_the_paper_scale_is_the_papers():
             assert (run.sparsifier.beta, run.sparsifier.lambda1, run.sparsifier.lambda2) == (1.0, level, 1e-5)
         if "ADMM" in method:
             assert run.sparsifier.rho == 1e-2
+            assert (run.sparsifier.kind == "admm_released") == method.startswith("released")
+            assert run.sparsifier.granularity == ("channel" if method.endswith("channels") else "weight")
+
+
+@every_scale
+def test_what_is_judged_is_measured(scale):
+    """Every comparison finds its metric on both sides, of every seed of the scale."""
+    experiment = runs.experiment(scale)
+    measured = {(*key(row), row["seed"]): set(row["measurements"]) for row in experiment.grid}
+    nothing = pandas.DataFrame(columns=["net", "method", "level", "metric", "seed", "value"])
+    for contrast in comparisons.contrasts(nothing):
+        for side in (contrast.treatment, contrast.reference):
+            assert all(contrast.metric in measured[*key(side), seed] for seed in experiment.seeds), contrast.claim.id
 
 
 def test_overview_names_every_run_once():
-    experiment = fk_resnet.experiment("quick", [0, 4])
-    shown = fk_resnet.overview(experiment.grid)
+    experiment = runs.experiment("quick", [0, 4])
+    shown = report.overview(experiment)
     assert len(shown) * 2 == len(experiment.grid)
     assert shown["seeds"].tolist() == ["0, 4"] * len(shown)
     lines = shown.set_index(["the paper's net", "method", "the paper's penalty"])
@@ -225,23 +185,23 @@ def answers(*measured) -> np.ndarray:
     return np.random.default_rng(made_up(*measured)).permutation(1000) < made_up(*measured)
 
 
-UNSAMPLED = (*fk_resnet.EXACT, "near_zero", "channel_norms")
+UNSAMPLED = (*report.EXACT, "near_zero", "channel_norms")
 
 
 def frame_of(grid: list[dict], *names: str) -> pandas.DataFrame:
     """As `sweep` gives it, without a run being trained."""
     rows = []
     for row in grid:
-        labels = {k: v for k, v in row.items() if k != "also"} | {
+        labels = {k: v for k, v in row.items() if k != "measurements"} | {
             "run": row["run"].identity, "where": "store", "processor": "P", "chance": 0.1}
-        for metric in (*names, *({"near_zero", "channel_norms"} & row["also"].keys())):
+        for metric in (*names, *({"near_zero", "channel_norms"} & row["measurements"].keys())):
             measured = *key(row), row["seed"], metric
             sampled, count = metric not in UNSAMPLED, made_up(*measured)
             rows.append(labels | {"metric": metric, "value": count / 1000, "count": count, "total": 1000,
                                   "sampled": sampled, "each": imagewise.pack(answers(*measured)) if sampled else None})
-        if "stability" in row["also"]:
+        if "stability" in row["measurements"]:
             rows.append(labels | {"metric": "stability", "value": 0.7, "sampled": True, "each": None})
-            for level in row["also"]["stability"].levels:
+            for level in row["measurements"]["stability"].levels:
                 values = changes(row["seed"], level)
                 rows.append(labels | {"metric": f"stability level {level:g}", "value": values.mean(), "sampled": True,
                                       "each": imagewise.pack(values)})
@@ -258,12 +218,18 @@ ALL = (*METRICS.values(), "sparsity", "channel_sparsity", "pgd20_eot")
 
 @pytest.fixture(scope="module")
 def experiment():
-    return fk_resnet.experiment("quick", [0, 1, 2])
+    return runs.experiment("quick", [0, 1, 2])
 
 
 @pytest.fixture(scope="module")
 def frame(experiment):
     return frame_of(experiment.grid, *ALL)
+
+
+@pytest.fixture
+def of(experiment):
+    """Results of the quick scale with this frame."""
+    return lambda frame, experiment=experiment: results_of(experiment, None, frame)
 
 
 def cell(row: tuple[str, str, float | None], metric: str, seeds=(0, 1, 2)) -> str:
@@ -287,8 +253,8 @@ def as_printed(value: float | None) -> str:
 @pytest.mark.parametrize(("table", "heading", "metric"), [
     ("T1", "sparsity", "sparsity"), ("T2", "channel sparsity", "channel_sparsity"),
     ("T3", "channel sparsity", "channel_sparsity")])
-def test_tables_1_to_3(table, heading, metric, frame):
-    shown, rows = fk_resnet.table(frame, table), printed_rows(table)
+def test_tables_1_to_3(table, heading, metric, frame, of):
+    shown, rows = report.table(of(frame), table), printed_rows(table)
     for code, name in METRICS.items():
         assert shown[HEADINGS[code], "reported"].tolist() == [as_printed(row[code]) for row in PRINTED[table]]
         assert shown[HEADINGS[code], "ours"].tolist() == [cell(row, name) for row in rows]
@@ -298,9 +264,9 @@ def test_tables_1_to_3(table, heading, metric, frame):
     assert ("PGD-20, few draws", "reported") not in shown
 
 
-def test_table_4(frame):
+def test_table_4(frame, of):
     """The four printed rows, and below them what the paper does not have: no number of its stands there."""
-    shown = fk_resnet.table(frame, "T4")
+    shown = report.table(of(frame), "T4")
     printed = {(row["granularity"], row["method"]): row for row in PRINTED["T4"]}
     expected = {}
     for (granularity, theirs), (ours, level) in OURS.items():
@@ -321,32 +287,32 @@ def test_table_4(frame):
 
 
 @pytest.mark.parametrize("table", ["T1", "T2", "T4"])
-def test_one_seed_and_missing_rows(table, frame, refusal):
+def test_one_seed_and_missing_rows(table, frame, of, refusal):
     some = frame[(frame["seed"] == 1) & ~frame["method"].isin(["RVSM", "released ADMM weights"])]
-    shown = fk_resnet.table(some, table)
+    shown = report.table(of(some), table)
     for label, line in shown.iterrows():
         missing = "beta" in label or label in ("unstructured: RVSM", "unstructured: released ADMM weights")
         assert ("[" in line["A1 clean", "ours"]) != missing
         assert not missing or line["A1 clean", "ours"] == line["", "ours is"] == ""
         sparsities = [line[c] for c in shown if c[1] == "ours" and ("sparsity" in c[0] or c[0] == "removed")]
         assert all("[" not in shown and bool(shown) != missing for shown in sparsities)  # exact: no sample of images
-    assert "T1, T2, T3, T4" in refusal(fk_resnet.table, frame, "T5")
+    assert "T1, T2, T3, T4" in refusal(report.table, of(frame), "T5")
 
 
-def test_a_measurement_without_a_count_does_not_hinder_the_tables(frame):
+def test_a_measurement_without_a_count_does_not_hinder_the_tables(frame, of):
     """Stability, of unpruned En2ResNet20, has none."""
     stability = frame["metric"].str.startswith("stability")
     assert stability.any() and frame[stability]["count"].isna().all()
     for table in ("T1", "T2", "T3"):
-        pandas.testing.assert_frame_equal(fk_resnet.table(frame, table), fk_resnet.table(frame[~stability], table))
+        pandas.testing.assert_frame_equal(report.table(of(frame), table), report.table(of(frame[~stability]), table))
 
 
-def test_a_table_has_all_rates_of_the_same_images(frame):
+def test_a_table_has_all_rates_of_the_same_images(frame, of):
     """If one attack was tried on 200 images, its line and the others are of those; shares of weights stay whole."""
     few = (frame["metric"] == "cw") & (frame["net"] == "ResNet20")
     fewer = frame.assign(each=[imagewise.pack(imagewise.unpack(each)[:200] == 1) if cut else each
                                for each, cut in zip(frame["each"], few, strict=True)])
-    shown, rows = fk_resnet.table(fewer, "T1"), printed_rows("T1")
+    shown, rows = report.table(of(fewer), "T1"), printed_rows("T1")
     for code, name in METRICS.items():
         for line, row in zip(shown[HEADINGS[code], "ours"], rows, strict=True):
             rates = [100 * answers(*row, seed, name)[:200].mean() for seed in range(3)]
@@ -354,37 +320,69 @@ def test_a_table_has_all_rates_of_the_same_images(frame):
     assert shown["sparsity", "ours"].tolist() == [cell(row, "sparsity") for row in rows]
 
 
-def test_captions_say_scale_and_the_papers_inconsistencies(experiment):
-    assert "75.87" in fk_resnet.caption(experiment, "T2") and "quick" in fk_resnet.caption(experiment, "T2")
-    assert "10.89" in fk_resnet.caption(experiment, "T4") and "ADMM" in fk_resnet.caption(experiment, "T4")
-    assert "3 seeds" in fk_resnet.caption(experiment, "T1")
-    assert "one seed" in fk_resnet.caption(fk_resnet.experiment("quick", [0]), "T1")
+@pytest.mark.parametrize(("labels", "table", "line"), [
+    ({"method": "RVSM", "level": 0.2}, "T1", "ResNet20 beta 0.2"),
+    ({"method": "RGSM", "level": 0.2}, "T2", "ResNet20 lambda1 0.2"),
+    ({"method": "RGSM", "level": 0.2, "net": "ResNet38"}, "T3", "ResNet38 lambda1 0.2"),
+    ({"method": "RVSM, l1", "level": 0.01}, "T4", "added: RVSM, l1")])
+def test_a_row_that_a_reader_appends_enters_its_table(labels, table, line, experiment, of):
+    some = experiment.row(net=labels.get("net", "ResNet20"), method="RGSM")
+    mine = [some | labels | {"seed": seed, "run": replace(some["run"], seed=40 + seed)} for seed in range(3)]
+    whole = replace(experiment, grid=[*experiment.grid, *mine])
+    before, after = (report.table(of(frame_of(e.grid, *ALL), e), table) for e in (experiment, whole))
+    assert [name for name in after.index if name not in set(before.index)] == [line]
+    row, metric = key(mine[0]), "channel_sparsity" if table in ("T2", "T3") else "sparsity"
+    added, heading = after.loc[line], {"T1": "sparsity", "T4": "removed"}.get(table, "channel sparsity")
+    assert added["A3 I-FGSM20", "ours"] == cell(row, "ifgsm20") and added[heading, "ours"] == cell(row, metric)
+    assert all(added[heading, "reported"] == "" for heading, which in after if which == "reported")
+    assert after.loc[before.index].equals(before)
+
+
+def test_captions_say_scale_and_the_papers_inconsistencies(frame, of):
+    assert "75.87" in report.caption(of(frame), "T2") and "quick" in report.caption(of(frame), "T2")
+    assert "10.89" in report.caption(of(frame), "T4") and "ADMM" in report.caption(of(frame), "T4")
+    assert "3 seeds" in report.caption(of(frame), "T1")
+    assert "one seed" in report.caption(of(frame[frame["seed"] == 0]), "T1")
+    some = frame[(frame["seed"] == 0) | (frame["net"] == "ResNet20")]
+    assert "1 or 3 seeds" in report.caption(of(some), "T1")
 
 
 def test_reported_points_of_the_curves(experiment):
-    points = fk_resnet.curve_reported(experiment)
+    points = report.curve_reported(experiment)
     labels = {"En2ResNet20": "En2ResNet8", "ResNet38": "ResNet14"}  # what stands for them at this scale
-    expected = [{"net": row["net"], "ours": labels[row["net"]], "level": row["lambda1"],
-                 "channel_sparsity": row["channel_sparsity"]} | {m: row[a] for a, m in METRICS.items()}
-                for row in PRINTED["T3"] if row["lambda1"] is not None]
-    assert len(expected) == 4
-    assert points[list(expected[0])].to_dict("records") == expected
+    found = {(row["ours"], row["level"], row["metric"]): row["value"] for row in points.to_dict("records")}
+    metrics = METRICS | {"channel_sparsity": "channel_sparsity"}
+    expected = {(labels[row["net"]], row["lambda1"], metric): row[code] / 100 for row in PRINTED["T3"]
+                if row["lambda1"] is not None for code, metric in metrics.items()}
+    assert len(points) == len(expected) == 20 and found == pytest.approx(expected)
 
 
-def test_stronger_attacks_of_one_seed():
-    grid = [row for row in fk_resnet.experiment("quick", [0]).grid if "pgd20_eot20" in row["also"]]
+def test_stronger_attacks_of_one_seed(experiment, of):
+    grid = [row for row in experiment.rows(seed=0) if "pgd20_eot20" in row["measurements"]]
     other_seed = [row | {"seed": 1, "run": replace(row["run"], seed=1)} for row in grid]
     frame = frame_of(grid + other_seed, "clean", "cw_l2", "pgd20_eot20", "remaining_parameters", "deployable")
-    shown = fk_resnet.stronger(frame, 0)
-    assert sorted(shown.index) == sorted([row["ours"] + (f", lambda1 {row['level']}" if row["level"] else "")
-                                          for row in grid])
-    line = shown.loc["ResNet8, lambda1 0.1"]
-    row = ("ResNet20", "RGSM", 0.1, 0)
-    assert line["parameters left"] == f"{made_up(*row, 'remaining_parameters'):,}"
-    assert line["MACs left"] == f"{made_up(*row, 'deployable'):,}"
+    shown = report.stronger_table(of(frame))
+    assert sorted(shown) == sorted(
+        f"{row['ours']}, {row['method']}" + (f", lambda1 {row['level']}" if row["level"] else "") for row in grid)
+    column, row = shown["ResNet8, RGSM, lambda1 0.1"], ("ResNet20", "RGSM", 0.1, 0)
+    assert column["parameters left"] == f"{made_up(*row, 'remaining_parameters'):,}"
+    assert column["MACs left"] == f"{made_up(*row, 'deployable'):,}"
     for heading, metric in (("A1 clean", "clean"), ("C&W, l2", "cw_l2"), ("PGD-20, 20 draws", "pgd20_eot20")):
-        assert line[heading].startswith(f"{made_up(*row, metric) / 10:.1f} [")
-    assert "AutoAttack" not in shown
+        assert column[heading].startswith(f"{made_up(*row, metric) / 10:.1f} [")
+    assert column["AutoAttack"] == ""
+
+
+def test_averaging_gap_is_of_the_same_images(frame, of):
+    """The attack that was tried on more images counts on those that both have."""
+    one = frame["metric"] == "pgd20_eot"
+    fewer = frame.assign(each=[imagewise.pack(imagewise.unpack(each)[:100] == 1) if cut else each
+                               for each, cut in zip(frame["each"], one, strict=True)])
+    rows = [row for row in zip(frame["net"], frame["method"], frame["level"], frame["seed"], strict=True)]
+    rows = {(net, method, None if pandas.isna(level) else level, seed) for net, method, level, seed in rows
+            if net == "En5ResNet20"}
+    gaps = [100 * (answers(*row, "ifgsm20")[:100].mean() - answers(*row, "pgd20_eot")[:100].mean()) for row in rows]
+    line = report.averaging_gap(of(fewer)).loc["En3ResNet8"]
+    assert (line["mean"], line["std"], line["count"]) == pytest.approx((mean(gaps), stdev(gaps), len(rows)), abs=0.06)
 
 
 def test_conditions_name_radius_draws_and_images():
@@ -394,22 +392,48 @@ def test_conditions_name_radius_draws_and_images():
     assert told.startswith("Attacks: A (radius 0.15, 7 draws, up to 30 images); B (up to all images). Pixels")
 
 
-def test_deployable_sizes_before_and_after():
+def test_deployable_sizes_before_and_after(experiment):
     sizes = {"parameters": 272_282, "parameters_left": 100_000, "bytes": 1_100_000, "bytes_left": 400_400,
              "macs": 40_813_184, "macs_left": 20_000_000, "latency_ms": 2.0, "latency_ms_left": 1.234,
              "largest_difference": 3e-7}
     batch = sizes | {"latency_ms": 90.0, "latency_ms_left": 60.55}
-    also = {"deployable": "one", "deployable_batch": "many"}
-    store = SimpleNamespace(measure=lambda run, wanted: {"one": sizes, "many": batch}[wanted])
-    rows = [{"ours": "net", "method": method, "level": level, "run": None, "also": also}
-            for method, level in (("RGSM", 0.1), ("ADMM channels", None))]
-    shown = fk_resnet.deployable(rows, store)
-    assert sorted(shown["method"]) == ["ADMM channels", "RGSM, lambda1 0.1"]
+    store = SimpleNamespace(measure=lambda run, wanted: sizes if wanted.images == 1 else batch)
+    shown = report.deployable_table(results_of(experiment, store, pandas.DataFrame()))
+    assert list(shown.index) == sorted(shown.index) and not any("dense" in name for name in shown.index)
+    assert {"ResNet8, RGSM, lambda1 0.1", "ResNet8, ADMM channels"} <= set(shown.index)
     for line in shown.to_dict("records"):
         cells = {heading.split(" ")[0]: cell for heading, cell in line.items() if "latency" not in heading}
-        assert cells == {"net": "net", "method": line["method"], "parameters": "272.3 → 100.0", "file": "1,100 → 400",
+        assert cells == {"parameters": "272.3 → 100.0", "file": "1,100 → 400",
                          "MACs": "40,813 → 20,000", "largest": "3e-07"}
         assert [cell for heading, cell in line.items() if "latency" in heading] == ["2.00 → 1.23", "90.0 → 60.5"]
+
+
+def test_what_admm_sets_to_zero_is_said_from_the_frame(frame, of):
+    said = report.admm_zeros(of(frame))
+    for method, metric in (("released ADMM weights", "sparsity"), ("ADMM channels", "channel_sparsity")):
+        values = [made_up("ResNet20", method, None, seed, metric) / 10 for seed in range(3)]
+        assert f"{method} {mean(values):.1f} %" in said
+
+
+# ------------------------------------------------------------------------------------------------------ verdicts
+
+
+FALLS = (300, 300, 3)  # steps downhill, steps, seeds
+REAL_FALLS = theorem.falls
+
+
+@pytest.fixture(autouse=True)
+def falls(monkeypatch):
+    """Nothing is descended; what the steps did is given."""
+    def falls(*given):
+        monkeypatch.setattr(theorem, "falls", lambda: given)
+
+    falls(*FALLS)
+    return falls
+
+
+def judged(frame) -> pandas.DataFrame:
+    return comparisons.judged(results_of(None, None, frame))
 
 
 # ------------------------------------------------------------------------------------------------------ verdicts
@@ -434,7 +458,7 @@ def test_each_claim_compares_the_rows_it_names():
     tables_of = {"C1": "T1", "C2a": "T1", "C2b": "T2", "C3": "T2", "C4": "T3", "C5a": "T4", "C5b": "T4", "C6": "T2",
                  "C10": "T2"}
     for name, table in tables_of.items():
-        rows = fk_resnet.judged(cells[cells["table"] == table], (1, 1, 1))
+        rows = judged(cells[cells["table"] == table])
         rows = rows[rows["claim"].str.split("[. ]", regex=True).str[0] == name]
         fair = rows["claim"].str.contains(" fair")
         assert (rows[fair]["why"] == estimates.NOT_RUN).all()  # no ADMM but the released one is on record
@@ -445,12 +469,9 @@ def test_each_claim_compares_the_rows_it_names():
             assert row.ours == pytest.approx(expected, abs=0.006), row.claim
 
 
-FALLS = (300, 300, 3)  # steps downhill, steps, seeds
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rows(frame):
-    return fk_resnet.judged(frame, FALLS).set_index("claim", drop=False)
+    return judged(frame).set_index("claim", drop=False)
 
 
 def test_claims_about_admm_compare_with_the_released_one(rows):
@@ -482,7 +503,7 @@ def test_fair_claims_compare_with_admm_not_released(rows):
     assert judged == Counter({f"{name} fair.{code}": 1 for name in pairs for code in METRICS})
 
 
-def test_every_claim_is_judged_with_its_own_effect(frame, rows):
+def test_every_claim_is_judged_with_its_own_effect(frame, rows, falls):
     assert [claim for claim in rows.index if " fair" not in claim] == [claim["id"] for claim in RECORD["claims"]]
     assert rows.loc["C1"]["ours"] == pytest.approx(difference(
         ("ResNet20", "dense", None), ("ResNet20", "natural", None), "near_zero"))
@@ -492,7 +513,8 @@ def test_every_claim_is_judged_with_its_own_effect(frame, rows):
     assert rows.loc["C3.ratio"]["ours"] == pytest.approx(mean(ratios))
     assert rows.loc["C3.ratio"]["reported"] == pytest.approx(math.log10(2))
     assert (rows.loc["C8"]["ours"], rows.loc["C8"]["verdict"], rows.loc["C8"]["n_seeds"]) == (100, claims.HOLDS, 3)
-    once = fk_resnet.judged(frame, (299, 300, 3)).set_index("claim").loc["C8"]
+    falls(299, 300, 3)
+    once = judged(frame).set_index("claim").loc["C8"]
     assert (once["ours"], once["verdict"]) == (pytest.approx(99.6667, abs=1e-4), claims.FAILS)
     assert rows["where"].str.startswith("01_fk_resnet, ").all()
 
@@ -502,7 +524,7 @@ def test_at_least_twice_the_share_is_held_against_twice(ratio, verdict, frame):
     values = 0.2 * (1 + 0.01 * frame["seed"]) * (frame["net"] == "ResNet20") + 0.2 * ratio * (
         frame["net"] == "En5ResNet20")
     some = frame.assign(value=frame["value"].where(frame["metric"] != "channel_sparsity", values))
-    assert fk_resnet.judged(some, FALLS).set_index("claim").loc["C3.ratio", "verdict"] == verdict
+    assert judged(some).set_index("claim").loc["C3.ratio", "verdict"] == verdict
 
 
 def test_noise_is_compared_with_none_in_the_same_networks(frame, rows):
@@ -513,10 +535,10 @@ def test_noise_is_compared_with_none_in_the_same_networks(frame, rows):
     assert (row["n_seeds"], row["images"], row["verdict"]) == (3, 100, claims.HOLDS)
     assert row["unit"] == "log10 of the ratio" and pandas.isna(row["reported"])  # the companion's
     swap = {"stability level 0.1": "stability level 0", "stability level 0": "stability level 0.1"}
-    other = fk_resnet.judged(frame.assign(metric=frame["metric"].replace(swap)), FALLS).set_index("claim").loc["C9"]
+    other = judged(frame.assign(metric=frame["metric"].replace(swap))).set_index("claim").loc["C9"]
     assert (other["ours"], other["verdict"]) == (pytest.approx(-row["ours"]), claims.FAILS)
     old = frame[~frame["metric"].str.startswith("stability level")]  # of a result that kept no values of images
-    old = fk_resnet.judged(old, FALLS).set_index("claim").loc["C9"]
+    old = judged(old).set_index("claim").loc["C9"]
     assert (old["verdict"], old["why"], old["n_seeds"]) == (claims.UNTESTED, estimates.NO_ANSWERS, 0)
 
 
@@ -526,16 +548,16 @@ def test_an_output_that_does_not_move_is_not_compared(clean, why, frame):
     still = (frame["net"] == "En2ResNet20") & (frame["method"] == "dense") & (frame["seed"] == 0)
     values = frame["value"].mask(still & frame["metric"].str.startswith("stability"), 0.0)
     some = frame.assign(value=values.mask(still & (frame["metric"] == "clean"), clean))
-    row = fk_resnet.judged(some, FALLS).set_index("claim").loc["C9"]
+    row = judged(some).set_index("claim").loc["C9"]
     assert (row["verdict"], row["why"]) == (claims.UNTESTED, why)
 
 
 @every_scale
 def test_the_noise_of_training_is_among_the_levels_of_stability(scale):
-    for row in fk_resnet.experiment(scale).grid:
-        if "stability" in row["also"]:
-            assert {0, row["run"].model.noise} <= set(row["also"]["stability"].levels)
-            assert row["run"].model.noise == fk_resnet.TRAINING_NOISE
+    for row in runs.experiment(scale).grid:
+        if "stability" in row["measurements"]:
+            assert {0, row["run"].model.noise} <= set(row["measurements"]["stability"].levels)
+            assert row["run"].model.noise == comparisons.TRAINING_NOISE
 
 
 def test_every_line_of_the_ledger_has_its_comparison(rows):
@@ -550,35 +572,54 @@ def test_a_collapsed_network_is_not_judged(frame, rows):
     fallen = ((frame["metric"] == "clean") & (frame["net"] == "En2ResNet20") & (frame["method"] == "dense")
               & (frame["seed"] == 1))
     assert fallen.sum() == 1
-    found = fk_resnet.judged(frame.assign(value=frame["value"].where(~fallen, 0.12)), FALLS).set_index("claim")
+    found = judged(frame.assign(value=frame["value"].where(~fallen, 0.12))).set_index("claim")
     its = found.index.str.match(r"C9|C10\.2")
     assert its.sum() == 5 and (found[its]["verdict"] == claims.UNTESTED).all()
     assert (found[its]["why"] == "a network has collapsed (clean 12 %)").all()
     assert found[~its]["verdict"].equals(rows[~its]["verdict"])
 
 
-def test_one_seed_is_not_tested(frame):
-    found = fk_resnet.judged(frame[frame["seed"] == 1], (300, 300, 1))
+def test_one_seed_is_not_tested(frame, falls):
+    falls(300, 300, 1)
+    found = judged(frame[frame["seed"] == 1])
     assert (found["verdict"] == claims.UNTESTED).all()
     assert (found["why"] == estimates.ONE_SEED).all() and (found["n_seeds"] == 1).all()
     assert found["ours"].notna().all() and found.set_index("claim").loc["C8", "ours"] == 100
 
 
-def test_two_seeds_are_too_few(frame):
-    found = fk_resnet.judged(frame[frame["seed"] < 2], (300, 300, 2))
+def test_two_seeds_are_too_few(frame, falls):
+    falls(300, 300, 2)
+    found = judged(frame[frame["seed"] < 2])
     assert (found["verdict"] == claims.UNTESTED).all() and (found["n_seeds"] == 2).all()
     assert found["ours"].notna().all()
 
 
 def test_what_was_not_run_is_said_so(frame):
     some = frame[frame["net"] == "ResNet20"]
-    found = fk_resnet.judged(some, FALLS).set_index("claim")
+    found = judged(some).set_index("claim")
     missing = found.loc[["C2a.1", "C4.1.A1", "C10.5.A1", "C9"]]
     assert (missing["verdict"] == claims.UNTESTED).all() and (missing["why"] == estimates.NOT_RUN).all()
     assert found.loc["C5a"]["n_seeds"] == 3
 
 
+def test_steps_downhill_are_counted_over_the_seeds(monkeypatch):
+    lagrangians = {0: [3.0, 2.0, 1.0], 1: [3.0, 2.0, 2.5], 2: [3.0, 1.0, 0.5]}
+    monkeypatch.setattr(theorem, "path", lambda seed: pandas.DataFrame({"lagrangian": lagrangians[seed]}))
+    assert REAL_FALLS.__wrapped__() == (5, 6, 3)
+
+
+def test_a_path_of_the_theorem_is_told_with_its_settings():
+    short = {"steps": 3, "images": 20, "lr": 0.3}
+    shown = theorem.table({"usual": short | {"lr": 0.01}, "far": short}).T
+    followed = theorem.path(**short)
+    assert shown["usual"]["learning rate"] == "0.01" and shown["far"]["learning rate"] == "0.3"
+    assert shown["far"]["Lagrangian, last"] == f"{followed['lagrangian'].iloc[-1]:.3g}"
+    assert shown["far"]["longest allowed"] == f"{followed['longest_lr'].min():.3g}"
+    assert shown["usual"]["steps uphill"] == "0 of 2" and shown["usual"]["Lagrangian, first"] == (
+        shown["far"]["Lagrangian, first"])
+
+
 def test_user_mistakes_are_one_line(refusal):
-    assert "did you mean 'laptop'" in refusal(fk_resnet.experiment, "labtop")
+    assert "did you mean 'laptop'" in refusal(runs.experiment, "labtop")
     for seeds in ([], [0, 0], [-1], "0", [True]):
-        assert "seeds should be" in refusal(fk_resnet.experiment, "quick", seeds)
+        assert "seeds should be" in refusal(runs.experiment, "quick", seeds)

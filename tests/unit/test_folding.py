@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from scaffolding import built, lively
 from sparserobust.analysis.conditioning import (
     Conditioning,
     condition,
@@ -49,23 +50,9 @@ MODELS = {"preact": PREACT, "ensemble": ENSEMBLE, "wide": WIDE, "resnet": SMALL,
           "vgg16": VGG16(width=4, gated=True), "vgg_like": VGGLike(width=2)}
 
 
-def shake(model: nn.Module) -> nn.Module:
-    """The network in eval mode, with norms that are not those of a fresh one."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            if module.affine:
-                nn.init.normal_(module.weight)
-                nn.init.normal_(module.bias)
-    return model.eval()
-
-
 def shaken(settings, seed: int = 0) -> nn.Module:
     """A network in float64 without noise; its norms and gates are not those of a fresh one."""
-    torch.manual_seed(seed)
-    model = shake(settings.build(SHAPE, 10)).double()
+    model = lively(built(settings, seed=seed), both_signs=True).double().eval()
     for module in model.modules():
         if isinstance(module, Noise | WeightNoise):
             module.level = 0.0
@@ -214,7 +201,7 @@ class Chain(nn.Module):
 def test_folded_weights_make_a_network_of_fused_layers_that_read_what_is_divided_by_gamma():
     """It has the same logits."""
     torch.manual_seed(0)
-    model = shake(Chain()).double()
+    model = lively(Chain(), both_signs=True).eval().double()
     folded = folded_weights(model)
     between = [lambda x: functional.max_pool2d(x.relu(), 2), torch.relu, functional.leaky_relu,
                torch.relu]
@@ -258,7 +245,7 @@ def read(weight, norm):
 def test_pre_activation_networks(settings):
     """Nothing is folded across a sum: not into the stem, unless the first block has a shortcut and
     adds nothing to it, nor into what ends a block."""
-    model = shake(settings.build(SHAPE, 10)).double()
+    model = lively(settings.build(SHAPE, 10), both_signs=True).eval().double()
     folded, acting = folded_weights(model), effective_weights(model)
     members = [f"members.{m}." for m in range(len(getattr(model, "members", ())))] or [""]
     for member in members:
@@ -281,7 +268,7 @@ def test_pre_activation_networks(settings):
 @pytest.mark.parametrize("settings", [SMALL, RESNET18, Winners(model=RESNET18, share=0.3)])
 def test_networks_that_add_in_front_of_the_activation(settings):
     """K-winners stop factors: which units win depends on them."""
-    model = shake(settings.build(SHAPE, 10)).double()
+    model = lively(settings.build(SHAPE, 10), both_signs=True).eval().double()
     folded, passes = folded_weights(model), not isinstance(settings, Winners)
     assert torch.allclose(folded["stem"], fused(model.stem.weight, model.norm))
     assert torch.equal(folded["linear"], model.linear.weight)
@@ -297,7 +284,7 @@ def test_networks_that_add_in_front_of_the_activation(settings):
 
 
 def test_a_compact_network_has_what_is_left_of_the_folded_weights():
-    model = shake(PREACT.build(SHAPE, 10))
+    model = lively(PREACT.build(SHAPE, 10), both_signs=True).eval()
     block, name = model.members[0].blocks[0], "members.0.blocks.0.conv"
     with torch.no_grad():
         block.conv1.weight[:, 1] = 0
@@ -319,7 +306,7 @@ class Net(nn.Module):
         self.conv2, self.call = nn.Conv2d(4, 4, 1), call
         for name, module in more.items():
             setattr(self, name, module)
-        shake(self)
+        lively(self, both_signs=True).eval()
 
     def forward(self, x):
         return self.call(self, x)

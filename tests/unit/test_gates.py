@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from scaffolding import assert_same_training, built, interrupted, lively
 from sparserobust import sparsity, training
 from sparserobust.analysis import LayerNorms, lipschitz, macs
 from sparserobust.attacks import FGSM, PGD, predicted
@@ -41,20 +42,6 @@ def many(log_alpha: float, count: int = 40_000) -> GatedConv2d:
     result = GatedConv2d(1, count, 1)
     nn.init.constant_(result.log_alpha, log_alpha)
     return result
-
-
-def lively(settings, seed: int = 0, shape=SHAPE) -> nn.Module:
-    """In eval mode; norms do something, gates differ, some are shut."""
-    torch.manual_seed(seed)
-    net = settings.build(shape, 10).eval()
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            for t in (m.weight, m.bias, m.running_mean, m.running_var):
-                assert t is not None
-                t.data.uniform_(0.5, 1.5)
-        elif isinstance(m, GatedConv2d):
-            m.log_alpha.data.uniform_(-3.0, 3.0)
-    return net
 
 
 def without_gates(settings, net) -> nn.Module:
@@ -247,7 +234,7 @@ def test_weights_of_vgg_are_drawn_layer_by_layer():
 
 @every_network
 def test_in_eval_mode_it_is_the_network_with_the_gates_multiplied_in(settings):
-    net, x = lively(settings).double(), torch.rand(5, *SHAPE).double()
+    net, x = lively(built(settings)).eval().double(), torch.rand(5, *SHAPE).double()
     expected = without_gates(settings, net).double()(x)
     assert torch.allclose(net(x), expected, rtol=1e-6)
     assert (expected.std(0) > 0).all()
@@ -259,7 +246,7 @@ def test_in_eval_mode_it_is_the_network_with_the_gates_multiplied_in(settings):
 @every_network
 def test_noise_is_what_others_have(settings):
     """Random in training mode and silent in eval mode: attacks need not average."""
-    net, x = lively(settings), torch.rand(3, *SHAPE)
+    net, x = lively(built(settings)).eval(), torch.rand(3, *SHAPE)
     for mode in (True, False):
         net.train(mode)
         assert not is_noisy(net) and not one_draw_a_pass(net)
@@ -275,7 +262,7 @@ ATTACKERS = {"pgd": Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=2,
 @pytest.mark.parametrize("objective", ATTACKERS.values(), ids=ATTACKERS)
 @every_network
 def test_training_attacks_the_deterministic_network_and_learns_on_samples(settings, objective):
-    net, images, labels = lively(settings).train(), torch.rand(4, *SHAPE), torch.arange(4)
+    net, images, labels = lively(built(settings)).train(), torch.rand(4, *SHAPE), torch.arange(4)
     seen = []
     for gates in gated(net).values():
         gates.register_forward_hook(lambda m, inputs, output: seen.append((m.training, torch.is_grad_enabled())))
@@ -288,7 +275,7 @@ def test_training_attacks_the_deterministic_network_and_learns_on_samples(settin
 
 @every_network
 def test_an_attack_does_not_depend_on_mode_or_dice(settings):
-    net, images, labels = lively(settings), torch.rand(6, *SHAPE), torch.arange(6)
+    net, images, labels = lively(built(settings)).eval(), torch.rand(6, *SHAPE), torch.arange(6)
     attack, found = ATTACKERS["pgd"].attack, []
     for mode in (False, True, True):
         torch.manual_seed(len(found))
@@ -304,35 +291,21 @@ def test_an_attack_does_not_depend_on_mode_or_dice(settings):
                          ids=lambda s: s.kind)
 @every_network
 def test_sparsifiers_prune_weights_and_leave_gates(settings, sparsifier):
-    net = lively(settings)
+    net = lively(built(settings)).eval()
     before = {name: gates.log_alpha.detach().clone() for name, gates in gated(net).items()}
     sparsifier.start(net)
     assert sparsity.sparsity(net) >= sparsifier.sparsity - 0.01
     assert all(torch.equal(gates.log_alpha, before[name]) for name, gates in gated(net).items())
 
 
-class Interrupt(Exception):
-    pass
-
-
 @every_network
 def test_an_interrupted_training_equals_an_undisturbed_one(settings, tiny_run, digits, tmp_path):
     run = tiny_run(model=settings, epochs=2, averaging=0.9, objective=ATTACKERS["fgsm"])
-
-    def report(done):
-        if done >= 1:
-            raise Interrupt
-
-    undisturbed = training.train(run, digits)
-    with pytest.raises(Interrupt):
-        training.train(run, digits, checkpoint=tmp_path / "checkpoint", report=report)
-    torch.manual_seed(99)  # the global dice do not matter
-    resumed = training.train(run, digits, checkpoint=tmp_path / "checkpoint")
-    assert resumed.history == undisturbed.history and len(resumed.history) == 2
-    a, b = resumed.model.state_dict(), undisturbed.model.state_dict()
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    fresh = training.build(run, digits).state_dict()
-    assert all((a[name] != fresh[name]).any() for name in a if name.endswith("log_alpha"))
+    resumed = interrupted(run, digits, tmp_path / "checkpoint", [1])
+    assert_same_training(resumed, training.train(run, digits))
+    assert len(resumed.history) == 2
+    after, fresh = resumed.model.state_dict(), training.build(run, digits).state_dict()
+    assert all((after[name] != fresh[name]).any() for name in after if name.endswith("log_alpha"))
 
 
 # --- analysis
@@ -341,7 +314,7 @@ def test_an_interrupted_training_equals_an_undisturbed_one(settings, tiny_run, d
 @pytest.mark.parametrize("norm", lipschitz.NORMS)
 @every_network
 def test_bounds_are_those_of_the_network_with_the_gates_multiplied_in(settings, norm):
-    net = lively(settings).train()
+    net = lively(built(settings)).train()
     plain = without_gates(settings, net)
     bound = lipschitz.margin_bound(net, SHAPE, norm)
     assert torch.allclose(bound, lipschitz.margin_bound(plain, SHAPE, norm), rtol=1e-5, atol=0)
@@ -355,7 +328,7 @@ def test_bounds_are_those_of_the_network_with_the_gates_multiplied_in(settings, 
 
 @every_network
 def test_measurements_of_layers(settings):
-    net = lively(settings)
+    net = lively(built(settings)).eval()
     images = Split(torch.rand(2, *SHAPE), torch.tensor([0, 1]))
     data = Splits(images, images, images, tuple(map(str, range(10))))
     plain = without_gates(settings, net)

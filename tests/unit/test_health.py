@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from scaffolding import seeded, splits_of
 from sparserobust import imagewise, training
 from sparserobust.analysis import Health, best_minus_last, health, symptoms
 from sparserobust.analysis.health import pgd_path
 from sparserobust.attacks import FGSM, PGD, predicted
 from sparserobust.config import Measurement
-from sparserobust.data import Split, Splits
 from sparserobust.models import Linear, PreActResNet
 from sparserobust.models.noise import Noise
 from sparserobust.objectives import Adversarial
@@ -26,12 +26,6 @@ from sparserobust.seeding import stream
 SHAPE, EPSILON = (1, 4, 4), 0.1
 MEASURE = Health(epsilon=EPSILON, images=60, steps=(1, 3, 8, 12), queries=60)
 FAR = replace(MEASURE, epsilon=0.2)  # where Square fools most images, too
-
-
-def splits(images, labels, classes: int = 2) -> Splits:
-    """Data whose test images these are; the others are black."""
-    black = Split(torch.zeros_like(images), labels)
-    return Splits(black, black, Split(images, labels), tuple("abcdefghij"[:classes]))
 
 
 class Around(nn.Module):
@@ -94,7 +88,7 @@ def test_on_a_linear_network_pgd_and_fgsm_are_the_exact_worst_case(batch, monkey
     model[1].bias.data = -0.5 * model[1].weight.data.sum(1)  # no class leads at the mean image
     labels = predicted(model, images)
     labels[::5] = 1 - labels[::5]
-    result = Health(epsilon=0.01, images=None)(model, splits(images, labels))
+    result = Health(epsilon=0.01, images=None)(model, splits_of(images, labels, classes=2))
     normal = (model[1].weight[0] - model[1].weight[1]).detach().double()
     gap = images.flatten(1).double() @ normal + (model[1].bias[0] - model[1].bias[1]).double()
     gap = (gap * (1 - 2 * labels)).detach()
@@ -158,8 +152,7 @@ def test_the_loss_of_a_noisy_network_is_a_mean_over_draws(monkeypatch):
     def scatter(draws):
         monkeypatch.setattr(health, "DRAWS", draws)
         images, labels = torch.rand(1, *SHAPE), torch.zeros(1).long()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with seeded():
             return pgd_path(Dice(), images, labels, EPSILON, range(1, 80))[0].std()
 
     assert scatter(9) == pytest.approx(scatter(1) / 3, rel=0.25)
@@ -217,7 +210,7 @@ class Dip(nn.Module):
 
 
 def test_catastrophic_overfitting_is_flagged():
-    result = MEASURE(Dip(), splits(torch.full((60, *SHAPE), 0.5), torch.zeros(60).long()))
+    result = MEASURE(Dip(), splits_of(torch.full((60, *SHAPE), 0.5), torch.zeros(60).long(), classes=2))
     parts = result["parts"]
     assert (parts["fgsm"], parts["pgd"], parts["square"], result["value"]) == (1, 0, 1, 0)
     assert symptoms(parts) == ["catastrophic overfitting"]
@@ -282,9 +275,9 @@ def constant(bias: list[float]):
                                                   ([math.nan, 0.0], None, None)],
                          ids=["right", "wrong", "not a number"])
 def test_a_constant_network(bias, value, blocked):
-    data = splits(torch.rand(6, *SHAPE), torch.ones(6).long())
+    data = splits_of(torch.rand(6, *SHAPE), torch.ones(6).long(), classes=2)
     if math.isnan(bias[0]):
-        data = splits(torch.rand(6, *SHAPE), torch.zeros(6).long())  # argmax takes nan for highest
+        data = splits_of(torch.rand(6, *SHAPE), torch.zeros(6).long(), classes=2)  # argmax takes nan for highest
     result = MEASURE(constant(bias), data)
     parts = result["parts"]
     assert (result["value"], parts["zero_gradient"]) == (value, blocked)
@@ -303,7 +296,7 @@ def test_a_gradient_that_is_not_finite_is_counted_and_moves_nothing():
             return torch.stack([1 - 0 * flat, flat], 1)
 
     images = torch.full((4, *SHAPE), 0.25)
-    parts = MEASURE(Root(), splits(images, torch.zeros(4).long()))["parts"]
+    parts = MEASURE(Root(), splits_of(images, torch.zeros(4).long(), classes=2))["parts"]
     assert parts["zero_gradient"] == parts["fgsm"] == parts["pgd"] == 1
 
 
@@ -336,7 +329,7 @@ def test_the_cost_is_what_is_asked_of_the_network():
             passes.append(1 if x.requires_grad else 1 / 3)
             return torch.tensor([[1.0, 0.0]]).expand(len(x), 2) + 0 * x.sum()  # never fooled
 
-    data = splits(torch.rand(60, *SHAPE), torch.zeros(60).long())
+    data = splits_of(torch.rand(60, *SHAPE), torch.zeros(60).long(), classes=2)
     for measure in (MEASURE, Health(epsilon=EPSILON, images=60), replace(MEASURE, queries=2)):
         passes.clear()
         measure(Counted(), data)

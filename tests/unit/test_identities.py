@@ -1,12 +1,9 @@
 """No run and no measurement changes its identity unnoticed: published records are found by it."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1]))
 import golden_identities as golden
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
+from scaffolding import built, lively
 from sparserobust.analysis import lipschitz
 from sparserobust.attacks import PGD, CarliniWagnerL2, DeepFool, l2_norm, predicted, random_in_ball
 from sparserobust.models import (
@@ -33,19 +34,12 @@ SHAPE = (1, 8, 8)
 
 def shaken(settings, seed: int = 0) -> nn.Module:
     """A network whose weights, norms and statistics are not those of a fresh one."""
-    torch.manual_seed(seed)
-    return shake(settings.build(SHAPE, 10))
+    return shake(built(settings, seed=seed))
 
 
 def shake(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 0.0, 1.0)
-            nn.init.normal_(module.bias)
-            assert module.running_mean is not None and module.running_var is not None
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-        elif isinstance(module, nn.Linear):
+    for module in lively(model, both_signs=True).modules():
+        if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
     return model.eval()
 

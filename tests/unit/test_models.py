@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from scaffolding import lively, seeded
 from sparserobust import training
 from sparserobust.config import Inheritance, Model
 from sparserobust.inheritance import inherit
@@ -28,14 +29,6 @@ pytestmark = pytest.mark.usefixtures("chance")
 
 def built(image_shape=(3, 32, 32), **settings):
     return PreActResNet(**settings).build(image_shape, 10)
-
-
-def lively(model):
-    """Batch norms that do something: random scales, shifts and running statistics."""
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        if "norm" in name and t.is_floating_point():
-            t.data = torch.rand_like(t) + 0.5
-    return model
 
 
 # --- counts
@@ -275,8 +268,7 @@ def test_gradient_of_noise():
 
 def noisy(x, level, seed=3):
     """The layer with its draws fixed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return Noise(level)(x)
 
 

@@ -1,6 +1,7 @@
 """The mistakes of `tests/mutants.py` can still be made; whether they are noticed takes that script minutes."""
 
 import pytest
+
 from mutants import MUTANTS, PROJECT
 
 

@@ -6,18 +6,17 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
+from scaffolding import experiment_of
 from sparserobust import Accuracy, Store, cli, notebook_runner, paths, studies
 from sparserobust.analysis import WeightSparsity
 from sparserobust.errors import UserError
 from sparserobust.reporting import artifacts, claims
 from sparserobust.running import scales
-from sparserobust.running.experiment import Experiment
-from sparserobust.running.progress import Progress
 
 
 def test_every_notebook_of_a_paper_has_its_module():
     of_papers = [name.split("_", 1)[1] for name in notebook_runner.names()]
-    assert sorted(studies.modules()) == sorted(of_papers) == sorted(m.PAPER for m in studies.modules().values())
+    assert sorted(studies.modules()) == sorted(of_papers)
 
 
 @pytest.mark.slow
@@ -25,9 +24,8 @@ def test_all_that_papers_measure_is_computed_in_one_sweep(tmp_path, monkeypatch,
     runs = [tiny_run(seed=seed) for seed in (0, 1)]
 
     def paper(run, **also):
-        grid = [{"net": "n", "run": run, "also": also}]
-        return SimpleNamespace(experiment=lambda scale: Experiment(
-            scale, [0, 1, 2], grid, {"sparsity": WeightSparsity()}, {}))
+        grid = [{"net": "n", "run": run, "measurements": {"sparsity": WeightSparsity()} | also}]
+        return SimpleNamespace(experiment=lambda scale: experiment_of(grid, scale))
 
     found = {"one": paper(runs[0], clean=Accuracy()), "two": paper(runs[1]), "three": paper(tiny_run(seed=2))}
     monkeypatch.setattr(studies, "modules", lambda: found)
@@ -100,17 +98,6 @@ def test_a_notebook_that_dies_without_a_word_is_named(executed, monkeypatch):
                         lambda words, **_: subprocess.CompletedProcess(words, -9, stderr=""))
     with pytest.raises(UserError, match=r"^01_a: its process died \(exit code -9\)$"):
         notebook_runner.reproduce(["01_a"], "quick")
-
-
-def test_a_log_gets_a_line_now_and_then(monkeypatch, capfd):
-    now = [100.0]
-    monkeypatch.setattr("sparserobust.running.progress.time.monotonic", lambda: now[0])
-    monkeypatch.delenv("SPARSEROBUST_PROGRESS", raising=False)
-    progress = Progress()
-    for now[0], line in ((100.0, "one"), (101.0, "two"), (114.9, "three"), (115.1, "four"), (115.2, "five")):
-        progress.show(line)
-    progress.close("last")
-    assert capfd.readouterr().err.splitlines() == ["one", "four", "last"]
 
 
 # ----------------------------------------------------------------------------------------------------- the ledger

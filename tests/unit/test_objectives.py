@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, linear, one_hot
 
+from scaffolding import generator, seeded
 from sparserobust import training
 from sparserobust.attacks import PGD, under_attack
 from sparserobust.config import Attack, Objective
@@ -45,10 +46,6 @@ def model(net):
 @pytest.fixture(scope="module")
 def batch(digits):
     return digits.test.images[:32], digits.test.labels[:32]
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def tracked(model) -> set[int]:
@@ -289,8 +286,7 @@ def test_a_sure_network_trains_on_with_trades(tiny_run, digits):
 @pytest.mark.parametrize("objective", [Natural(), Adversarial(attack=ATTACK, clean_weight=0.3), TRADE], ids=str)
 def test_gradient_is_that_of_the_total_with_the_attack_held_fixed(objective):
     """Along random directions of the weights of a smooth network, by central differences."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
         images, labels = torch.rand(5, 1, 2, 2).double(), torch.randint(3, (5,))
         directions = [[torch.randn_like(p) for p in model.parameters()] for _ in range(3)]
@@ -311,8 +307,7 @@ def test_gradient_is_that_of_the_total_with_the_attack_held_fixed(objective):
 
 @pytest.fixture
 def lenet():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         return LeNet300100().build((1, 8, 8), 10)
 
 
@@ -386,8 +381,7 @@ def test_winners_are_penalised_too(batch):
 
 @pytest.mark.parametrize("inner", [Natural(), Adversarial(attack=FGSM_RS, clean_weight=0.5)], ids=["natural", "half"])
 def test_gradient_with_sparse_activations_against_finite_differences(inner):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
         images, labels = torch.rand(5, 1, 2, 2).double(), torch.randint(3, (5,))
     model, objective = model.double(), SparseActivations(objective=inner, lam=5.0)

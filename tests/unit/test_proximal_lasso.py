@@ -8,9 +8,9 @@ from sklearn.linear_model import Lasso as ReferenceLasso
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from scaffolding import batches
 from sparserobust import sparsity, training
 from sparserobust.config import Sparsifier
-from sparserobust.seeding import stream
 from sparserobust.sparsifiers import Lasso, ProximalLasso
 
 IMAGES, PIXELS, OUTPUTS = 120, 24, 3
@@ -102,11 +102,10 @@ def test_training_by_hand(momentum, tiny_run, digits):
     optimiser = torch.optim.SGD(model.parameters(), 1.0, momentum, weight_decay=recipe.weight_decay,
                                 nesterov=momentum > 0)
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(digits.train), generator=stream(run.seed, "order", epoch))
-        for index in order.split(recipe.batch_size):
+        for images, labels in batches(run, digits, epoch):
             lr = optimiser.param_groups[0]["lr"] = float(np.interp(steps / 12, [0, 0.4, 1], [0, 0.1, 0]))
             optimiser.zero_grad()
-            cross_entropy(model(digits.train.images[index]), digits.train.labels[index]).backward()
+            cross_entropy(model(images), labels).backward()
             optimiser.step()
             for p in model.parameters():
                 if p.dim() > 1:

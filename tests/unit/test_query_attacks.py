@@ -11,6 +11,7 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import nn
 
+from scaffolding import correct, generator, seeded, with_noise
 from sparserobust.attacks import PGD, CarliniWagnerL2, l2_norm, margin, per_image
 from sparserobust.config import Attack
 from sparserobust.models import NoisyWeights, PreActResNet
@@ -41,9 +42,7 @@ def few(batch):
 @pytest.fixture(scope="module")
 def noisy(net):
     """The trained weights with noise on the activations."""
-    model = PreActResNet(depth=8, width=8, noise=0.1).build((1, 8, 8), 10)
-    model.load_state_dict(net.state_dict())
-    return model.eval()
+    return with_noise(net, 0.1)
 
 
 def linear(classes: int, count: int = 8, shape: tuple = (1, 6, 6)):
@@ -54,15 +53,6 @@ def linear(classes: int, count: int = 8, shape: tuple = (1, 6, 6)):
     layer.weight.data, layer.bias.data = weights, -0.5 * weights.sum(1)
     model = nn.Sequential(nn.Flatten(), layer)
     return model, weights, images, model(images).argmax(1)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def correct(model, images, labels) -> int:
-    with torch.no_grad():
-        return int((model(images).argmax(1) == labels).sum())
 
 
 def queried(model):
@@ -347,8 +337,7 @@ def test_every_query_meets_fresh_noise(few, attack):
 
 def test_noisy_networks_are_attacked(noisy, batch):
     images, labels = batch[0][:30], batch[1][:30]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         assert correct(noisy, Square(epsilon=0.3, queries=60)(noisy, images, labels, generator()), labels) < 20
         attacked = QUICK(noisy, images[:6], labels[:6], generator())  # its differences are all noise
         assert torch.isfinite(attacked).all() and attacked.min() >= 0 and attacked.max() <= 1

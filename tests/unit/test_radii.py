@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from scaffolding import splits_of
 from sparserobust.analysis import LayerNorms, Margins, RadiusOrder, lipschitz, radii
 from sparserobust.analysis.linear import exact_radii
 from sparserobust.attacks import CarliniWagnerL2, DeepFool, l2_norm, predicted
 from sparserobust.config import Measurement
-from sparserobust.data import Split, Splits
 from sparserobust.errors import UserError
 from sparserobust.imagewise import unpack
 from sparserobust.models import Linear, PreActResNet, noise_off
@@ -20,12 +20,6 @@ from sparserobust.models.lenet import Sequence
 SHAPE = (1, 4, 4)
 CW = CarliniWagnerL2(steps=40, search_steps=3, lr=0.2, constant=0.3)
 ORDER = RadiusOrder(images=12, batches=1, samples=32, cw=CW)  # from one batch no law is fitted, which takes long
-
-
-def splits(images, labels) -> Splits:
-    """Data whose test images these are; the others are black."""
-    black = Split(torch.zeros_like(images), labels)
-    return Splits(black, black, Split(images, labels), tuple("abcde"))
 
 
 @pytest.fixture
@@ -37,7 +31,7 @@ def linear():
     model[1].bias.data = -0.5 * model[1].weight.data.sum(1)  # so that no class leads at the mean image
     labels = model(images).argmax(1)
     labels[::5] = (labels[::5] + 1) % 5
-    return model, splits(images, labels)
+    return model, splits_of(images, labels)
 
 
 def mlp(seed: int, share: float = 0.0):
@@ -47,7 +41,7 @@ def mlp(seed: int, share: float = 0.0):
     for p in model.parameters():
         p.data = (2 * p.data + 0.2 * torch.randn_like(p)) * (torch.rand_like(p) >= share)
     images = torch.rand(20, *SHAPE)
-    return model, splits(images, predicted(model, images))
+    return model, splits_of(images, predicted(model, images))
 
 
 # ----------------------------------------------------------------------------------------------------- margins
@@ -88,7 +82,7 @@ def test_all_is_exact_on_a_linear_network(linear, norm, dual):
 def test_a_constant_network_has_margins_but_no_ratio():
     model = Linear().build(SHAPE, 5).eval()
     model[1].bias.data = torch.tensor([0.0, 3.0, 1.0, 0.0, 0.0])
-    data = splits(torch.rand(6, *SHAPE), torch.tensor([1, 1, 1, 1, 0, 2]))
+    data = splits_of(torch.rand(6, *SHAPE), torch.tensor([1, 1, 1, 1, 0, 2]))
     result = Margins(images=6, samples=2)(model, data)
     assert (result["value"], result["total"]) == (2.0, 4)
     assert result["parts"]["slope"] == result["parts"]["bound"] == 0 and result["parts"]["ratio"] is None
@@ -112,7 +106,7 @@ def test_images_without_slope_count_in_the_slope_but_not_in_the_ratio():
     a third is misclassified: its ratio is zero."""
     images = torch.zeros(3, *SHAPE)
     images[1, 0, 0, 0] = 1.5
-    data = splits(images, torch.tensor([0, 1, 1]))
+    data = splits_of(images, torch.tensor([0, 1, 1]))
     result = Margins(images=3, radius=0.3, samples=4)(step(2.0, 0.9), data)
     margins = [1, 5 * 2 * 0.6 - 1]
     assert (result["value"], result["total"]) == (pytest.approx(sum(margins) / 2), 2)
@@ -131,7 +125,7 @@ def test_the_slope_is_the_largest_in_the_ball(radius, slope):
     """Half a step before the kink: the ball reaches it, or it does not."""
     images = torch.full((1, *SHAPE), 0.85)
     measure = Margins(images=1, norm="linf", radius=radius, samples=40)
-    assert measure(step(2.0, 0.9), splits(images, torch.tensor([0])))["parts"]["slope"] == pytest.approx(slope)
+    assert measure(step(2.0, 0.9), splits_of(images, torch.tensor([0])))["parts"]["slope"] == pytest.approx(slope)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -153,7 +147,7 @@ def test_margins_repeat_and_leave_the_network_alone():
 
 def test_without_a_correct_answer_there_is_no_margin(linear):
     model, data = linear
-    wrong = splits(data.test.images, (predicted(model, data.test.images) + 1) % 5)
+    wrong = splits_of(data.test.images, (predicted(model, data.test.images) + 1) % 5)
     with pytest.raises(RuntimeError, match="none of 7 images"):
         Margins(images=7)(model, wrong)
 
@@ -267,7 +261,7 @@ def test_only_correct_answers_are_ordered(linear, refusal):
 
 def test_layer_norms_of_linear_layers():
     """The first has a row twice and a column of zeros, so that its rank is three of four."""
-    model, data = Sequence(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), splits(
+    model, data = Sequence(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), splits_of(
         torch.rand(3, *SHAPE), torch.zeros(3).long())
     torch.manual_seed(0)
     nn.init.normal_(model[1].weight)
@@ -293,7 +287,7 @@ def test_the_rank_of_a_convolution_is_that_of_its_matrix_and_its_norm_that_of_th
     torch.manual_seed(0)
     model = Sequence(nn.Conv2d(1, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(45, 3)).eval()
     model[0].weight.data[:, :, 1] = 0  # two of the four weights of each kernel are left
-    result = LayerNorms()(model, splits(torch.rand(2, *SHAPE), torch.zeros(2).long()))
+    result = LayerNorms()(model, splits_of(torch.rand(2, *SHAPE), torch.zeros(2).long()))
     w = model[0].weight.detach().double()
     values = torch.linalg.svdvals(w.flatten(1))
     assert result["layers"]["0"]["rank"] == 2 / 4
@@ -308,7 +302,7 @@ def test_the_rank_of_a_convolution_is_that_of_its_matrix_and_its_norm_that_of_th
 def test_a_layer_without_weights_has_no_condition():
     model = Sequence(nn.Flatten(), nn.Linear(16, 4), nn.Linear(4, 3)).eval()
     nn.init.zeros_(model[2].weight)
-    result = LayerNorms()(model, splits(torch.rand(2, *SHAPE), torch.zeros(2).long()))
+    result = LayerNorms()(model, splits_of(torch.rand(2, *SHAPE), torch.zeros(2).long()))
     assert result["layers"]["2"] == {"l2": 0, "frobenius": 0, "linf": 0, "rank": 0, "condition": None}
     assert result["value"] == 0 and result["layers"]["1"]["rank"] == 1
 
@@ -319,7 +313,7 @@ def test_a_noisy_network_is_measured_with_its_noise_off():
     images = torch.rand(20, *SHAPE)
     with noise_off(model):
         labels = model(images).argmax(1)
-        expected = Margins(images=20, samples=2)(model, splits(images, labels))["value"]
-    assert Margins(images=20, samples=2, noise=False)(model, splits(images, labels))["value"] == expected
+        expected = Margins(images=20, samples=2)(model, splits_of(images, labels))["value"]
+    assert Margins(images=20, samples=2, noise=False)(model, splits_of(images, labels))["value"] == expected
     with pytest.raises(UserError, match="noisy network"):
-        Margins(images=20, samples=2)(model, splits(images, labels))
+        Margins(images=20, samples=2)(model, splits_of(images, labels))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from scaffolding import built
 from sparserobust.analysis.lipschitz import NORMS
 from sparserobust.analysis.random_masks import RandomMasks
 from sparserobust.config import Measurement
@@ -19,11 +20,6 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
 
 def measured(model, image_shape, **settings) -> dict:
     return RandomMasks(**settings)(model.eval(), SimpleNamespace(image_shape=image_shape))
-
-
-def built(settings, image_shape, seed: int = 0):
-    torch.manual_seed(seed)
-    return settings.build(image_shape, 10)
 
 
 def norm_of(weight, norm: str) -> float:

@@ -5,7 +5,6 @@ import pandas
 import pytest
 import yaml
 
-from sparserobust.errors import UserError
 from sparserobust.reporting import reported
 
 PAPERS = ["fk_resnet", "iwi", "rsr", "sparsity_theory", "tscnc"]
@@ -38,14 +37,6 @@ def write(tmp_path, monkeypatch):
         (tmp_path / "x.yaml").write_text(yaml.safe_dump(data) if text is None else text)
 
     return write
-
-
-def refusal(call, *arguments, **more) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **more)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def all_claims():
@@ -137,7 +128,7 @@ def test_foreign_tables(paper, kind, tables):
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_foreign_tables_are_refused_as_the_papers(paper):
+def test_foreign_tables_are_refused_as_the_papers(paper, refusal):
     record = reported.load(paper)
     foreign = [table for table in record.tables.values() if table.kind != "reported"]
     assert foreign
@@ -200,7 +191,7 @@ def test_margins_are_in_the_unit_of_their_claim_and_have_a_reason():
 # --- asking
 
 
-def test_reported_row():
+def test_reported_row(refusal):
     record = reported.load("fk_resnet")
     assert record.reported_row("T1", net="ResNet20", beta=None)["A1"] == 76.07
     assert record.reported_row("T1", net="En2ResNet20", beta=0.1 + 1e-17, **{"lambda": 1e-6})["sparsity"] == 70.55
@@ -209,7 +200,7 @@ def test_reported_row():
     assert "no column gamma" in refusal(record.reported_row, "T1", gamma=1)
 
 
-def test_unknown_names_list_the_known_ones():
+def test_unknown_names_list_the_known_ones(refusal):
     message = refusal(reported.load, "resnet")
     assert "'resnet'" in message and all(paper in message for paper in PAPERS)
     record = reported.load("iwi")
@@ -218,7 +209,7 @@ def test_unknown_names_list_the_known_ones():
     assert "reported_table('T1')" in refusal(reported.load("fk_resnet").other_table, "T1")
 
 
-def test_how_to_add():
+def test_how_to_add(refusal):
     claim, table = reported.how_to_add("iwi", "C4"), reported.how_to_add("iwi", "T3")
     assert "data/reported/iwi.yaml" in claim and "`value`" in claim and "`rows`" not in claim
     assert "id: T3" in table and "`rows`" in table and "`source`" in table
@@ -267,7 +258,7 @@ def test_a_file_is_read_once(write):
     ({"direction": "no worse"}, ["claim C1", "no worse", "needs a margin"]),
     ({"vaule": 3}, ["claim C1", "vaule"]),
 ])  # fmt: skip
-def test_wrong_claim(write, change, words):
+def test_wrong_claim(write, change, words, refusal):
     write(claims=[CLAIM | change])
     message = refusal(reported.load, "x")
     assert all(word in message for word in ["x.yaml", *words])
@@ -283,7 +274,7 @@ def test_wrong_claim(write, change, words):
     ({"rows": None}, ["table T1"]),
     ({"rows": [1]}, ["table T1"]),
 ])  # fmt: skip
-def test_wrong_table(write, change, words):
+def test_wrong_table(write, change, words, refusal):
     write(tables=[TABLE | change])
     message = refusal(reported.load, "x")
     assert all(word in message for word in ["x.yaml", *words])
@@ -313,13 +304,13 @@ def test_a_margin_and_the_lines_of_a_ledger_are_read(write):
     ([LINE | {"id": 1}], ["line 1 of the ledger", "id", "texts"]),
     ([LINE | {"id": ["one"]}], ["line 1 of the ledger", "id", "texts"]),
 ])  # fmt: skip
-def test_wrong_ledger(write, lines, words):
+def test_wrong_ledger(write, lines, words, refusal):
     write(ledger=lines)
     message = refusal(reported.load, "x")
     assert all(word in message for word in ["x.yaml", *words]), message
 
 
-def test_ids_are_unique(write):
+def test_ids_are_unique(write, refusal):
     write(claims=[CLAIM, CLAIM])
     assert refusal(reported.load, "x") == "x.yaml, claim C1: id C1 is used twice"
     write(tables=[TABLE | {"id": "C1"}])
@@ -335,19 +326,19 @@ def test_ids_are_unique(write):
     ("citation: {title: [}\n", "line 1"),
     ("citation: {date: 2020-99-99}\n", "cannot be read"),
 ])  # fmt: skip
-def test_broken_file(write, text, word):
+def test_broken_file(write, text, word, refusal):
     write(text=text)
     message = refusal(reported.load, "x")
     assert "x.yaml" in message and word in message
 
 
-def test_missing_files(tmp_path, monkeypatch):
+def test_missing_files(tmp_path, monkeypatch, refusal):
     monkeypatch.setattr(reported, "FOLDER", tmp_path / "nowhere")
     assert reported.papers() == []
     assert "no YAML file" in refusal(reported.load, "iwi")
 
 
-def test_unreadable_file(tmp_path, monkeypatch):
+def test_unreadable_file(tmp_path, monkeypatch, refusal):
     monkeypatch.setattr(reported, "FOLDER", tmp_path)
     (tmp_path / "x.yaml").mkdir()
     assert "x.yaml cannot be read" in refusal(reported.load, "x")

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, resnet18
 from torchvision.models.vgg import make_layers
 
+from scaffolding import lively
 from sparserobust.config import Model
 from sparserobust.models import VGG16, PreActResNet, ResNet, ResNet18
 from sparserobust.models.normalise import Normalise
@@ -22,15 +23,6 @@ MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
 
 pytestmark = pytest.mark.usefixtures("chance")
-
-
-def lively(net):
-    """In double precision, with batch norms that do something: random scales, shifts and running statistics."""
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            for t in (m.weight, m.bias, m.running_mean, m.running_var):
-                t.data.uniform_(0.5, 1.5)
-    return net.double()
 
 
 def with_weights(reference, net):
@@ -107,7 +99,7 @@ class PaddedByHand(nn.Module):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("depth", [8, 20])
 def test_resnet_against_torchvision_blocks(depth, training):
-    net = lively(ResNet(depth=depth, width=4).build((2, 12, 12), 5)).train(training)
+    net = lively(ResNet(depth=depth, width=4).build((2, 12, 12), 5)).double().train(training)
     blocks = [BasicBlock(4, 4) for _ in range((depth - 2) // 6)]
     for c in (4, 8):
         blocks.append(BasicBlock(c, 2 * c, 2, PaddedByHand()))
@@ -121,7 +113,7 @@ def test_resnet_against_torchvision_blocks(depth, training):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_resnet18_against_torchvision(training):
-    net = lively(ResNet18().build((3, 16, 16), 10)).train(training)
+    net = lively(ResNet18().build((3, 16, 16), 10)).double().train(training)
     reference = resnet18(num_classes=10)
     reference.conv1, reference.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     with_weights(reference, net).train(training)
@@ -141,7 +133,7 @@ class PooledByHand(nn.Module):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("side", [64, 32, 28, 8])
 def test_vgg16_against_torchvision_layers(side, training):
-    net = lively(VGG16(width=4).build((2, side, side), 5)).train(training)
+    net = lively(VGG16(width=4).build((2, side, side), 5)).double().train(training)
     widths = [4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 32, 32, 32, "M", 32, 32, 32, "M"]
     layers = make_layers(widths, batch_norm=True)
     layers[0] = nn.Conv2d(2, 4, 3, padding=1)
@@ -174,7 +166,7 @@ def test_normalise():
 
 @every_kind
 def test_normalisation_is_the_first_thing_applied(model):
-    plain = lively(model.build((3, 9, 9), 4))
+    plain = lively(model.build((3, 9, 9), 4)).double()
     given = type(model).parse(model.plain() | {"mean_255": MEAN, "std_255": STD}).build((3, 9, 9), 4).double()
     assert given.load_state_dict(plain.state_dict(), strict=False).missing_keys == ["first.mean", "first.std"]
     x = torch.rand(8, 3, 9, 9, dtype=torch.float64)

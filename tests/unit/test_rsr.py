@@ -1,12 +1,12 @@
 """Robust Sparse Regularization: its grid of runs, its tables and its verdicts."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas
 import pytest
 
+from scaffolding import results_of
 from sparserobust import imagewise
 from sparserobust.attacks import PGD
 from sparserobust.config import Dense
@@ -14,41 +14,22 @@ from sparserobust.models import NoisyWeights
 from sparserobust.reporting import claims, estimates, reported, tables
 from sparserobust.reporting.crossed import crossed
 from sparserobust.sparsifiers import Lasso, Magnitude, RelativeThreshold
-from sparserobust.studies.rsr import report as rsr
+from sparserobust.studies.rsr import comparisons, report, runs
 
 NETS = ["ResNet-20", "ResNet-18", "VGG-16"]
 
 
 @pytest.fixture(scope="module")
 def quick():
-    return rsr.experiment("quick")
+    return runs.experiment("quick")
 
 
 def one(experiment, **labels):
-    (row,) = experiment.rows(**{"net": "ResNet-20", "seed": 0} | labels)
+    (row,) = experiment.rows(**{"net": "ResNet-20", "seed": 0, "varied": ""} | labels)
     return row
 
 
 # --------------------------------------------------------------------------------------------------- the grid
-
-
-def test_every_net_method_and_stage_once_per_seed(quick):
-    everywhere = {(m, s) for m in ("AT", "RSR") for s in rsr.STAGES} - rsr.ON_ABLATED_ONLY
-    expected = {("ResNet-20", m, s) for m in rsr.METHODS for s in rsr.STAGES}
-    expected |= {(net, m, s) for net in ("ResNet-18", "VGG-16") for m, s in everywhere}
-    for seed in quick.seeds:
-        assert sorted((r["net"], r["method"], r["stage"]) for r in quick.rows(seed=seed)) == sorted(expected)
-    assert len({row["run"].identity for row in quick.grid}) == len(quick.grid)
-    assert all(row["run"].seed == row["seed"] for row in quick.grid)
-
-
-def test_what_is_varied_belongs_to_the_first_seed_but_for_the_masks(quick):
-    varied = [row for row in quick.grid if row["varied"]]
-    assert {row["varied"] for row in varied if row["seed"] != quick.seeds[0]} == {"unmasked"}
-    counts = pandas.Series([row["varied"] for row in varied if row["seed"] == quick.seeds[0]]).value_counts().to_dict()
-    settings = quick.settings
-    assert counts == {"sparsity": 2 * len(settings["sparsities"]), "threshold": len(settings["thresholds"]) + 1,
-                      "lambda": len(settings["lambdas"]), "granularity": 2, "clean_weight": 1, "unmasked": 2}
 
 
 @pytest.mark.parametrize("method, noise, lasso", [("AT", False, False), ("AT + lasso", False, True),
@@ -62,9 +43,9 @@ def test_methods_are_their_ingredients(quick, method, noise, lasso):
     assert replace(dense, model=plain.model, sparsifier=Dense()) == plain  # and nothing else differs
 
 
-@pytest.mark.parametrize("method", rsr.METHODS)
+@pytest.mark.parametrize("method", runs.METHODS)
 def test_stages_share_their_beginning_and_the_control_its_training(quick, method):
-    dense, pruned, tuned, control = (one(quick, method=method, stage=s)["run"] for s in rsr.STAGES)
+    dense, pruned, tuned, control = (one(quick, method=method, stage=s)["run"] for s in runs.STAGES)
     assert dense.start is None and pruned.start == tuned.start == control.start == dense
     assert (pruned.recipe.epochs, tuned.recipe.epochs) == (0, 1)
     assert pruned.sparsifier == tuned.sparsifier == Magnitude(sparsity=0.85)
@@ -83,10 +64,10 @@ def test_each_variation_varies_one_thing(quick):
         assert row["run"] == replace(pruned, sparsifier=RelativeThreshold(threshold=row["level"]))
     (tuned,) = varied("threshold", stage="fine-tuned")
     same = replace(one(quick, method="RSR", stage="fine-tuned")["run"], sparsifier=tuned["run"].sparsifier)
-    assert tuned["run"] == same and tuned["run"].sparsifier.threshold == quick.settings["threshold"]
+    assert tuned["run"] == same and tuned["run"].sparsifier.threshold == quick.settings.threshold
     for row in varied("lambda"):
         start = replace(pruned.start, sparsifier=Lasso(lam=row["level"]))
-        cut = RelativeThreshold(threshold=quick.settings["threshold"])
+        cut = RelativeThreshold(threshold=quick.settings.threshold)
         assert row["run"] == replace(pruned, start=start, sparsifier=cut)
     for row in varied("granularity"):
         noisy = one(quick, method="AT + noise", stage="dense")["run"]
@@ -104,32 +85,17 @@ def test_the_pair_of_table_3_attacks_by_way_of_each_other(quick):
     for seed in quick.seeds:
         a = one(quick, net="ResNet-18", method="AT", stage="dense", seed=seed)
         b = one(quick, net="ResNet-18", method="RSR", stage="pruned", seed=seed)
-        assert a["also"]["transfer"].source == b["run"] and b["also"]["transfer"].source == a["run"]
-        assert a["also"]["square"] == b["also"]["square"]
-    assert sum("transfer" in row["also"] for row in quick.grid) == 2 * len(quick.seeds)
-
-
-def test_costly_measurements_belong_to_the_first_seed(quick):
-    for name in ("eot20", "autoattack", "cw_l2", "layers", "steps 7"):
-        having = [row for row in quick.grid if name in row["also"]]
-        assert having and {row["seed"] for row in having} == {quick.seeds[0]}
-    for name in ("autoattack", "autoattack_quiet"):
-        named = [[row["method"], row["stage"]] for row in quick.grid if name in row["also"]]
-        assert named == quick.settings["autoattack_rows"]
-
-
-def test_the_health_of_main_rows_is_measured_once(quick):
-    assert [row for row in quick.grid if "health" in row["also"]] == [
-        row for row in quick.grid if row["seed"] == quick.seeds[0] and not row["varied"]]
+        assert a["measurements"]["transfer"].source == b["run"] and b["measurements"]["transfer"].source == a["run"]
+        assert a["measurements"]["square"] == b["measurements"]["square"]
+    assert sum("transfer" in row["measurements"] for row in quick.grid) == 2 * len(quick.seeds)
 
 
 def test_what_is_judged_is_measured(quick):
     """Every comparison of the ledger and of the control finds its metric on both sides, for every seed."""
-    metrics = {row["run"].identity: {*quick.measurements, *row["also"]} for row in quick.grid}
-    wanted = [(metric, pair) for claim in reported.load("rsr").claims
-              for _, metric, *pair, _ in rsr._compared(claim, quick.settings["black_box"]["net"])]
-    pairs = rsr.controls() | rsr.gains(NETS) | rsr.ingredients()
-    wanted += [(metric, pair) for pair in pairs.values() for metric in (rsr.PROTOCOL | rsr.HONEST).values()]
+    metrics = {row["run"].identity: set(row["measurements"]) for row in quick.grid}
+    wanted = [(c.metric, (c.treatment, c.reference)) for c in comparisons.contrasts(quick.settings.black_box.net)]
+    pairs = comparisons.controls() | comparisons.gains(NETS) | comparisons.ingredients()
+    wanted += [(metric, pair) for pair in pairs.values() for metric in comparisons.EFFECTS.values()]
     for metric, pair in wanted:
         for side in pair:
             for seed in quick.seeds:
@@ -138,17 +104,19 @@ def test_what_is_judged_is_measured(quick):
 
 
 def test_curves_change_radius_or_steps_only(quick):
-    by_radius, by_steps = (rsr.curve(quick.settings, kind) for kind in rsr.CURVES)
-    some = quick.settings["curves"]["accuracy"]["attack"]
-    for radius, accuracy in by_radius.items():
-        assert accuracy.attack.epsilon == radius and accuracy.attack.steps == some["steps"]
-        assert accuracy.attack.step_size / radius == pytest.approx(some["step_size"] / some["epsilon"])
-    for steps, accuracy in by_steps.items():
-        assert accuracy.attack == PGD(epsilon=some["epsilon"], step_size=some["step_size"], steps=steps)
+    curves = quick.settings.curves
+    found, some = curves.measurements(), curves.accuracy.attack
+    for radius in curves.radius:
+        attack = found[f"radius {radius:g}"].attack
+        assert attack.epsilon == radius and attack.steps == some.steps
+        assert attack.step_size / radius == pytest.approx(some.step_size / some.epsilon)
+    for steps in curves.steps:
+        assert found[f"steps {steps}"].attack == replace(some, steps=steps)
+    assert len(found) == len(curves.radius) + len(curves.steps)
 
 
 def test_the_paper_scale_is_the_companions_protocol():
-    paper = rsr.experiment("paper")
+    paper = runs.experiment("paper")
     companion = reported.load("rsr").hyperparameters["companion_pni"]
     run = one(paper, method="RSR", stage="dense")["run"]
     attack = companion["train_attack"]
@@ -162,8 +130,8 @@ def test_the_paper_scale_is_the_companions_protocol():
     normalised = companion["normalisation"]
     assert list(run.model.model.mean_255) == normalised["mean_255"]
     assert list(run.model.model.std_255) == normalised["std_255"]
-    assert {m.trials for name, m in paper.measurements.items() if name != "sparsity"} == {companion["eval_trials"]}
-    assert paper.settings["sparsity"] * 100 == reported.load("rsr").hyperparameters["rsr"]["sparsity_resnet18_percent"]
+    assert {paper.measurements[name].trials for name in comparisons.ACCURACIES.values()} == {companion["eval_trials"]}
+    assert paper.settings.sparsity * 100 == reported.load("rsr").hyperparameters["rsr"]["sparsity_resnet18_percent"]
 
 
 # -------------------------------------------------------------------------------------------- tables, verdicts
@@ -194,8 +162,8 @@ def frame(quick):
 
     rows = []
     for row in quick.grid:
-        for metric, measurement in (quick.measurements | row["also"]).items():
-            rows.append({k: row[k] for k in row if k not in ("run", "also")} | {
+        for metric, measurement in row["measurements"].items():
+            rows.append({k: row[k] for k in row if k not in ("run", "measurements")} | {
                 "run": row["run"].identity, "metric": metric, "value": value(row, metric), "total": 1000,
                 "sampled": measurement.sampled, "chance": 0.1, "where": "store", "processor": "test"})
     frame = pandas.DataFrame(rows)
@@ -203,12 +171,18 @@ def frame(quick):
 
 
 @pytest.fixture(scope="module")
-def rows(frame):
-    return rsr.judged(frame, "ResNet-18").set_index("claim", drop=False)
+def judged(quick):
+    """All comparisons in a frame, by name."""
+    return lambda frame: comparisons.judged(results_of(quick, None, frame)).set_index("claim", drop=False)
+
+
+@pytest.fixture(scope="module")
+def rows(frame, judged):
+    return judged(frame)
 
 
 def test_effects_are_paired_differences_in_points(frame):
-    shown = tables.effects(frame, rsr.gains(["ResNet-20"]), {"PGD-7": "pgd7", "absent": "nothing"})
+    shown = tables.effects(frame, comparisons.gains(["ResNet-20"]), {"PGD-7": "pgd7", "absent": "nothing"})
     assert list(shown.index) == ["ResNet-20: RSR, pruned - AT", "ResNet-20: RSR, fine-tuned - AT, trained on"]
     per_seed = [(0.44, 0.51), (0.44, 0.515), (0.44, 0.52)]  # 10 - 3 more, and half a point per seed
     low, high = crossed(np.array([100.0 * answers(rsr) - 100.0 * answers(at) for at, rsr in per_seed])).interval()
@@ -217,33 +191,33 @@ def test_effects_are_paired_differences_in_points(frame):
 
 
 def test_the_control_compares_pruned_with_as_long_trained(frame):
-    shown = tables.effects(frame[frame["seed"] == 0], rsr.controls(), {"clean": "clean"})
+    shown = tables.effects(frame[frame["seed"] == 0], comparisons.controls(), {"clean": "clean"})
     assert len(shown) == 5 and set(shown["clean"]) == {"+4.0"}
     assert all(name.endswith("pruned and fine-tuned - trained on") for name in shown.index)
 
 
 def test_companion_numbers_stand_in_their_rows_only(frame):
     main = frame[(frame["varied"] == "") & (frame["net"] == "ResNet-20")]
-    shown = rsr.with_companion(rsr.table(main, rsr.PROTOCOL))
+    shown = report.with_companion(report.table(main, comparisons.PROTOCOL))
     assert shown.loc["AT, dense", "PGD-7, companion"] == "39.14"
     assert shown.loc["AT + noise, dense", ["clean, companion", "FGSM, companion"]].tolist() == ["85.17", "56.51"]
     others = shown.drop(index=["AT, dense", "AT + noise, dense"])
     assert set(others.filter(like="companion").to_numpy().flatten()) == {""}
     assert not [heading for heading in shown.columns if "reported" in heading]
-    varied = rsr.with_companion(rsr.table(frame[frame["varied"] == "granularity"], rsr.PROTOCOL))
+    varied = report.with_companion(report.table(frame[frame["varied"] == "granularity"], comparisons.PROTOCOL))
     assert varied["PGD-7, companion"].to_dict() == {
         "AT + noise, dense, granularity layer": "45.94", "AT + noise, dense, granularity element": "49.07"}
 
 
 def test_tables_say_percent_with_spread(frame):
-    shown = rsr.table(frame[(frame["varied"] == "") & (frame["net"] == "VGG-16")], {"clean": "clean"}, nets=True)
+    shown = report.table(frame[(frame["varied"] == "") & (frame["net"] == "VGG-16")], {"clean": "clean"}, nets=True)
     assert shown.loc["VGG-16 (narrow VGG16): AT, dense", "clean"] == "45.0 ± 0.0"
     assert shown.loc["VGG-16 (narrow VGG16): RSR, dense", "clean"] == "55.5 ± 0.5"
 
 
-def test_trials_are_told_with_the_companions(quick):
-    store = SimpleNamespace(measure=lambda run, measurement: {"trial_values": [0.5, 0.52, 0.54]})
-    shown = rsr.trials(quick, store)
+def test_trials_are_shown_with_the_companions(quick, monkeypatch):
+    monkeypatch.setattr(type(quick), "shown", lambda *_: {"trial_values": [0.5, 0.52, 0.54]})
+    shown = report.trials_table(results_of(quick, None, None))
     assert set(shown["clean"]) == {"52.0 ± 2.00"}
     assert shown.loc["AT + noise, dense", "PGD-7, companion"] == "48.40 ± 0.37"
     assert shown.loc["AT, dense", "clean, companion"] == "83.84"
@@ -256,29 +230,29 @@ def test_zoo_succeeds_on_what_was_right_before():
              "where": "store", "processor": "x"}
             for m, left in (("AT", 2), ("RSR", 6))
             for metric, c, t in (("zoo", left, 10), ("zoo_clean", 8, 10), ("transfer", 30, 100), ("square", 50, 100))]
-    shown = rsr.black_box(pandas.DataFrame(rows))
+    shown = report.black_box_table(results_of(None, None, pandas.DataFrame(rows)))
     low, high = estimates.binomial_interval(6, 8)
     assert shown.loc["AT, dense", "ZOO success"] == f"75 [{100 * low:.0f}, {100 * high:.0f}] of 8"
     assert shown.loc["RSR, dense", "ZOO success"].startswith("25 [")
-    assert rsr._success(9, 8).startswith("0 [0, ") and rsr._success(0, 0) == ""  # a noisy net may do better by luck
+    assert report._success(9, 8).startswith("0 [0, ") and report._success(0, 0) == ""
 
 
 def test_figure_1_has_its_paths(frame, quick):
-    rows = rsr.traded(frame, quick.settings)
+    rows = report.tradeoff_rows(results_of(quick, None, frame))
     assert set(rows["seed"]) == {0} and set(rows["stage"]) == {"dense", "pruned"}
     levels = rows.groupby("path")["level"].unique().map(sorted).to_dict()
-    cut = sorted([0.0, 0.85, *quick.settings["sparsities"]])
+    cut = sorted([0.0, 0.85, *quick.settings.varied.sparsity])
     assert levels == {"AT, by sparsity": cut, "RSR, by sparsity": cut,
-                      "RSR, by threshold": sorted(quick.settings["thresholds"]),
-                      "RSR, by lambda": sorted([quick.settings["lambda"], *quick.settings["lambdas"]])}
+                      "RSR, by threshold": sorted(quick.settings.varied.threshold),
+                      "RSR, by lambda": sorted([quick.settings.lam, *quick.settings.varied.lam])}
     both = rows[rows["path"].isin(["RSR, by threshold", "RSR, by lambda"]) & (rows["metric"] == "clean")]
     assert both["run"].duplicated().sum() == 1  # where the two paths meet
 
 
 def test_curve_frames_hold_their_level(frame, quick):
-    rows = rsr.curve_frame(frame, "radius")
-    assert set(rows["metric"]) == {"radius"} and set(rows["level"]) == set(quick.settings["curves"]["radius"])
-    assert set(rows["network"]) == {f"{m}, {s}" for m, s in rsr.COMPARED}
+    rows = report.curve(results_of(quick, None, frame), "radius")
+    assert set(rows["metric"]) == {"radius"} and set(rows["level"]) == set(quick.settings.curves.radius)
+    assert set(rows["network"]) == {f"{m}, {s}" for m, s in report.COMPARED}
 
 
 def test_every_claim_is_judged_and_own_questions_report_nothing(rows):
@@ -291,20 +265,19 @@ def test_every_claim_is_judged_and_own_questions_report_nothing(rows):
     assert set(rows["n_seeds"]) == {3} and set(rows["images"]) == {IMAGES} and set(rows["margin"].dropna()) == {1.0}
 
 
-def test_verdicts_follow_the_numbers(frame, rows):
+def test_verdicts_follow_the_numbers(frame, rows, judged):
     assert rows.loc["C2", "ours"] == pytest.approx(7.5) and rows.loc["C2", "verdict"] == claims.HOLDS
     assert rows.loc["C4", "ours"] == pytest.approx(4.0)  # fine-tuned 15, trained on 11
     assert rows.loc["C2 equal training", "ours"] == pytest.approx(14.0, abs=0.6)
     worse = with_rates(frame, frame["value"].where(frame["method"] != "RSR", frame["value"] - 0.3))
     worse = worse.assign(value=worse["value"].where(worse["metric"] != "clean", 0.5))  # none has collapsed
-    after = rsr.judged(worse, "ResNet-18").set_index("claim")
+    after = judged(worse)
     assert after.loc["C2", "verdict"] == after.loc["C3 PGD-7", "verdict"] == claims.FAILS
 
 
-def test_no_loss_is_asked_of_both_accuracies(frame):
+def test_no_loss_is_asked_of_both_accuracies(frame, judged):
     lower = (frame["metric"] == "pgd7") & (frame["method"] == "RSR")
-    rows = rsr.judged(with_rates(frame, frame["value"].where(~lower, frame["value"] - 0.2)), "ResNet-18")
-    rows = rows.set_index("claim")
+    rows = judged(with_rates(frame, frame["value"].where(~lower, frame["value"] - 0.2)))
     assert rows.loc["C3 PGD-7", "ours"] == pytest.approx(7.5 - 20)
     assert rows.loc["C3 clean", "ours"] == rows.loc["C1", "ours"] == pytest.approx(7.5)
     assert set(rows.loc[["C3 clean", "C3 PGD-7"], "unit"]) == {"percentage points"}
@@ -330,24 +303,24 @@ def test_every_line_of_the_ledger_has_its_comparison(rows):
     assert (lines["n_seeds"] == 3).all() and claims.UNTESTED not in set(lines["verdict"])
 
 
-def test_a_collapsed_network_is_not_judged(frame, rows):
+def test_a_collapsed_network_is_not_judged(frame, rows, judged):
     fallen = ((frame["metric"] == "clean") & (frame["net"] == "VGG-16") & (frame["method"] == "RSR")
               & (frame["stage"] == "pruned") & (frame["seed"] == 1))
     assert fallen.sum() == 1
-    found = rsr.judged(frame.assign(value=frame["value"].where(~fallen, 0.1)), "ResNet-18").set_index("claim")
+    found = judged(frame.assign(value=frame["value"].where(~fallen, 0.1)))
     its = found.index.str.startswith("C5.VGG") & (found.index != "C5.VGG equal training")
     assert its.sum() == 4 and (found[its]["verdict"] == claims.UNTESTED).all()
     assert (found[its]["why"] == "a network has collapsed (clean 10 %)").all()
     assert found[~its]["verdict"].equals(rows[~its]["verdict"])
 
 
-def test_one_seed_is_not_tested(frame):
-    found = rsr.judged(frame[frame["seed"] == 0], "ResNet-18")
+def test_one_seed_is_not_tested(frame, judged):
+    found = judged(frame[frame["seed"] == 0])
     assert (found["verdict"] == claims.UNTESTED).all() and (found["why"] == estimates.ONE_SEED).all()
     assert (found["n_seeds"] == 1).all() and found["ours"].notna().all()
 
 
 def test_ingredients_are_told_apart(frame):
-    shown = tables.effects(frame[frame["seed"] == 0], rsr.ingredients(), {"clean": "clean"})["clean"].to_dict()
+    shown = tables.effects(frame[frame["seed"] == 0], comparisons.ingredients(), {"clean": "clean"})["clean"].to_dict()
     assert shown == {"AT + lasso - AT": "+2.0", "AT + noise - AT": "+4.0", "RSR - AT + noise": "+6.0",
                      "RSR - AT + lasso": "+8.0", "RSR - AT": "+10.0"}

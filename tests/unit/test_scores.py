@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from scaffolding import PRUNABLE, Toy, assert_same_training, batches, interrupted, same, weights_of
 from sparserobust import Data, data, files, sparsity, training
 from sparserobust.attacks import PGD
 from sparserobust.config import Sparsifier
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.objectives import Adversarial
-from sparserobust.seeding import global_seed, stream
+from sparserobust.seeding import global_seed
 from sparserobust.settings import settings
 from sparserobust.sparsifiers.magnitude import FixedMask, Magnitude, RandomMask
 from sparserobust.sparsifiers.scores import LearnedScores
@@ -22,47 +23,13 @@ PLAIN = {"epochs": 3, "batch_size": 16, "schedule": "constant", "precision": "fl
 ATTACKED = Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=1))
 
 
-class Toy(nn.Module):
-    """Two convolutions (one 1x1, one in groups), a linear layer, a norm."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.first, self.second = nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 2, 1)
-            self.norm, self.linear = nn.BatchNorm2d(2), nn.Linear(5, 7)
-
-
-FAN_IN = {"first.weight": 2 * 9, "second.weight": 6, "linear.weight": 5}
-
-
-def weights_of(model) -> dict:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+FAN_IN = dict(zip(PRUNABLE, (2 * 9, 6 * 9, 4, 5), strict=True))
 
 
 @pytest.fixture(scope="module")
 def start(tiny_run, digits) -> dict:
     """The state of a trained `tiny_run`."""
     return training.train(tiny_run(epochs=3), digits).model.state_dict()
-
-
-class Interrupt(Exception):
-    pass
-
-
-def interrupted(run, splits, start, checkpoint, stops) -> training.Trained:
-    for stop in stops:
-        def report(done, stop=stop):
-            if done >= stop:
-                raise Interrupt
-
-        with pytest.raises(Interrupt):
-            training.train(run, splits, start, checkpoint, report)
-    return training.train(run, splits, start, checkpoint)
 
 
 # ------------------------------------------------------------------------------------------ scores at the start
@@ -183,11 +150,10 @@ def trained_by_hand(run, splits, start) -> tuple[dict, dict]:
                 for name, w in frozen.items()}
 
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
-        for index in order.split(recipe.batch_size):
+        for images, labels in batches(run, splits, epoch):
             optimiser.zero_grad()
-            logits = torch.func.functional_call(model, masked(), (splits.train.images[index],))
-            cross_entropy(logits, splits.train.labels[index]).backward()
+            logits = torch.func.functional_call(model, masked(), (images,))
+            cross_entropy(logits, labels).backward()
             optimiser.step()
     weights = {name: w.detach() for name, w in masked().items()}
     return model.state_dict() | weights, {name: score.detach() for name, score in scores.items()}
@@ -282,9 +248,8 @@ def test_an_interrupted_training_equals_an_undisturbed_one(stops, select, averag
     run = tiny_run(epochs=4, select=select, averaging=averaging, objective=ATTACKED, lr=0.3,
                    sparsifier=LearnedScores(sparsity=0.5))
     undisturbed = training.train(run, digits, start, tmp_path / "one")
-    resumed = interrupted(run, digits, start, tmp_path / "other", stops)
-    assert resumed.history == undisturbed.history
-    assert same(resumed.model.state_dict(), undisturbed.model.state_dict())
+    resumed = interrupted(run, digits, tmp_path / "other", stops, start)
+    assert_same_training(resumed, undisturbed)
     assert same(*(files.load_tensors(tmp_path / name)[0] for name in ("one", "other")))
 
 
@@ -360,9 +325,8 @@ def test_zeros_of_before_are_drawn_like_other_weights(chance):
 def test_a_random_mask_is_held_in_training_and_after_an_interruption(start, tiny_run, digits, tmp_path):
     run = tiny_run(epochs=4, averaging=0.5, sparsifier=RandomMask(sparsity=0.4), seed=3)
     undisturbed = training.train(run, digits, start)
-    resumed = interrupted(run, digits, start, tmp_path / "checkpoint", [1, 3])
-    assert resumed.history == undisturbed.history
-    assert same(resumed.model.state_dict(), undisturbed.model.state_dict())
+    resumed = interrupted(run, digits, tmp_path / "checkpoint", [1, 3], start)
+    assert_same_training(resumed, undisturbed)
     pruned = training.train(tiny_run(epochs=0, sparsifier=run.sparsifier, seed=3), digits, start).model
     for name, p in pruned.named_parameters():
         if p.dim() > 1:

@@ -10,34 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from scaffolding import CONVOLUTIONS, PRUNABLE, Toy, batches, same, weights_of
 from sparserobust import UserError, files, sparsity, training
 from sparserobust.running.store import Store
-from sparserobust.seeding import stream
 from sparserobust.sparsifiers import RGSM, RVSM, FixedMask, Lasso, Magnitude, RelativeThreshold, proximal
-
-
-class Toy(nn.Module):
-    """Three 4-D weights (one 1x1), one 2-D, and vectors."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.first, self.second = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 3)
-            self.third, self.norm, self.linear = nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2), nn.Linear(5, 7)
-
-
-CONVOLUTIONS = {"first.weight", "second.weight", "third.weight"}
-PRUNABLE = CONVOLUTIONS | {"linear.weight"}
-
-
-def weights_of(model) -> dict:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
 
 # ------------------------------------------------------------------------------ RVSM and RGSM, step by step
 
@@ -63,9 +39,8 @@ def trained_by_hand(run, splits) -> tuple[dict, dict, dict]:
     u = {name: prox_by_hand(s, w[name].detach()) for name in convolutions}
     momentum = {name: torch.zeros_like(p) for name, p in w.items()}
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
-        for index in order.split(recipe.batch_size):
-            loss = cross_entropy(model(splits.train.images[index]), splits.train.labels[index])
+        for images, labels in batches(run, splits, epoch):
+            loss = cross_entropy(model(images), labels)
             if isinstance(s, RGSM):
                 loss = loss + s.lambda2 * sum((w[n].pow(2).sum((0, 2, 3)) + 1e-8).sqrt().sum() for n in convolutions)
             gradients = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
@@ -153,7 +128,7 @@ def test_only_convolution_weights_are_touched(kind):
     model, sparsifier = Toy(), SPLITTINGS[kind]()
     before = weights_of(model)
     state = sparsifier.start(model)
-    assert state.keys() == CONVOLUTIONS
+    assert state.keys() == set(CONVOLUTIONS)
     assert same(weights_of(model), before)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -161,8 +136,8 @@ def test_only_convolution_weights_are_touched(kind):
     sparsifier.after_step(model, state, 0.1)
     sparsifier.after_epoch(model, state)
     after = weights_of(model)
-    assert {name for name in after if not torch.equal(after[name], before[name])} == CONVOLUTIONS
-    assert sparsifier.sparse_weights(model, state).keys() == CONVOLUTIONS
+    assert {name for name in after if not torch.equal(after[name], before[name])} == set(CONVOLUTIONS)
+    assert sparsifier.sparse_weights(model, state).keys() == set(CONVOLUTIONS)
 
 
 # ----------------------------------------------------------------------------------- Theorem 1 (Lyapunov)
@@ -293,10 +268,9 @@ def test_training_with_lasso_by_hand(momentum, tiny_run, digits):
     optimiser = torch.optim.SGD(model.parameters(), recipe.lr, momentum, weight_decay=recipe.weight_decay,
                                 nesterov=momentum > 0)
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(digits.train), generator=stream(run.seed, "order", epoch))
-        for index in order.split(recipe.batch_size):
+        for images, labels in batches(run, digits, epoch):
             optimiser.zero_grad()
-            cross_entropy(model(digits.train.images[index]), digits.train.labels[index]).backward()
+            cross_entropy(model(images), labels).backward()
             for p in model.parameters():
                 p.grad += lam * p.detach().sign() * (p.dim() > 1)
             optimiser.step()
@@ -330,7 +304,7 @@ def assert_pruned(old, new, share: float) -> None:
 def test_magnitude_prunes_the_exact_number_globally_and_the_largest_survive(share, seed):
     model, before = Toy(seed), weights_of(Toy(seed))
     Magnitude(sparsity=share).start(model)
-    old, new = (torch.cat([weights[n].flatten() for n in sorted(PRUNABLE)]) for weights in (before, weights_of(model)))
+    old, new = (torch.cat([weights[n].flatten() for n in PRUNABLE]) for weights in (before, weights_of(model)))
     assert_pruned(old, new, share)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name not in PRUNABLE)
 
@@ -360,7 +334,7 @@ def test_magnitude_counts_exactly_among_ties():
 @given(st.floats(0, 1, exclude_max=True))
 def test_magnitude_with_keep_last_prunes_the_share_of_all_but_the_last_layer(scope, share):
     """As if the last layer were not there."""
-    model, rest, others = Toy(), Toy(), sorted(CONVOLUTIONS)
+    model, rest = Toy(), Toy()
     with torch.no_grad():
         model.linear.weight.mul_(1e-3)  # it would go first
     before = weights_of(model)
@@ -368,9 +342,9 @@ def test_magnitude_with_keep_last_prunes_the_share_of_all_but_the_last_layer(sco
     masks = sparsifier.start(model)
     del rest.linear
     Magnitude(sparsity=share, scope=scope).start(rest)
-    assert all(torch.equal(model.get_parameter(name), rest.get_parameter(name)) for name in others)
+    assert all(torch.equal(model.get_parameter(name), rest.get_parameter(name)) for name in CONVOLUTIONS)
     assert torch.equal(model.linear.weight, before["linear.weight"])
-    old, new = (torch.cat([weights[n].flatten() for n in others]) for weights in (before, weights_of(model)))
+    old, new = (torch.cat([weights[n].flatten() for n in CONVOLUTIONS]) for weights in (before, weights_of(model)))
     if scope == "global":
         assert_pruned(old, new, share)
     with torch.no_grad():
@@ -378,7 +352,7 @@ def test_magnitude_with_keep_last_prunes_the_share_of_all_but_the_last_layer(sco
             p.fill_(1.0)
     sparsifier.after_step(model, masks, 0.1)
     assert (model.linear.weight == 1).all()
-    assert torch.equal(torch.cat([model.get_parameter(n).flatten() for n in others]) == 0, new == 0)
+    assert torch.equal(torch.cat([model.get_parameter(n).flatten() for n in CONVOLUTIONS]) == 0, new == 0)
 
 
 def test_magnitude_keep_last_and_the_others_that_were_there_before(refusal):
@@ -423,7 +397,7 @@ def test_relative_threshold_by_hand_layer_by_layer(threshold, seed):
         model.norm.weight.fill_(1e-9)
     before = weights_of(model)
     masks = RelativeThreshold(threshold=threshold).start(model)
-    assert masks.keys() == PRUNABLE
+    assert masks.keys() == set(PRUNABLE)
     for name, p in before.items():
         if name in PRUNABLE:
             largest = max(abs(x) for x in p.flatten().tolist())
@@ -505,10 +479,9 @@ def fine_tuned_by_hand(run, splits, start) -> dict:
     optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
                                 nesterov=recipe.momentum > 0)
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
-        for index in order.split(recipe.batch_size):
+        for images, labels in batches(run, splits, epoch):
             optimiser.zero_grad()
-            cross_entropy(model(splits.train.images[index]), splits.train.labels[index]).backward()
+            cross_entropy(model(images), labels).backward()
             optimiser.step()
             with torch.no_grad():
                 for name, p in model.named_parameters():
@@ -555,7 +528,7 @@ def test_fixed_mask_reads_convolution_and_linear_weights_and_changes_none():
     before = weights_of(model)
     masks = FixedMask().start(model)
     assert same(weights_of(model), before)
-    assert masks.keys() == PRUNABLE
+    assert masks.keys() == set(PRUNABLE)
     assert same(masks, {name: (before[name] != 0).float() for name in PRUNABLE})
 
 

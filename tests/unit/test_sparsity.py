@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from scaffolding import seeded
 from sparserobust import sparsity
 from sparserobust.analysis import (
     ChannelNorms,
@@ -42,8 +43,7 @@ PRINTED = [  # Dinh et al. 2020, tables 2 to 4, as fractions of input channels
 
 
 def built(name: str):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         return NETS[name][0].build((3, 32, 32), 10).requires_grad_(False)
 
 
@@ -187,8 +187,7 @@ def test_wrong_settings(refusal, kind, change):
 
 def tiny(depth=8, members=1):
     """With gradients, as a network comes out of training."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         return PreActResNet(depth=depth, width=2, members=members).build((1, 8, 8), 10)
 
 
@@ -285,8 +284,7 @@ def test_removed_and_small_channels_are_told_apart(seed, removed):
 @pytest.fixture
 def blank():
     """A LeNet-300-100, and data of which two pixels are zero in all training images, a third in the test images."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         model = LeNet300100().build((1, 4, 4), 5).eval()
         train, test = torch.rand(2, 60, 1, 4, 4) + 0.01
     train[:, 0, 0, 1] = train[:, 0, 3, 3] = 0

@@ -1,22 +1,26 @@
-"""Sparse DNNs with Improved Adversarial Robustness: its grid of runs, its figures' frames and its verdicts."""
+"""Sparse DNNs with Improved Adversarial Robustness: what varies in its grid, its figures' rows and its verdicts."""
 
 from dataclasses import replace
 from itertools import groupby
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
 import pytest
-import yaml
 
-from sparserobust import imagewise, paths
-from sparserobust.config import Dense, Measurement
+from scaffolding import at_every_scale
+from sparserobust import imagewise
+from sparserobust.config import Dense
 from sparserobust.models import Winners
 from sparserobust.objectives import Natural, SparseActivations
 from sparserobust.reporting import claims, crossed, estimates, reported, tables
 from sparserobust.running import scales
+from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import DynamicNetworkSurgery, Magnitude, ProximalLasso
-from sparserobust.studies.sparsity_theory import report as theory
-from sparserobust.studies.sparsity_theory.report import (
+from sparserobust.studies import ledger
+from sparserobust.studies.sparsity_theory import comparisons, figures, plots, report, runs
+from sparserobust.studies.sparsity_theory.comparisons import L2, LINF
+from sparserobust.studies.sparsity_theory.runs import (
     CONTROL,
     L1,
     MAGNITUDE,
@@ -29,18 +33,15 @@ from sparserobust.studies.sparsity_theory.report import (
     WINNERS,
 )
 
-SCALES = [name for name in scales.names()
-          if theory.PAPER in yaml.safe_load((paths.scales_folder() / f"{name}.yaml").read_text())]
+LENET5 = {"net": "LeNet-5", "training": "natural"}
 
 
 @pytest.fixture(scope="module")
 def quick():
-    return theory.experiment("quick")
+    return runs.experiment("quick")
 
 
-@pytest.fixture(scope="module", params=SCALES)
-def any_scale(request):
-    return theory.experiment(request.param)
+any_scale = at_every_scale(runs)
 
 
 def families(experiment) -> list[dict[str, dict]]:
@@ -57,18 +58,6 @@ def families(experiment) -> list[dict[str, dict]]:
 
 
 # --------------------------------------------------------------------------------------------------- the grid
-
-
-def test_every_row_is_another_run_and_has_its_own_label(any_scale):
-    labels = [(r["net"], r["training"], r["method"], r["level"], r["seed"]) for r in any_scale.grid]
-    assert len(set(labels)) == len({row["run"].identity for row in any_scale.grid}) == len(any_scale.grid)
-    assert all(row["run"].seed == row["seed"] for row in any_scale.grid)
-    assert {row["net"] for row in any_scale.grid} == {TWO, TEN, *any_scale.nets}
-    for net, own in any_scale.settings["nets"].items():
-        seeds = own.get("seeds", any_scale.seeds)
-        assert {row["seed"] for row in any_scale.rows(net=net)} == set(seeds)
-        assert {row["ours"] for row in any_scale.rows(net=net)} == {own["label"]}
-    assert any_scale.settings["seeds"] == any_scale.seeds
 
 
 def test_chains_start_at_the_dense_net_and_go_on_from_level_to_level(any_scale):
@@ -125,18 +114,16 @@ def test_everything_else_starts_at_the_dense_net(any_scale):
 
 def test_two_digits_are_the_same_task_with_two_classes(any_scale):
     two, ten = any_scale.rows(net=TWO), any_scale.rows(net=TEN)
-    digits = tuple(any_scale.settings["linear"]["digits"])
     assert len(two) == len(ten)
     for one, other in zip(two, ten, strict=True):
-        assert one["run"].data == replace(other["run"].data, classes=digits)
-        assert one["run"].recipe == other["run"].recipe and one["run"].model.kind == other["run"].model.kind == "linear"
+        assert replace(one["run"].data, classes=()) == other["run"].data and one["run"].data.classes == (1, 7)
+        assert one["run"].recipe == other["run"].recipe and one["run"].model == other["run"].model
         assert (one["method"], one["level"], one["seed"]) == (other["method"], other["level"], other["seed"])
-        assert (one["also"]["linear"].kind, other["also"]["linear"].kind) == ("theorem_31", "linear_radii")
         for row in (one, other):  # what chooses a level is what it is judged by, on other images
-            assert ("validation" in row["also"]) == (row["method"] != "dense")
             if row["method"] != "dense":
-                assert row["also"]["validation"] == replace(row["also"]["linear"], split="validation")
-    assert set(any_scale.settings["linear"]["judged_radii"]) <= set(any_scale.settings["linear"]["radii"])
+                assert row["measurements"]["validation"] == replace(row["measurements"]["linear"], split="validation")
+    for task, rows in ((TWO, two), (TEN, ten)):
+        assert any_scale.settings_for(task).judged_radius in rows[0]["measurements"]["linear"].radii
 
 
 def test_trainings_are_told_apart(any_scale):
@@ -149,56 +136,38 @@ def test_trainings_are_told_apart(any_scale):
         assert (row["training"] == "natural") == isinstance(row["run"].objective, Natural | SparseActivations)
 
 
-def test_what_is_measured(any_scale):
-    settings = any_scale.settings
+def test_levels_are_chosen_on_the_validation_split_alone(any_scale):
     for row in any_scale.grid:
-        also, method = set(row["also"]), row["method"]
-        assert all(isinstance(m, Measurement) for m in row["also"].values())
-        if row["net"] in (TWO, TEN):
-            assert also == {"clean", "linear"} | ({"validation"} if row["level"] else set())
-            continue
-        own = settings | settings["nets"][row["net"]]
-        brief = method in (CONTROL, ONE_SHOT, *VARIANTS)
-        assert also & set(own["protocol"]) == set(own["control_protocol"] if brief else own["protocol"])
-        chosen = {f"validation {norm}" for norm in own["choice"]} if method in (MAGNITUDE, L1) else set()
-        assert {name for name in also if "validation" in name} == chosen
-        assert all((m.split == "validation") == (name in chosen) for name, m in row["also"].items()
-                   if hasattr(m, "split"))
-        why = method in ("dense", MAGNITUDE, CONTROL, ONE_SHOT)
-        assert also & set(own["why"]) == (set(own["why"]) if why else set())
-        assert ("activations" in also) == (method in ("dense", MAGNITUDE, SURGERY, WINNERS, L1))
-        assert ("pgd40_blank" in also) == ("blank" in own and method in ("dense", MAGNITUDE))
-        first, natural = row["seed"] == any_scale.seeds[0], row["training"] == "natural"
-        assert ("square" in also) == ("square" in own and first and natural and method in ("dense", WINNERS, L1))
-        assert ("layer_norms" in also) == ("layers" in own and first and natural
-                                           and method in ("dense", MAGNITUDE, SURGERY))
-        assert ("order" in also) == ("order" in own and first and method == "dense")
-        assert ("random_masks" in also) == ("random_masks" in own and natural and method == "dense")
-        asked = row["level"] in own.get("health_levels", {}).get(method, [])
-        assert ("health" in also) == ("health" in own and first and (method == "dense" or asked))
-        attacked = own.get("autoattack_levels", {}).get(method, [])
-        assert ("autoattack" in also) == (first and row["level"] in attacked)
-    for method, levels in settings["nets"]["LeNet-300-100"]["autoattack_levels"].items():
-        rows = any_scale.rows(net="LeNet-300-100", method=method, seed=any_scale.seeds[0])
-        assert {row["level"] for row in rows if "autoattack" in row["also"]} == set(levels)  # none is misspelt
+        chosen = {name for name, m in row["measurements"].items() if getattr(m, "split", "test") == "validation"}
+        assert chosen == {name for name in row["measurements"] if name.startswith("validation")}
+
+
+def test_only_the_dense_network_stands_at_level_zero(any_scale):
+    assert {row["method"] for row in any_scale.grid if row["level"] == 0} == {"dense"}  # every line begins with it
 
 
 def test_seeds_can_be_chosen(refusal):
-    some = theory.experiment("quick", [7, 3])
+    some = runs.experiment("quick", [7, 3])
     assert {row["seed"] for row in some.grid} == {3, 7} and some.seeds == [7, 3]
-    assert {row["seed"] for row in some.grid if "order" in row["also"]} == {7}  # the first that was named
-    assert {row["seed"] for row in theory.experiment("laptop", [5]).rows(net="ResNet-32")} == {5}  # its own seed is 0
-    assert "seeds should be" in refusal(theory.experiment, "quick", [])
-    assert some.dense(net="LeNet-5", training="natural")["seed"] == 7
+    assert {row["seed"] for row in some.grid if "order" in row["measurements"]} == {7}  # the first that was named
+    assert {row["seed"] for row in runs.experiment("laptop", [5]).rows(net="ResNet-32")} == {5}  # its own seed is 0
+    assert "seeds should be" in refusal(runs.experiment, "quick", [])
+
+
+@pytest.mark.parametrize("key, wrong, right", [
+    ("trainings", "adverserial", "adversarial"), ("control", "naturel", "natural"),
+    ("variants", "layer by layers", "layer by layer")])
+def test_a_misspelt_word_is_refused_with_the_nearest_known_one(refusal, key, wrong, right):
+    settings = scales.load("quick", runs.PAPER, runs.TheorySettings)["LeNet-300-100"]
+    assert f"unknown {key} '{wrong}'; did you mean '{right}'?" in refusal(replace, settings, **{key: (wrong,)})
 
 
 def test_the_overview_has_a_line_for_each_net_training_and_method(quick):
-    shown = theory.overview(quick.grid).set_index(["the paper's net", "training", "method"])
+    shown = report.overview(quick).set_index(["the paper's network", "training", "method"])
     assert len(shown) == len({(r["net"], r["training"], r["method"]) for r in quick.grid})
-    line = shown.loc[("LeNet-300-100", "natural", MAGNITUDE)]
-    settings = quick.settings
-    assert line["levels"] == ", ".join(f"{level:g}" for level in settings["levels"]) and line["seeds"] == "0, 1, 2"
-    assert (line["ours"], line["epochs"]) == ("LeNet-300-100 on 64 pixels", settings["fine_tuning"]["epochs"])
+    line, own = shown.loc[("LeNet-300-100", "natural", MAGNITUDE)], quick.settings_for("LeNet-300-100")
+    assert line["levels"] == ", ".join(f"{level:g}" for level in own.levels) and line["seeds"] == "0, 1, 2"
+    assert (line["ours"], line["epochs"]) == ("LeNet-300-100 on 64 pixels", own.fine_tuning.epochs)
 
 
 # ------------------------------------------------------------------------------------------ levels, chosen
@@ -234,7 +203,7 @@ def test_one_seed_chooses_its_own_level_and_seeds_keep_their_names():
 ])
 def test_where_a_path_falls_below_the_dense_net(pruned, expected):
     path = values({level: [v - 0.3, v + 0.3] for level, v in zip((0.3, 0.5, 0.9, 0.95, 0.98), pruned, strict=True)})
-    assert theory.falls_below(path, values({0.0: [0.5, 1.5]})) == expected
+    assert comparisons.falls_below(path, values({0.0: [0.5, 1.5]})) == expected
 
 
 # ---------------------------------------------------------------------------------------- frames and figures
@@ -289,17 +258,16 @@ def changed(frame: pandas.DataFrame, chosen: pandas.Series, to) -> pandas.DataFr
 
 def framed(experiment) -> pandas.DataFrame:
     """As `sweep` returns it, with made-up values."""
-    rows, linear = [], experiment.settings["linear"]
-    parts = [f"{name} {radius:g}" for name in ("r_inf", "bound") for radius in linear["radii"]]
+    rows = []
     for row in experiment.grid:
-        also = row["also"].keys()
-        metrics = ["sparsity", *(m for m in also if m in (*RATES, *DISTANCES, *CHOOSES, "linear", "activations"))]
-        for split in ("linear", *({"validation"} & also)) if row["net"] in (TWO, TEN) else ():
-            metrics += [f"{split} {part}" for part in parts if row["net"] == TWO or "r_inf" in part]
-        if row["net"] == TWO:
-            metrics.append("linear formula")
-        metrics += {"validation"} & also
-        labels = {k: v for k, v in row.items() if k not in ("run", "also")} | {
+        metrics = [m for m in row["measurements"] if m in (*RATES, *DISTANCES, *CHOOSES, "linear", "sparsity",
+                                                           "validation", "activations")]
+        for split in {"linear", "validation"} & set(row["measurements"]):
+            names = ("r_inf", "bound") if row["net"] == TWO else ("r_inf",)
+            metrics += [f"{split} {name} {radius:g}" for name in names
+                        for radius in row["measurements"][split].radii]
+        metrics += ["linear formula"] if row["net"] == TWO else []
+        labels = {k: v for k, v in row.items() if k not in ("run", "measurements")} | {
             "run": row["run"].identity, "chance": 0.5 if row["net"] == TWO else 0.1}
         for metric in metrics:
             value, sampled = made_up(row, metric), metric not in ("sparsity", "activations")
@@ -309,18 +277,31 @@ def framed(experiment) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+MASKS = {"joint": {"l2": [0.9, 0.5], "linf": [0.8, 0.85]},
+         "single": {"1": {"l2": [0.95, 0.6], "linf": [0.9, 0.9]}, "3": {"l2": [0.99, 0.7], "linf": [1.01, 0.8]}}}
+
+
+def results(experiment, frame, found: dict = MASKS) -> Results:
+    """With this result of every measurement that is read as a whole."""
+    store = SimpleNamespace(use_published=False, measure=lambda run, measurement: found)
+    return Results(experiment, store, frame)  # type: ignore[arg-type]  # as much of a store as is needed
+
+
+def judged(frame, experiment, found: dict = MASKS) -> pandas.DataFrame:
+    return comparisons.judged(results(experiment, frame, found)).set_index("claim")
+
+
 @pytest.fixture(scope="module")
 def frame(quick):
-    return theory.located(framed(quick))
+    return framed(quick)
 
 
-def test_what_is_left_is_measured_but_for_the_twins_of_the_pruned(quick):
-    made = framed(quick)
-    frame = theory.located(made.assign(value=made["value"].astype(object)))
-    assert frame["value"].dtype == float and len(frame) == len(made)
-    clean = frame[frame["metric"] == "clean"]
-    for method, left in (("dense", {100}), (WINNERS, {100}), (L1, {100})):
-        assert set(clean[clean["method"] == method]["left"]) == left
+def test_what_is_left_is_measured_but_for_the_twins_of_the_pruned(frame):
+    located = figures.with_sparsity(frame)
+    assert len(located) == len(frame)
+    clean = located[located["metric"] == "clean"]
+    for method in ("dense", WINNERS, L1):
+        assert set(clean[clean["method"] == method]["left"]) == {100}
     for method in (MAGNITUDE, CONTROL, ONE_SHOT, *VARIANTS):
         some = clean[clean["method"] == method]
         assert len(some) and some["left"].tolist() == pytest.approx((100 * (1 - some["level"])).tolist())
@@ -328,17 +309,8 @@ def test_what_is_left_is_measured_but_for_the_twins_of_the_pruned(quick):
     assert len(surgery) and surgery["left"].tolist() == pytest.approx([40.0] * len(surgery))  # not by its number
 
 
-def test_activations_take_the_place_of_weights(frame):
-    found = theory.by_activations(frame)
-    assert set(found["method"]) == {"dense", MAGNITUDE, SURGERY, WINNERS, L1}
-    for method, left in (("dense", 50), (WINNERS, 10), (MAGNITUDE, 10)):
-        assert found[found["method"] == method]["left"].unique() == pytest.approx([left])
-    assert set(found["metric"]) == {*RATES, *DISTANCES, *CHOOSES, "sparsity", "activations"}  # all of these runs
-
-
 def test_every_series_begins_with_the_dense_net(frame):
-    labels = {"net": "LeNet-5", "training": "natural"}
-    found = theory.series(frame, "fgsm", {MAGNITUDE: "pruned", CONTROL: "longer", WINNERS: "absent"}, **labels)
+    found = figures.series(frame, "fgsm", {MAGNITUDE: "pruned", CONTROL: "longer", WINNERS: "absent"}, **LENET5)
     assert list(found["series"].unique()) == ["pruned", "longer"] and set(found["metric"]) == {"fgsm"}
     for name, method in (("pruned", MAGNITUDE), ("longer", CONTROL)):
         some = found[found["series"] == name]
@@ -347,58 +319,76 @@ def test_every_series_begins_with_the_dense_net(frame):
 
 
 def test_a_level_is_a_row_and_a_seed_a_column(frame):
-    found = theory.by_seed(frame.sample(frac=1, random_state=0), "fgsm", net="LeNet-5", training="natural",
-                           method=MAGNITUDE)
+    found = comparisons.by_seed(frame.sample(frac=1, random_state=0), "fgsm", **LENET5, method=MAGNITUDE)
     assert list(found.index) == [0.5, 0.8, 0.9, 0.95, 0.98, 0.995] and list(found.columns) == [0, 1, 2]
     assert found.at[0.8, 2] == pytest.approx(0.6 + 0.1 * 1.02, abs=1e-4)
 
 
-def test_panels_of_linear_classifiers(frame, quick):
+def test_rows_of_linear_classifiers(frame, quick):
     """Accuracies and bounds alike fall from 0.5 to 0.3 as magnitude pruning lets go; here the bound is raised."""
     bounds = frame["metric"].str.startswith("linear bound")
     raised = frame.assign(value=frame["value"].where(~bounds, 3 * frame["value"] - 0.3))
-    (two, far_two), (ten, far_ten) = theory.linear_panels(raised, quick)
-    assert set(two["frame"]["series"]) == {"lasso", "magnitude", "lasso, theorem 3.1", "magnitude, theorem 3.1"}
-    assert set(two["frame"]["metric"]) == {"linear r_inf 0.2", "linear bound 0.2"}
-    assert two["frame"]["value"].max() == 1  # a bound above one says nothing
+    rows, empty_bound = figures.linear_rows(results(quick, raised))
+    panels = dict(list(rows.groupby("col", sort=False)))
+    assert list(panels) == ["two digits: r_inf at 0.2 [%]", "two digits: r_2 [l2 distance]",
+                            "ten digits: r_inf at 0.1 [%]", "ten digits: r_2 [l2 distance]"]
+    two, far_two, ten, far_ten = panels.values()
+    assert set(two["series"]) == {"lasso", "magnitude", "lasso, theorem 3.1", "magnitude, theorem 3.1"}
+    assert set(two["metric"]) == {"linear r_inf 0.2", "linear bound 0.2"}
+    assert two["value"].max() == 1  # a bound above one says nothing
     # 3 (0.5 - 0.2 (1 - level)) - 0.3 is above one from level 0.7 on: from 30 % left to 5 %
-    assert two["shaded"] == pytest.approx((30, 5)) and "shaded" not in ten
-    assert set(far_two["frame"]["metric"]) == {"linear", "linear formula"} and two["factor"] == 100
-    assert set(ten["frame"]["metric"]) == {"linear r_inf 0.1"} and set(far_ten["frame"]["metric"]) == {"linear"}
-    assert [p["ylabel"] for p in (two, far_two, ten, far_ten)] == ["r_inf [%]", "r_2"] * 2
-    assert "radius 0.2" in two["title"] and "radius 0.1" in ten["title"] and TWO in far_two["title"]
-    assert "shaded" not in theory.linear_panels(frame, quick)[0][0]
+    assert empty_bound == pytest.approx((30, 5))
+    assert set(far_two["metric"]) == {"linear", "linear formula"}
+    assert set(ten["metric"]) == {"linear r_inf 0.1"} and set(far_ten["metric"]) == {"linear"}
+    assert [set(panel["factor"]) for panel in panels.values()] == [{100}, {1}] * 2
+    assert figures.linear_rows(results(quick, frame))[1] is None
 
 
-def test_panels_of_nets(frame, quick):
-    rows = {"FGSM [%]": ("fgsm", 100), "clean [%]": ("clean", 100), "DeepFool": ("deepfool", 1)}
-    panels = theory.net_panels(frame, quick, rows, log=("deepfool",))
-    assert [len(row) for row in panels] == [len(quick.nets)] * 3
-    assert [panel["title"] for panel in panels[0]] == quick.nets
-    assert {panel["title"] for row in panels[1:] for panel in row} == {""}
-    assert [panel["ylabel"] for row in panels for panel in row[:2]] == ["FGSM [%]", "", "clean [%]", "", "DeepFool", ""]
-    assert [row[0]["factor"] for row in panels] == [100, 100, 1]
-    assert [row[0]["log"] for row in panels] == [False, False, True]
-    lenet, vgg = panels[0][0], panels[0][quick.nets.index("VGG-like")]
-    assert set(lenet["frame"]["series"]) == {"natural, pruned", "natural, trained on", "adversarial, pruned"}
-    assert set(vgg["frame"]["series"]) == {"natural, pruned"}
-    # adversarially trained, every pruned net is worse than the dense one, from the first on
-    assert lenet["marks"] == [("natural, pruned", 0.8, 0.95), ("adversarial, pruned", 0.8, 0.5)]
-    assert panels[1][0]["marks"] == []
-    (row,) = theory.net_panels(frame, quick, {"FGSM": ("fgsm", 100)}, marks=False, nets=["LeNet-300-100"],
-                               one_shot=True)
-    assert len(row) == 1 and row[0]["marks"] == []
-    assert "natural, pruned, not retrained" in set(row[0]["frame"]["series"])
+def test_what_theorem_31_divides(quick):
+    parts = {"linear numerator": 6.0, "linear l1": 3.0, "linear l2": 2.0, "sparsity": 0.5}
+    rows = [{k: row[k] for k in ("net", "method", "level", "seed")} | {"run": row["run"].identity, "metric": metric,
+            "value": value + row["seed"]} for row in quick.rows(net=TWO) for metric, value in parts.items()]
+    found = figures.theorem_rows(results(quick, pandas.DataFrame(rows)))
+    means = found[found["seed"] == 1].groupby("col", sort=False)["value"].mean()
+    assert means.to_dict() == {"w (mu+ - mu-)": 7, "|w|_1": 4, "|w|_2": 3, "|w|_1 / |w|_2": pytest.approx(4 / 3)}
+    assert set(found["series"]) == {"lasso", "magnitude"}
 
 
-def test_panels_of_methods(frame, quick):
-    methods = (MAGNITUDE, SURGERY, L1)
-    panels = theory.method_panels(frame, {"FGSM": ("fgsm", 100), "C&W": ("cw", 1)}, methods,
-                                  ["LeNet-300-100", "LeNet-5"])
-    assert [[p["title"] for p in row] for row in panels] == [["LeNet-300-100", "LeNet-5"], ["", ""]]
-    assert [[p["ylabel"] for p in row] for row in panels] == [["FGSM", ""], ["C&W", ""]]
-    assert [list(p["frame"]["series"].unique()) for p in panels[1]] == [[*methods], [MAGNITUDE, SURGERY]]
-    assert {t for row in panels for p in row for t in p["frame"]["training"]} == {"natural"}
+def test_rows_of_networks(frame, quick):
+    wanted = {"FGSM [%]": ("fgsm", 100), "clean [%]": ("clean", 100), "DeepFool": ("deepfool", 1)}
+    rows = figures.network_rows(results(quick, frame), wanted, marks=True)
+    assert list(rows["row"].cat.categories) == list(wanted)
+    assert list(rows["col"].cat.categories) == runs.networks(quick)
+    assert rows.groupby("row", observed=True)["factor"].unique().explode().tolist() == [100, 100, 1]
+    fgsm = rows[rows["row"] == "FGSM [%]"]
+    lenet, vgg = (fgsm[fgsm["col"] == net] for net in ("LeNet-300-100", "VGG-like"))
+    assert set(lenet["series"]) == {"natural, pruned", "natural, trained on", "adversarial, pruned"}
+    assert set(vgg["series"]) == {"natural, pruned"}
+    # adversarially trained, every pruned network is worse than the dense one, from the first on
+    marked = lenet.dropna(subset="mark").groupby(["series", "mark"])["level"].unique().explode().to_dict()
+    assert marked == {("natural, pruned", figures.BEST): 0.8, ("natural, pruned", figures.BELOW): 0.95,
+                      ("adversarial, pruned", figures.BEST): 0.8, ("adversarial, pruned", figures.BELOW): 0.5}
+    assert rows.loc[rows["row"] == "clean [%]", "mark"].isna().all()
+    some = figures.network_rows(results(quick, frame), wanted, ["LeNet-300-100"], one_shot=True)
+    assert some["mark"].isna().all() and set(some["col"]) == {"LeNet-300-100"}
+    assert "natural, pruned, not retrained" in set(some["series"])
+
+
+def test_the_axis_of_a_network_ends_where_its_pruning_ends(frame, quick):
+    rows = figures.network_rows(results(quick, frame), {"FGSM [%]": ("fgsm", 100)})
+    ends = [axis.get_xlim()[1] for axis in plots.by_network(rows).axes]
+    assert ends == pytest.approx([0.8 * left for left in (0.5, 0.5, 5, 5)])
+
+
+def test_rows_of_methods(frame, quick):
+    wanted = {"FGSM": ("fgsm", 100), "C&W": ("cw", 1)}
+    rows = figures.method_rows(results(quick, frame), wanted, (MAGNITUDE, SURGERY))
+    assert list(rows["col"].cat.categories) == ["LeNet-300-100", "LeNet-5"]  # those on which surgery was done
+    assert set(rows["series"]) == {MAGNITUDE, SURGERY} and set(rows["training"]) == {"natural"}
+    active = figures.method_rows(results(quick, frame), wanted, figures.SPARSE_ACTIVATIONS)
+    assert set(active["series"]) == {L1, WINNERS} and set(active["net"]) == {"LeNet-300-100"}
+    left = active.groupby("method")["left"].unique().explode()
+    assert left.to_dict() == pytest.approx({"dense": 50, WINNERS: 10, L1: 10})  # of activations, not of weights
 
 
 def test_what_a_robustness_follows():
@@ -413,18 +403,19 @@ def test_what_a_robustness_follows():
                                                     ("clean", 0.5 if (method, i) == (ONE_SHOT, 1) else 0.97 + i / 100))
             if (net, metric) != ("B", "down")]
     frame = pandas.DataFrame(rows).astype({"value": float})
-    shown = theory.followed(frame, {"rises": "up", "falls": "down"})
+    found = results(SimpleNamespace(nets=["A", "B"]), frame)
+    shown = report.rank_correlations(found, {"rises": "up", "falls": "down"})
     assert list(shown.index) == ["A, natural"]  # B has nothing that falls
     assert shown.loc["A, natural", "rises"] == "+1.00" and shown.loc["A, natural", "networks"] == 7
     assert -1 < float(shown.loc["A, natural", "falls"]) < -0.9  # ties
-    shown = theory.followed(frame, {"holes": "hole"})
+    shown = report.rank_correlations(found, {"holes": "hole"})
     assert shown["networks"].tolist() == [6, 6] and shown["holes"].tolist() == ["+1.00", "+1.00"]
-    assert theory.followed(frame, {"itself": "down"}, of="up").loc["A, natural", "itself"].startswith("-0.9")
+    assert report.rank_correlations(found, {"itself": "down"}, of="up").loc["A, natural", "itself"].startswith("-0.9")
 
 
-def test_peaks_tell_the_gain_and_its_end(frame):
+def test_peaks_tell_the_gain_and_its_end(frame, quick):
     frame = frame[(frame["method"] != CONTROL) | (frame["metric"] != "cw")]
-    shown = theory.peaks(frame, "LeNet-5", "natural", theory.LINF | theory.L2)
+    shown = report.peaks(results(quick, frame), **LENET5)
     def said(text: str) -> list[float]:
         return [float(number.strip("[],")) for number in text.split()]
 
@@ -437,47 +428,66 @@ def test_peaks_tell_the_gain_and_its_end(frame):
     assert said(shown.loc["DeepFool", "gain over equal training"]) == pytest.approx([0.134] * 3, abs=0.002)
     assert shown.loc["DeepFool", "dense"] == "1.000 ± 0.000"
     assert shown.loc["C&W", "gain over equal training"] == ""  # nothing was measured on the control
-    one = theory.peaks(frame[frame["seed"] == 0], "LeNet-5", "natural", theory.LINF).loc["FGSM"]
+    one = report.peaks(results(quick, frame[frame["seed"] == 0]), **LENET5).loc["FGSM"]
     assert (one["dense"], one["gain over dense"], one["gain over equal training"]) == ("60.0", "+10.0", "+6.7")
     best = frame["value"].where(~((frame["method"] == MAGNITUDE) & (frame["metric"] == "fgsm")), 0.8)
-    never = theory.peaks(frame.assign(value=best), "LeNet-5", "natural", theory.LINF).loc["FGSM"]
+    never = report.peaks(results(quick, frame.assign(value=best)), **LENET5).loc["FGSM"]
     assert (never["below dense from"], never["clean accuracy lost there"]) == ("", "")
 
 
 def test_tables_say_percent_and_distances(frame):
     some = frame[(frame["net"] == "LeNet-5") & frame["method"].isin(["dense", CONTROL]) & (frame["level"] <= 0.5)]
-    columns = theory.CLEAN | {"DeepFool": theory.L2["DeepFool"], "absent": ("nothing", 1)}
+    columns = report.CLEAN | {"DeepFool": L2["DeepFool"], "absent": ("nothing", 1)}
     shown = tables.means(some[some["training"] == "natural"], ["ours", "method"], columns)
     assert shown.loc["LeNet-5 with 3x3 kernels, dense"].tolist() == ["90.0 ± 0.0", "1.000 ± 0.000", ""]
     assert shown.loc[f"LeNet-5 with 3x3 kernels, {CONTROL}"].tolist() == ["93.1 ± 0.1", "1.062 ± 0.002", ""]
-    one = tables.means(some[some["seed"] == 0], ["training", "method"], theory.CLEAN)
+    one = tables.means(some[some["seed"] == 0], ["training", "method"], report.CLEAN)
     assert one.loc[f"natural, {CONTROL}", "clean"] == "93.0"
 
 
-def test_radii_as_rows_without_what_was_not_reached():
-    radii = {name: [float(i), None, 0.5] for i, name in enumerate(theory.LADDER)}
-    found = theory.tidy_radii({"dense": {"radii": radii}, "pruned": {"radii": radii}})
-    assert len(found) == 2 * 5 * 2 and list(found["measured"].unique()) == list(theory.LADDER)
-    assert set(found["image"]) == {0, 2} and list(found["label"].unique()) == ["dense", "pruned"]
-    one = found[(found["label"] == "pruned") & (found["measured"] == "C&W")]
+def test_a_row_that_is_added_to_the_grid_enters_its_table(frame, quick):
+    """As a reader may add one."""
+    some = frame[(frame["net"] == TWO) & (frame["method"] == "lasso") & (frame["level"] == 0.1)]
+    more = results(quick, pandas.concat([frame, some.assign(level=0.15, run="mine " + some["run"])]))
+    assert "lasso, 0.15" in report.linear_table(more, TWO).index
+    assert "lasso, 0.15" in report.linear_table(more, TWO, linf=True).index
+
+
+def test_failed_attacks_are_counted():
+    rows = [{"net": "A", "training": "natural", "method": "dense", "metric": metric, "value": value}
+            for metric, values in (("deepfool not_fooled", (0.1, 0.0, 0.25)), ("cw not_fooled", (0.0,)),
+                                   ("deepfool", (0.9,))) for value in values]
+    found = report.failures_table(results(SimpleNamespace(nets=["A"]), pandas.DataFrame(rows)))
+    assert found.index.tolist() == ["A, natural, dense, deepfool"] and found.iloc[0].tolist() == [25.0, 2]
+
+
+def test_radii_as_rows_without_what_was_not_reached(quick):
+    radii = {name: [float(i), None, 0.5] for i, name in enumerate(figures.LADDER)}
+    found = figures.radii(results(quick, None, {"radii": radii}))
+    assert len(found) == 2 * 5 * 2 and list(found["measured"].unique()) == list(figures.LADDER.values())
+    assert set(found["image"]) == {0, 2} and list(found["label"].unique()) == ["natural", "adversarial"]
+    one = found[(found["label"] == "adversarial") & (found["measured"] == "C&W")]
     assert one[["image", "radius"]].to_numpy().tolist() == [[0, 3.0], [2, 0.5]]
+
+
+def test_captions_gather_networks_that_are_attacked_alike():
+    assert "attacks, LeNet-300-100, LeNet-5, VGG-like, ResNet-32: radius 0.1; test images: FGSM all, rFGSM all" in (
+        report.conditions(runs.experiment("quick")))
+    assert "ResNet-32: radius 0.00784; test images: FGSM 1000, rFGSM 500, PGD-40 200, DeepFool 50, C&W 25." in (
+        report.conditions(runs.experiment("laptop")))
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
 
 
-MASKS = {"LeNet-300-100": [{"joint": {"l2": [0.9, 0.5], "linf": [0.8, 0.85]},
-                            "single": {"1": {"l2": [0.95, 0.6], "linf": [0.9, 0.9]},
-                                       "3": {"l2": [0.99, 0.7], "linf": [1.01, 0.8]}}}]}
-
-
 @pytest.fixture(scope="module")
 def rows(frame, quick):
-    return theory.judged(frame, quick, MASKS).set_index("claim")
+    return judged(frame, quick)
 
 
 def test_every_claim_is_judged_at_every_scale(any_scale):
-    rows, record = theory.judged(theory.located(framed(any_scale)), any_scale, MASKS), reported.load(theory.PAPER)
+    found = results(any_scale, framed(any_scale))
+    rows, record = comparisons.judged(found), reported.load(runs.PAPER)
     assert rows["claim"].is_unique
     for claim in record.claims.keys() - {"C5.linf"}:  # which holds by construction
         assert rows["claim"].str.startswith(f"{claim} ").any(), claim
@@ -486,26 +496,36 @@ def test_every_claim_is_judged_at_every_scale(any_scale):
     assert rows["reported"].isna().all()  # not one of these numbers is the paper's
     assert rows["where"].str.startswith("04_sparsity_theory, ").all()
     own = rows[~rows["claim"].str.startswith("C5")]
-    for net, settings in any_scale.settings["nets"].items():
+    for net in runs.networks(any_scale):
+        settings = any_scale.settings_for(net)
         named = own[own["claim"].str.contains(f" {net}", regex=False)]
-        missing = named["claim"].str.match("C3|C6") & (not any_scale.of(net)["choice"])
+        missing = named["claim"].str.match("C3|C6") & ("choice" not in settings.measurements)
         assert missing.equals(unchosen[named.index])
-        assert set(named[~missing]["n_seeds"]) == {len(settings.get("seeds", any_scale.seeds))}
-    lines = claims.ledger(rows, record, two=TWO)
+        assert set(named[~missing]["n_seeds"]) == {len(settings.seeds)}
+    lines = ledger(found, rows)
     assert len(lines) == len(record.ledger) and set(lines["claim"]) <= set(rows["claim"])
-    assert (lines["n_seeds"] == lines["line"].map(lambda line: 1 if line == "C5" else len(any_scale.seeds))).all()
+    assert set(lines["n_seeds"]) == {len(any_scale.seeds)}
+
+
+def test_what_is_compared_at_a_level_of_the_claim_is_measured(any_scale):
+    """On both sides; C7 for those networks only of which the level is in the grid."""
+    measured = [(row, set(row["measurements"])) for row in any_scale.grid]
+    for contrast in comparisons.contrasts(any_scale):
+        for side in (contrast.treatment, contrast.reference):
+            found = [metrics for row, metrics in measured if side.items() <= row.items()]
+            assert all(contrast.metric in metrics for metrics in found)
+            assert found or contrast.claim.id.startswith("C7")
 
 
 def test_which_comparisons_are_made(rows, quick):
     tasks = [f"{task}, {method}" for task in (TWO, TEN) for method in ("lasso", MAGNITUDE)]
     expected = {f"{claim} {task}{more}" for claim in ("C1", "C2") for task in tasks for more in ("", ", against ridge")}
-    controlled = [attack for attack, (metric, _) in (theory.LINF | theory.L2).items()
-                  if metric in quick.settings["control_protocol"]]
-    for net, settings in quick.settings["nets"].items():
-        for attack in (*theory.LINF, *theory.L2):
-            claim = "C3.l2" if attack in theory.L2 else "C3.inf"
+    controlled = set(LINF | L2) - {"C&W"}
+    for net in runs.networks(quick):
+        for attack in LINF | L2:
+            claim = "C3.l2" if attack in L2 else "C3.inf"
             expected |= {f"{claim} {net}, {attack}", f"C4 {net}, {attack}"}
-            if settings.get("trainings", theory.TRAININGS) == theory.TRAININGS:
+            if "adversarial" in quick.settings_for(net).trainings:
                 expected.add(f"{claim} {net}, {attack}, adversarial")
             if net.startswith("LeNet") and attack in controlled:
                 expected.add(f"{claim} {net}, {attack}, equal training")
@@ -546,7 +566,7 @@ def test_no_worse_allows_a_little(frame, quick):
         pruned = (frame["metric"] == "clean") & (frame["method"] == MAGNITUDE) & (frame["net"] == "LeNet-5")
         scatter = 1e-5 * frame["seed"]
         some = changed(changed(frame, sparse, 0.7 + distance + scatter), pruned, 0.9 - points / 100 + scatter)
-        rows = theory.judged(some, quick, {}).set_index("claim")
+        rows = judged(some, quick)
         return rows.loc[[f"C2 {TWO}, lasso", "C7 LeNet-5"], "verdict"].tolist()
 
     assert verdicts(0.009, 0.9) == [claims.HOLDS] * 2 and verdicts(0.011, 1.1) == [claims.FAILS] * 2
@@ -563,14 +583,14 @@ def test_gives_way_is_the_sparsest_against_the_dense_network(frame, quick):
     for step, verdict in ((-0.1, claims.HOLDS), (0.1, claims.FAILS)):
         own = of_lenet5(frame, "fgsm")
         some = changed(frame, own, 0.6 + (step + 1e-3 * (frame["seed"] - 1)) * frame["level"])
-        row = theory.judged(some, quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
+        row = judged(some, quick).loc["C4 LeNet-5, FGSM"]
         assert (row["ours"], row["verdict"]) == (pytest.approx(100 * step * 0.995, abs=0.02), verdict)
         between = changed(some, own & (frame["level"] < 0.995), 0.99)
         between = changed(between, of_lenet5(frame, "validation linf"), frame["level"])
-        same = theory.judged(between, quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
+        same = judged(between, quick).loc["C4 LeNet-5, FGSM"]
         assert (same["ours"], same["p"]) == (row["ours"], row["p"])
         moved = changed(some, of_lenet5(frame, "fgsm", "dense"), 0.65)
-        row = theory.judged(moved, quick, {}).set_index("claim").loc["C4 LeNet-5, FGSM"]
+        row = judged(moved, quick).loc["C4 LeNet-5, FGSM"]
         assert row["ours"] == pytest.approx(100 * step * 0.995 - 5, abs=0.02)
 
 
@@ -582,33 +602,35 @@ def test_the_judged_level_is_that_of_the_other_seeds(frame, quick):
     gains = frame["level"].map({0.8: 0.2, 0.9: -0.1}).fillna(0.0) + 1e-3 * frame["seed"]
     some = changed(some, of_lenet5(frame, "pgd40"), 0.5 + gains)
     labels = {"net": "LeNet-5", "training": "natural", "method": MAGNITUDE}
-    assert theory.levels(some, "pgd40", **labels) == theory.levels(some, "fgsm", **labels) == {0: 0.9, 1: 0.9, 2: 0.8}
-    assert set(theory.levels(some, "deepfool", **labels).values()) == {0.8}  # l2 attacks have a choice of their own
-    rows = theory.judged(some, quick, {}).set_index("claim")
+    pgd40, fgsm, deepfool = (comparisons.chosen_levels(some, metric, **labels)
+                             for metric in ("pgd40", "fgsm", "deepfool"))
+    assert pgd40 == fgsm == {0: 0.9, 1: 0.9, 2: 0.8}
+    assert set(deepfool.values()) == {0.8}  # l2 attacks have a choice of their own
+    rows = judged(some, quick)
     assert rows.loc["C3.inf LeNet-5, PGD-40", "ours"] == pytest.approx(100 * (-0.1 - 0.1 + 0.2) / 3 + 0.1, abs=0.02)
     control = 0.1 * np.mean([0.25 + 0.1 * level + 0.01 * seed for seed, level in enumerate((0.9, 0.9, 0.8))])
     equal = rows.loc["C3.inf LeNet-5, PGD-40, equal training", "ours"]  # the control of the same level
     assert equal == pytest.approx(0.1 - 100 * control, abs=0.03)
-    assert theory.peaks(some, "LeNet-5", "natural", theory.LINF).loc["PGD-40", "best at"] == "90 %, 80 %"
+    assert report.peaks(results(quick, some), **LENET5).loc["PGD-40", "best at"] == "90 %, 80 %"
 
 
 def test_test_images_have_no_say_in_the_level(frame):
     """Whatever is measured on them; but what the validation split says moves the level."""
     tested = ~frame["metric"].str.startswith("validation")
     poisoned = frame.assign(value=frame["value"].mask(tested, 1e3 * frame["level"]))
-    metrics = {"LeNet-5": [m for m, _ in (theory.LINF | theory.L2).values()], TWO: ["linear", "linear r_inf 0.2"]}
+    metrics = {"LeNet-5": [m for m, _ in (LINF | L2).values()], TWO: ["linear", "linear r_inf 0.2"]}
     for net, method in (("LeNet-5", MAGNITUDE), (TWO, MAGNITUDE), (TWO, "lasso")):
         for metric in metrics[net]:
             labels = {"net": net, "training": "natural", "method": method}
-            chosen = theory.levels(frame, metric, **labels)
-            assert theory.levels(poisoned, metric, **labels) == chosen and len(chosen) == 3
+            chosen = comparisons.chosen_levels(frame, metric, **labels)
+            assert comparisons.chosen_levels(poisoned, metric, **labels) == chosen and len(chosen) == 3
             other = frame.assign(value=frame["value"].mask(~tested, -frame["value"]))
-            assert not set(theory.levels(other, metric, **labels).values()) & set(chosen.values())
-    assert theory.levels(frame[tested], "fgsm", net="LeNet-5", training="natural", method=MAGNITUDE) == {}
+            assert not set(comparisons.chosen_levels(other, metric, **labels).values()) & set(chosen.values())
+    assert comparisons.chosen_levels(frame[tested], "fgsm", net="LeNet-5", training="natural", method=MAGNITUDE) == {}
 
 
 def test_what_has_no_level_is_not_tested(frame, quick):
-    rows = theory.judged(frame[~frame["metric"].str.startswith("validation")], quick, {}).set_index("claim")
+    rows = judged(frame[~frame["metric"].str.startswith("validation")], quick)
     asked = rows.index.str.match("C1|C2|C3|C6")
     assert (rows[asked]["verdict"] == claims.UNTESTED).all() and (rows[asked]["n_seeds"] == 0).all()
     assert set(rows[asked]["why"]) == {"no level was chosen on the validation split"}
@@ -620,35 +642,32 @@ def test_linear_networks_are_judged_at_the_level_of_the_quantity_itself(frame, q
     lasso = (frame["method"] == "lasso") & (frame["net"] == TWO)
     some = changed(frame, lasso & (frame["metric"] == "validation"), 1 - (frame["level"] - 0.06).abs())
     some = changed(some, lasso & (frame["metric"] == "validation r_inf 0.2"), 1 - (frame["level"] - 0.1).abs())
-    rows = theory.judged(some, quick, {}).set_index("claim")
+    rows = judged(some, quick)
     assert rows.loc[f"C2 {TWO}, lasso", "ours"] == pytest.approx(0.1 * (1 - 0.06), abs=0.001)
     assert rows.loc[f"C1 {TWO}, lasso", "ours"] == pytest.approx(20 * (1 - 0.1), abs=0.02)
 
 
 def test_a_collapsed_network_is_not_judged(frame, quick):
     own = of_lenet5(frame, "clean") & (frame["level"] == 0.995) & (frame["seed"] == 1)
-    rows = theory.judged(changed(frame, own, 0.15), quick, {}).set_index("claim")
+    rows = judged(changed(frame, own, 0.15), quick)
     fallen = rows["why"] == "a network has collapsed (clean 15 %)"
-    assert set(rows.index[fallen]) == {f"C4 LeNet-5, {attack}" for attack in theory.LINF | theory.L2}
+    assert set(rows.index[fallen]) == {f"C4 LeNet-5, {attack}" for attack in LINF | L2}
     assert (rows[fallen]["verdict"] == claims.UNTESTED).all()
 
 
 def test_one_rise_refutes_that_bounds_fall(rows, frame, quick):
     row = rows.loc["C5.l2 LeNet-300-100"]
-    assert (row["ours"], row["verdict"], row["n_seeds"]) == (100, claims.UNTESTED, 1)  # one network bears out nothing
-    three = theory.judged(frame, quick, {"LeNet-300-100": 3 * MASKS["LeNet-300-100"]}).set_index("claim").loc[row.name]
-    assert (three["ours"], three["verdict"], three["n_seeds"]) == (100, claims.HOLDS, 3)
+    assert (row["ours"], row["verdict"], row["n_seeds"]) == (100, claims.HOLDS, 3)
     assert row["unit"] == "percent of steps" and "falls" in row["quantity"]
+    one = judged(frame, runs.experiment("quick", [0])).loc[row.name]
+    assert (one["ours"], one["verdict"], one["n_seeds"]) == (100, claims.UNTESTED, 1)  # one network bears out nothing
     risen = {"joint": {"l2": [1.001, 0.8]}, "single": {"1": {"l2": [0.9, 0.9]}}}  # up from 1; and one that stays
-    one = theory.judged(frame, quick, {"net": [risen, risen, risen]}).set_index("claim").loc["C5.l2 net"]
-    assert (one["ours"], one["verdict"]) == (50, claims.FAILS)
+    found = judged(frame, quick, risen | {"single": {"1": {"l2": [0.9, 0.85]}}}).loc[row.name]
+    assert (found["ours"], found["verdict"]) == (75, claims.FAILS)
+    assert judged(frame, quick, risen).loc[row.name, "ours"] == 50
 
 
-def test_with_one_seed_nothing_is_decided(frame, quick):
-    rows = theory.judged(frame[frame["seed"] == 0], quick, MASKS).set_index("claim")
+def test_with_one_seed_nothing_is_decided(frame):
+    rows = judged(frame[frame["seed"] == 0], runs.experiment("quick", [0]))
     assert set(rows["verdict"]) == {claims.UNTESTED} and set(rows["why"]) == {estimates.ONE_SEED}
     assert rows.loc["C3.inf LeNet-5, FGSM", "ours"] == pytest.approx(10, abs=0.01)
-
-
-def test_only_the_dense_network_stands_at_level_zero(any_scale):
-    assert {row["method"] for row in any_scale.grid if row["level"] == 0} == {"dense"}  # every line begins with it

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from scaffolding import seeded, splits_of, with_noise
 from sparserobust.analysis import Stability, stability
 from sparserobust.config import Measurement
-from sparserobust.data import Split, Splits
+from sparserobust.data import Splits
 from sparserobust.imagewise import unpack
 from sparserobust.models import PreActResNet
 from sparserobust.models.noise import Noise
@@ -45,8 +46,7 @@ class Pixel(nn.Module):
 
 
 def only(images, labels=None) -> Splits:
-    split = Split(images, (images[:, 0, 0, 0] > 0.5).long() if labels is None else labels)
-    return Splits(split, split, split, ())
+    return splits_of(images, (images[:, 0, 0, 0] > 0.5).long() if labels is None else labels)
 
 
 def slope(x, y):
@@ -144,9 +144,7 @@ def test_the_gradient_is_that_of_the_mean_output(net, digits, monkeypatch):
 
 
 def noisy(net, level):
-    model = PreActResNet(depth=8, width=8, noise=level).build((1, 8, 8), 10)
-    model.load_state_dict(net.state_dict())
-    return model.to(memory_format=torch.channels_last).eval()
+    return with_noise(net, level).to(memory_format=torch.channels_last)
 
 
 def test_the_level_a_network_was_built_with_does_not_matter(net, digits):
@@ -165,8 +163,7 @@ def test_longer_and_steeper_steps_change_more(net, digits):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_both_ends_of_a_step_see_the_same_noise(channels):
     """Or noise of this size would change far more than a step this short."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         model = PreActResNet(depth=8, width=4, members=2, noise=1.0).build((channels, 8, 8), 10).eval()
         images = torch.rand(16, channels, 8, 8)
     model.to(memory_format=torch.channels_last)

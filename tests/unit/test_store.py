@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from scaffolding import Interrupt, experiment_of
 from sparserobust import UserError, cli, data, files, imagewise, paths, studies, training
 from sparserobust.analysis import WeightSparsity, WithoutBlankPixels
 from sparserobust.config import Measurement, Run, Sparsifier
 from sparserobust.evaluation import Accuracy
 from sparserobust.running import pool, scales, sweep
 from sparserobust.running import store as store_module
-from sparserobust.running.experiment import Experiment
 from sparserobust.running.store import Store
 from sparserobust.settings import settings
 from sparserobust.sparsifiers import RGSM, Magnitude, Ticket
@@ -240,10 +240,6 @@ def test_a_run_damaged_twice_is_still_mended(fresh, trained, tiny_run):
 # ------------------------------------------------------------------------------------------- interruption
 
 
-class Interrupt(Exception):
-    pass
-
-
 def test_an_interrupted_run_is_not_there_and_goes_on_to_the_same_record(fresh, tmp_path, tiny_run):
     run, told = tiny_run(epochs=3), []
 
@@ -432,22 +428,25 @@ def test_of_two_published_records_that_of_the_scale_counts(fresh, published, tin
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch, capsys, tiny_run):
-    """`publish(scale file, ...)`: exit code, output and errors of the command, for a store in which the run of paper
-    `one` and the two of paper `two` are complete."""
+    """`publish(names of studies, ...)`: exit code, output and errors of the command where these have settings of the
+    scale, for a store in which the run of study `one` and the two of study `two` are complete."""
     grids = {"one": [tiny_run()], "two": [tiny_run(seed=1), tiny_run(seed=2)], "none": []}
 
     def experiment(paper):
-        return lambda scale: Experiment(scale, [0], [{"run": run} for run in grids[paper]], {}, {})
+        return lambda scale: experiment_of([{"run": run} for run in grids[paper]], scale)
 
     modules = {paper: SimpleNamespace(experiment=experiment(paper)) for paper in grids}
     monkeypatch.setattr(studies, "modules", lambda: modules)
-    monkeypatch.setattr(scales, "scales_folder", lambda: tmp_path)
+    monkeypatch.setattr(scales, "settings_folder", lambda: tmp_path)
+    (tmp_path / "scales.yaml").write_text("small: for this test")
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "store"))
     for run in (*grids["one"], *grids["two"]):
         Store().train(run)
 
-    def publish(text, *options):
-        (tmp_path / "small.yaml").write_text(text)
+    def publish(studies, *options):
+        for name in grids:
+            section = "small" if name in studies.split() else "shared"
+            (tmp_path / f"{name}.yaml").write_text(f"{section}: {{seeds: [0]}}")
         capsys.readouterr()
         code = cli.main(["publish", "--scale", "small", *options])
         return code, *capsys.readouterr()
@@ -456,31 +455,31 @@ def publish(tmp_path, monkeypatch, capsys, tiny_run):
 
 
 def test_a_shortened_scale_file_removes_nothing_unless_told_to(publish, published, tiny_run):
-    code, out, _ = publish("one: {}\ntwo: {}\nnone: {}")
+    code, out, _ = publish("one two none")
     assert code == 0 and f"3 records in {published / 'small'}" in out and "more records" not in out
     files.write(published / "other" / "0123.json", b"another scale")
     before = everything(published)
     assert len(before) == 4
-    code, out, err = publish("one: {}")
+    code, out, err = publish("one")
     assert code == 0 and not err and everything(published) == before
     assert "1 records in" in out and "no settings for two, none" in out
     (line,) = (line for line in out.splitlines() if line.startswith("2 more records"))
     kept = {published / "small" / f"{tiny_run(seed=seed).identity}.json" for seed in (1, 2)}
     assert min(kept).name in line and "kept" in line and "--scale small --prune" in line
-    code, out, _ = publish("one: {}", "--prune")
+    code, out, _ = publish("one", "--prune")
     assert code == 0 and f"2 more records that scale small does not ask for, such as {min(kept).name}: removed" in out
     assert everything(published).keys() == before.keys() - kept
-    assert "more records" not in publish("one: {}", "--prune")[1]
+    assert "more records" not in publish("one", "--prune")[1]
 
 
-@pytest.mark.parametrize("text", ["", "# nothing", "none: {}", "unknown: {}"])
+@pytest.mark.parametrize("text", ["", "none", "unknown"])
 @pytest.mark.parametrize("options", [[], ["--prune"]])
 def test_a_scale_that_asks_for_no_runs_is_said_and_removes_nothing(text, options, publish, published):
-    publish("one: {}\ntwo: {}")
+    publish("one two")
     before = everything(published)
     assert len(before) == 3
     code, out, err = publish(text, *options)
-    assert code == 1 and not out and "small.yaml asks for no runs" in err and err.count("\n") == 1
+    assert code == 1 and not out and "scale small asks for no runs" in err and err.count("\n") == 1
     assert everything(published) == before
 
 
@@ -489,7 +488,7 @@ def test_publishing_where_nothing_is_computed_says_so_and_removes_nothing(option
                                                                           monkeypatch):
     files.write(published / "small" / "0123.json", b"of another run")
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "empty"))
-    code, out, err = publish("one: {}\ntwo: {}", *options)
+    code, out, err = publish("one two", *options)
     assert code == 1 and not out and "3 of 3 runs are not complete" in err and err.count("\n") == 1
     assert everything(published) == {published / "small" / "0123.json": b"of another run"}
 

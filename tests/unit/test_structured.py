@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from scaffolding import lively, same, seeded, weights_of
 from sparserobust import sparsity, training
 from sparserobust.config import Sparsifier
 from sparserobust.models import VGG16, LeNet5, NoisyWeights, PreActResNet, ResNet, ResNet18, VGGLike, Winners, compact
@@ -33,33 +34,18 @@ every_net = pytest.mark.parametrize("name", MODELS)
 every_criterion = pytest.mark.parametrize("criterion", CRITERIA)
 
 
-def built(name: str, seed: int = 0) -> nn.Module:
+def net_of(model, seed: int = 0) -> nn.Module:
     """In eval mode; scales (of both signs), shifts and running statistics of batch norms are random."""
-    return lively(MODELS[name], seed)
+    with seeded(seed):
+        return lively(model.build((2, 8, 8), 5), both_signs=True).eval()
 
 
-def lively(model, seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = model.build((2, 8, 8), 5).eval()
-        for m in net.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                for t, low in ((m.weight, -1.5), (m.bias, -1), (m.running_mean, -1), (m.running_var, 0.5)):
-                    assert t is not None
-                    t.data.uniform_(low, 1.5)
-        return net
+def built(name: str, seed: int = 0) -> nn.Module:
+    return net_of(MODELS[name], seed)
 
 
 def images(count: int = 6) -> torch.Tensor:
     return torch.rand(count, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def weights_of(net) -> dict:
-    return {name: p.detach().clone() for name, p in net.named_parameters()}
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def pruned(net, **fields) -> nn.Module:
@@ -156,7 +142,7 @@ def test_random_networks_and_shares(seed, share, criterion):
 
 
 def test_filters_take_the_same_share_of_every_layer_and_scales_do_not():
-    net = lively(ResNet(depth=14, width=12))
+    net = net_of(ResNet(depth=14, width=12))
     layers = [tuple(f"blocks.{b}.{x}" for x in BLOCK["resnet"]) for b in range(6)]
     for b in range(2):
         net.blocks[b].norm1.weight.data *= 1e-3
@@ -261,7 +247,7 @@ def test_nobody_reads_the_norm_of_a_removed_channel(name):
 
 
 def test_k_winners_do():
-    net = lively(Winners(model=MODELS["resnet"], share=0.2))
+    net = net_of(Winners(model=MODELS["resnet"], share=0.2))
     Channels(sparsity=0.4).start(net)
     before = net(images())
     for (_, norm, _), gone in zip(LAYERS["resnet"], removed(net, LAYERS["resnet"]), strict=True):
@@ -271,7 +257,7 @@ def test_k_winners_do():
 
 @every_criterion
 def test_the_compact_copy_is_smaller_by_what_was_removed(criterion):
-    net = built("preact")
+    net = built("preact", seed=1)
     small = pruned(net, sparsity=0.5, criterion=criterion)
     fewer = 0
     for (writer, _, reader), gone in zip(LAYERS["preact"], removed(small, LAYERS["preact"]), strict=True):
@@ -284,7 +270,7 @@ def test_the_compact_copy_is_smaller_by_what_was_removed(criterion):
 
 
 def test_noise_on_weights_goes_with_the_channels():
-    net, plain = lively(NoisyWeights(model=MODELS["vgg"])), built("vgg")
+    net, plain = net_of(NoisyWeights(model=MODELS["vgg"])), built("vgg")
     state = Channels(sparsity=0.4).start(net)
     assert same(state, Channels(sparsity=0.4).start(plain))
     with noise_off(net):

@@ -8,33 +8,16 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from scaffolding import PRUNABLE, Toy, assert_same_training, batches, interrupted, same, seeded, weights_of
 from sparserobust import files, sparsity, training
 from sparserobust.attacks import PGD
 from sparserobust.config import Sparsifier
 from sparserobust.objectives import Adversarial
-from sparserobust.seeding import global_seed, stream
+from sparserobust.seeding import global_seed
 from sparserobust.sparsifiers import DynamicNetworkSurgery
 
 SURE = {"stop": 1000, "gamma": 0.0}  # masks are revised before every iteration
 PLAIN = {"epochs": 3, "batch_size": 16, "schedule": "constant", "precision": "float32"}
-
-
-class Toy(nn.Module):
-    """Two convolutions (one 1x1), a linear layer, a norm."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.first, self.second = nn.Conv2d(4, 3, 3), nn.Conv2d(3, 4, 1)
-            self.norm, self.linear = nn.BatchNorm2d(2), nn.Linear(5, 7)
-
-
-PRUNABLE = ["first.weight", "second.weight", "linear.weight"]
-
-
-def weights_of(model) -> dict:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def step(sparsifier, model, state, move) -> None:
@@ -61,7 +44,7 @@ def revised_by_hand(mask: list[float], raw: list[float], t: float) -> list[float
 
 def test_revisions_by_hand_layer_by_layer():
     """Random walks of raw: thresholds stay those of the beginning, masks go back and forth."""
-    model, rates, chance = Toy(), (0.5, -0.4, 1.0), torch.Generator().manual_seed(0)
+    model, rates, chance = Toy(), (0.5, -0.4, 0.8, 1.0), torch.Generator().manual_seed(0)
     with torch.no_grad():
         model.first.weight.mul_(30)  # of which other layers must know nothing
         model.linear.weight[0] = 0  # zeros do not count as magnitudes
@@ -127,12 +110,12 @@ def test_a_rate_far_below_zero_prunes_nothing_and_one_rate_holds_for_all_layers(
     before = weights_of(model)
     state = DynamicNetworkSurgery(rates=(-100.0,), **SURE).start(model)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert state["thresholds"].tolist() == [0, 0, 0]
+    assert state["thresholds"].tolist() == [0, 0, 0, 0]
     assert state["mask linear.weight"].sum() == 34  # what is zero lies on the threshold
-    one, three = Toy(), Toy()
+    one, four = Toy(), Toy()
     DynamicNetworkSurgery(rates=(0.7,), **SURE).start(one)
-    DynamicNetworkSurgery(rates=(0.7, 0.7, 0.7), **SURE).start(three)
-    assert all(torch.equal(p, three.get_parameter(name)) for name, p in one.named_parameters())
+    DynamicNetworkSurgery(rates=(0.7, 0.7, 0.7, 0.7), **SURE).start(four)
+    assert all(torch.equal(p, four.get_parameter(name)) for name, p in one.named_parameters())
     assert 0.5 < sparsity.sparsity(one) < 1
 
 
@@ -160,8 +143,7 @@ def revised_layers(sparsifier, layers: int, iteration: int) -> list[bool]:
 def test_the_probability_of_a_revision(gamma, power, iteration):
     layers, expected = 2000, (1 + gamma * iteration) ** -power
     sparsifier = DynamicNetworkSurgery(rates=(0.0,), stop=10**6, gamma=gamma, power=power)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         revised = revised_layers(sparsifier, layers, iteration)
         again = revised_layers(sparsifier, layers, iteration)
     spread = (expected * (1 - expected) / layers) ** 0.5
@@ -203,10 +185,6 @@ def test_the_start_throws_no_dice_and_training_only_its_own(tiny_run, digits):
 # --------------------------------------------------------------------------------------------------- training
 
 
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def trained_by_hand(run, splits) -> tuple[dict, dict, dict, int]:
     """The network's weights, raw and masks after training, and how many weights came back on the way: SGD and the
     surgery spelt out in the released order, masks before the forward pass of an iteration."""
@@ -232,10 +210,9 @@ def trained_by_hand(run, splits) -> tuple[dict, dict, dict, int]:
 
     revise(iteration := 0)
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
         with global_seed(run.seed, "noise", epoch):
-            for index in order.split(recipe.batch_size):
-                loss = cross_entropy(model(splits.train.images[index]), splits.train.labels[index])
+            for images, labels in batches(run, splits, epoch):
+                loss = cross_entropy(model(images), labels)
                 gradients = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))  # at masked weights
                 for name in w:
                     gradient = gradients[name] + recipe.weight_decay * raw[name]
@@ -266,10 +243,6 @@ def test_training_follows_the_algorithm_by_hand(momentum, lr, tiny_run, digits, 
     assert result.history[-1]["sparsity"] == pytest.approx(zeros) and result.history[-1]["gap"] == 0
 
 
-class Interrupt(Exception):
-    pass
-
-
 @pytest.mark.parametrize(("select", "averaging"), [("last", 0.0), ("best", 0.9)])
 @pytest.mark.parametrize("stops", [[1], [1, 2, 3]])
 def test_an_interrupted_training_equals_an_undisturbed_one(stops, select, averaging, tiny_run, digits, tmp_path):
@@ -278,24 +251,14 @@ def test_an_interrupted_training_equals_an_undisturbed_one(stops, select, averag
                    objective=Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=1)),
                    sparsifier=DynamicNetworkSurgery(rates=(0.2,), stop=10, gamma=0.3))
     undisturbed = training.train(run, digits, checkpoint=tmp_path / "one")
-    for stop in stops:
-        def report(done, stop=stop):
-            if done >= stop:
-                raise Interrupt
-
-        with pytest.raises(Interrupt):
-            training.train(run, digits, checkpoint=tmp_path / "other", report=report)
-    resumed = training.train(run, digits, checkpoint=tmp_path / "other")
-    assert resumed.history == undisturbed.history
-    assert same(resumed.model.state_dict(), undisturbed.model.state_dict())
+    assert_same_training(interrupted(run, digits, tmp_path / "other", stops), undisturbed)
     assert same(*(files.load_tensors(tmp_path / name)[0] for name in ("one", "other")))
 
 
 def test_with_stop_zero_it_is_dense_training(tiny_run, digits):
     surgery, dense = (training.train(tiny_run(**change, epochs=3, weight_decay=0.01), digits) for change in (
         {"sparsifier": DynamicNetworkSurgery(rates=(1.0,), stop=0)}, {}))
-    assert surgery.history == dense.history
-    assert same(surgery.model.state_dict(), dense.model.state_dict())
+    assert_same_training(surgery, dense)
 
 
 def test_averaging_does_not_undo_sparsity(tiny_run, digits):
@@ -310,10 +273,10 @@ def test_averaging_does_not_undo_sparsity(tiny_run, digits):
 # ------------------------------------------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize("rates", [(1.0, 1.0), (1.0,) * 4])
+@pytest.mark.parametrize("rates", [(1.0, 1.0), (1.0,) * 5])
 def test_another_number_of_rates_than_layers_is_refused(rates, refusal):
     message = refusal(DynamicNetworkSurgery(rates=rates, stop=5).start, Toy())
-    assert f"{len(rates)} rates for 3" in message
+    assert f"{len(rates)} rates for 4" in message
 
 
 def test_a_layer_without_a_weight_is_refused(refusal):

@@ -5,20 +5,18 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pandas
 import pytest
 
-from sparserobust import Data, UserError, paths
+from sparserobust import Data, UserError
 from sparserobust.analysis import ChannelSparsity, RadiusOrder, RemainingParameters, WeightHistogram, WeightSparsity
 from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, DeepFool
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.imagewise import unpack
-from sparserobust.running import pool, sweep
-from sparserobust.running.experiment import Experiment
+from sparserobust.running import pool, progress, sweep
 from sparserobust.running.store import Store
 from sparserobust.sparsifiers import RGSM, Magnitude
 
@@ -65,7 +63,7 @@ def pretended(monkeypatch):
             def __init__(self, threads):
                 told.workers.append(threads)
 
-            def do(self, job, hear):
+            def do(self, job, on_message):
                 told.jobs.append(job)
                 return answer(job)
 
@@ -76,48 +74,6 @@ def pretended(monkeypatch):
         return told
 
     return pretended
-
-
-def test_a_networks_own_settings_come_before_those_of_all():
-    settings = {"levels": [0.5], "epochs": 3, "nets": {"a": {"levels": [0.9], "label": "A"}, "b": {}}}
-    experiment = Experiment("s", [0], [{"net": "b"}, {"net": "a"}, {"net": "b"}], {}, settings)
-    assert experiment.nets == ["a", "b"]  # in the order of the settings
-    assert replace(experiment, grid=[{"net": "b"}]).nets == ["b"], "a network without rows is not one of them"
-    assert experiment.of("a") == settings | {"levels": [0.9], "label": "A"}
-    assert experiment.of("b") == settings
-
-
-def test_a_scale_that_only_redraws_shows_what_is_known_and_computes_nothing(pretended, tmp_path, tiny_run, monkeypatch):
-    told = pretended()
-    monkeypatch.setattr(paths, "published_folder", lambda: tmp_path / "published")
-    store, own = Store(tmp_path / "store"), Store(tmp_path / "store", use_published=False)
-    left, norms = RemainingParameters(), ChannelSparsity()
-    runs = [tiny_run(seed=seed) for seed in range(4)]
-    for run, measurement in ((runs[0], MEASURED["clean"]), (runs[0], left), (runs[2], norms)):
-        store.measure(run, measurement)
-    grid = [{"net": "a", "seed": seed, "run": run, "also": {"left": left, "norms": norms}}
-            for seed, run in enumerate(runs)]
-    usual = Experiment("s", [0, 1, 2, 3], grid, MEASURED, {"redraw": False})
-    redrawn = replace(usual, settings={"redraw": True})
-    for experiment, where in ((usual, store), (redrawn, own)):
-        assert not experiment.redraws(where) and experiment.known(where) is experiment
-    assert redrawn.redraws(store)
-    monkeypatch.setattr(Store, "train", None)
-    known = redrawn.known(store)
-    assert known.seeds == [0] and known.measurements == MEASURED
-    assert known.grid == [grid[0] | {"also": {"left": left}}], "of seed 2 nothing is known that images were asked for"
-    for experiment, expected in ((redrawn, [(0, "clean"), (0, "left"), (2, "norms")]),
-                                 (known, [(0, "clean"), (0, "left")])):
-        frame = experiment.measured(store)
-        assert list(zip(frame.seed, frame.metric, strict=True)) == expected
-        asked = {"clean": MEASURED["clean"], "left": left, "norms": norms}
-        assert frame.value.tolist() == [store.find(runs[seed], asked[name])["value"] for seed, name in expected]
-    unasked = replace(redrawn, measurements={"left": left, "norms": norms}).known(store)
-    assert unasked.seeds == [0, 2], "where no images are asked, anything that is known will do"
-    assert not told.jobs
-    pretended(lambda job: "no")
-    with pytest.raises(UserError, match="4 of 4 runs failed"):
-        usual.measured(store, workers=1)
 
 
 def test_nothing_to_do_starts_nothing(pretended, store, tiny_run):
@@ -158,8 +114,8 @@ def test_what_one_row_wants_also_is_taken_of_that_row_only(pretended, store, tin
     told = pretended()
     left, norms = {"left": RemainingParameters()}, {"channels": ChannelSparsity()}
     plain, more = tiny_run(), tiny_run(seed=1)
-    grid = [{"net": "a", "run": plain}, {"net": "b", "run": more, "also": left}, {"net": "b again", "run": more},
-            {"net": "c", "run": more, "also": norms}]
+    grid = [{"net": "a", "run": plain}, {"net": "b", "run": more, "measurements": left},
+            {"net": "b again", "run": more}, {"net": "c", "run": more, "measurements": norms}]
     frame = sweep.sweep(grid, MEASURED, store, workers=1)
     assert list(zip(frame.net, frame.metric, strict=True)) == [
         ("a", "clean"), ("a", "sparsity"), ("b", "clean"), ("b", "sparsity"), ("b", "left"), ("b again", "clean"),
@@ -181,7 +137,7 @@ def test_parts_of_a_measurement_are_rows_of_their_own(pretended, store, tiny_run
     pretended()
     order = RadiusOrder(images=20, batches=2, samples=2, cw=CarliniWagnerL2(steps=2, search_steps=1))
     parted = {"far": Distance(images=20, attack=DeepFool()), "order": order}
-    grid = [{"net": "a", "run": tiny_run(), "also": parted}, {"net": "b", "run": tiny_run()}]
+    grid = [{"net": "a", "run": tiny_run(), "measurements": parted}, {"net": "b", "run": tiny_run()}]
     frame = sweep.sweep(grid, MEASURED, store, workers=1)
     assert list(zip(frame.net, frame.metric, strict=True)) == [
         ("a", "clean"), ("a", "sparsity"), ("a", "far"), ("a", "far not_fooled"), ("a", "far relative"),
@@ -201,7 +157,8 @@ def test_the_frame_has_the_values_of_single_images_also_of_parts(pretended, stor
     pretended()
     fooled = Accuracy(images=60, attack=PGD(epsilon=0.1, step_size=0.1, steps=1, random_start=False))
     also = {"pgd": fooled, "far": Distance(images=60, attack=DeepFool())}
-    rows = sweep.sweep([{"net": "a", "run": tiny_run(), "also": also}], MEASURED, store, workers=1).set_index("metric")
+    grid = [{"net": "a", "run": tiny_run(), "measurements": also}]
+    rows = sweep.sweep(grid, MEASURED, store, workers=1).set_index("metric")
     assert rows["sampled"].to_dict() == {"clean": True, "sparsity": False, "pgd": True, "far": True,
                                          "far not_fooled": True, "far relative": True}
     each, model, test = rows["each"], store.model(tiny_run()), digits.test.sample(100)
@@ -227,8 +184,8 @@ def test_what_is_costly_to_measure_goes_first_but_not_before_the_run_it_starts_f
     told, quick, slow = pretended(lambda job: "no"), tiny_run(), tiny_run(epochs=3)
     pruned = tiny_run(seed=1, epochs=0, sparsifier=Magnitude(sparsity=0.5), start=slow)
     costly = {"strong": Accuracy(images=1000, attack=PGD(epsilon=0.1, step_size=0.1, steps=100))}
-    grid = [{"net": "quick", "run": quick, "also": costly}, {"net": "slow", "run": slow},
-            {"net": "pruned", "run": pruned, "also": costly}]
+    grid = [{"net": "quick", "run": quick, "measurements": costly}, {"net": "slow", "run": slow},
+            {"net": "pruned", "run": pruned, "measurements": costly}]
     with pytest.raises(UserError):
         sweep.sweep(grid, MEASURED, store, workers=1)
     assert [job["run"] for job in told.jobs] == [run.plain() for run in (quick, slow, pruned)]
@@ -238,11 +195,11 @@ def test_what_is_wanted_by_two_rows_is_asked_for_once_and_only_if_it_is_missing(
     told, run, also = pretended(lambda job: "no"), tiny_run(), {"left": RemainingParameters()}
     for measurement in MEASURED.values():
         store.measure(run, measurement)
-    grid = [{"net": "a", "run": run}, {"net": "b", "run": run, "also": also},
-            {"net": "c", "run": run, "also": also | {"weights": WeightHistogram()}}]
+    grid = [{"net": "a", "run": run}, {"net": "b", "run": run, "measurements": also},
+            {"net": "c", "run": run, "measurements": also | {"weights": WeightHistogram()}}]
     with pytest.raises(UserError, match="1 of 1 runs failed") as caught:
         sweep.sweep(grid, MEASURED, store, workers=1)
-    assert "b: no" in str(caught.value)  # named by the first row that wants something; `also` is no label
+    assert "b: no" in str(caught.value)  # named by the first row that wants something; `measurements` is no label
     assert told.jobs[0]["measurements"] == [RemainingParameters().plain(), WeightHistogram().plain()]
     sweep.sweep(grid[:1], MEASURED, store, workers=1)
     assert len(told.jobs) == 1
@@ -304,22 +261,21 @@ def test_a_stopped_cell_shows_no_traceback_of_a_worker(capfd):
 
 
 @pytest.fixture
-def heard(monkeypatch) -> list[dict]:
-    """What the workers told."""
-    answers, hear = [], pool._Board.heard
+def messages(monkeypatch) -> list[dict]:
+    """What the workers reported."""
+    answers, message = [], progress.Monitor.message
 
-    def heard(self, job, answer):
+    def recorded(self, job, answer):
         answers.append(answer)
-        hear(self, job, answer)
+        message(self, job, answer)
 
-    monkeypatch.setattr(pool._Board, "heard", heard)
+    monkeypatch.setattr(progress.Monitor, "message", recorded)
     return answers
 
 
 @pytest.mark.slow
 def test_two_workers_train_a_common_start_once_agree_with_this_process_and_outlive_a_failing_run(
-        store, undisturbed, started, heard, tmp_path, monkeypatch, tiny_run, long_run):
-    monkeypatch.setenv("SPARSEROBUST_PROGRESS", str(tmp_path / "progress"))
+        store, undisturbed, started, messages, capsys, tiny_run, long_run):
     grid = [{"net": f"pruned {s}", "share": s, "run": tiny_run(start=long_run, sparsifier=Magnitude(sparsity=s))}
             for s in (0.3, 0.6)]
     bad = tiny_run(lr=1e8, schedule="constant")
@@ -332,8 +288,8 @@ def test_two_workers_train_a_common_start_once_agree_with_this_process_and_outli
     assert all(word in line for word in ("bad", "lr 100000000.0", bad.identity, "lower lr"))
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
-    assert "2 runs trained and measured, 1 failed" in (tmp_path / "progress").read_text()
-    assert heard.count({"doing": "training", "epochs": long_run.recipe.epochs}) == 1  # the other worker waited
+    assert "2 runs trained and measured, 1 failed" in capsys.readouterr().err
+    assert messages.count({"doing": "training", "epochs": long_run.recipe.epochs}) == 1  # the other worker waited
 
     frame = sweep.sweep(grid, MEASURED, reopened(store))
     assert len(started) == 2

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from scaffolding import assert_same_training, batches, interrupted
 from sparserobust import training
 from sparserobust.running.store import Store
-from sparserobust.seeding import stream
 from sparserobust.sparsifiers import Magnitude, MatchedHistogram, Ticket
 from sparserobust.sparsifiers.ticket import matched
 from sparserobust.sparsity import prunable
@@ -92,9 +92,8 @@ def test_steps_by_hand(store, tiny_run, digits):
     model, lr = training.build(run, digits).train(), run.recipe.lr
     w = dict(model.named_parameters())
     for epoch in range(run.recipe.epochs):
-        order = torch.randperm(len(digits.train), generator=stream(run.seed, "order", epoch))
-        for index in order.split(run.recipe.batch_size):
-            loss = cross_entropy(model(digits.train.images[index]), digits.train.labels[index])
+        for images, labels in batches(run, digits, epoch):
+            loss = cross_entropy(model(images), labels)
             gradients = torch.autograd.grad(loss, w.values())
             with torch.no_grad():
                 for (name, p), gradient in zip(w.items(), gradients, strict=True):
@@ -123,17 +122,5 @@ def test_interrupted_is_undisturbed(store, tiny_run, digits, tmp_path):
     target = tiny_run(seed=3)
     run = tiny_run(sparsifier=MatchedHistogram(target=target), epochs=3)
     others = [store.model(target).state_dict()]
-
-    class Interrupt(Exception):
-        pass
-
-    def stop(done):
-        if done >= 1:
-            raise Interrupt
-
-    with pytest.raises(Interrupt):
-        training.train(run, digits, checkpoint=tmp_path / "c", report=stop, others=others)
-    resumed = training.train(run, digits, checkpoint=tmp_path / "c", others=others)
-    undisturbed = training.train(run, digits, others=others)
-    assert resumed.history == undisturbed.history
-    assert all(torch.equal(t, undisturbed.model.state_dict()[n]) for n, t in resumed.model.state_dict().items())
+    resumed = interrupted(run, digits, tmp_path / "checkpoint", [1], others=others)
+    assert_same_training(resumed, training.train(run, digits, others=others))

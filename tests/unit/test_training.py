@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from scaffolding import Interrupt, assert_same_training, interrupted, weights_of
 from sparserobust import Data, Recipe, training
 from sparserobust.attacks import PGD, CarliniWagnerL2, predicted
 from sparserobust.config import Objective, Sparsifier
@@ -35,7 +36,7 @@ def seen():
             lrs.append(lr)
 
         def after_step(self, model, state, lr):
-            weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+            weights.append(weights_of(model))
 
     @settings
     class Batches(Objective):
@@ -48,30 +49,6 @@ def seen():
 
     return SimpleNamespace(sparsifier=Watch(), objective=Batches(), lrs=lrs, weights=weights, batches=batches,
                            seeds=seeds)
-
-
-def assert_same(one: training.Trained, other: training.Trained) -> None:
-    """Bit for bit."""
-    assert one.history == other.history
-    a, b = one.model.state_dict(), other.model.state_dict()
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-
-
-class Interrupt(Exception):
-    pass
-
-
-def interrupted(run, splits, checkpoint, stops: list[float], start=None) -> training.Trained:
-    """Trained with an exception at each of these numbers of epochs done, and taken up again."""
-    for stop in stops:
-        def report(done, stop=stop):
-            if done >= stop:
-                raise Interrupt
-
-        with pytest.raises(Interrupt):
-            training.train(run, splits, start, checkpoint, report)
-    return training.train(run, splits, start, checkpoint)
 
 
 # ------------------------------------------------------------------------------------------- schedules
@@ -198,7 +175,7 @@ def test_watching_measures_after_every_epoch_and_changes_nothing(tiny_run, digit
                                                                  digits)
     assert ["validation_robust" in row for row in plain.history] == [False, False, True]
     assert all("validation_robust" in row for row in watched.history)
-    assert_same(training.Trained(plain.model, plain.history[-1:]),
+    assert_same_training(training.Trained(plain.model, plain.history[-1:]),
                 training.Trained(watched.model, watched.history[-1:]))
 
 
@@ -230,9 +207,9 @@ def test_best_is_the_epoch_of_the_highest_validation(changes, tiny_run, digits, 
         pytest.fail("no seed has its best epoch in the middle")
     stopped = training.train(tiny_run(**common, epochs=epoch, seed=seed), digits)
     last = training.train(tiny_run(**common, epochs=5, seed=seed), digits)
-    assert_same(training.Trained(best.model, []), training.Trained(stopped.model, []))
+    assert_same_training(training.Trained(best.model, []), training.Trained(stopped.model, []))
     assert not torch.equal(last.model.members[0].stem.weight, best.model.members[0].stem.weight)
-    assert_same(interrupted(run, digits, tmp_path / "checkpoint", [epoch + 0.5]), best)
+    assert_same_training(interrupted(run, digits, tmp_path / "checkpoint", [epoch + 0.5]), best)
 
 
 # --------------------------------------------------------------------------------------------- validation
@@ -248,7 +225,7 @@ class Poison:
 @pytest.mark.parametrize("select", ["last", "best"])
 def test_the_test_split_is_never_touched(select, tiny_run, digits):
     run = tiny_run(objective=ATTACKED, select=select)
-    assert_same(training.train(run, replace(digits, test=Poison())), training.train(run, digits))
+    assert_same_training(training.train(run, replace(digits, test=Poison())), training.train(run, digits))
 
 
 def test_validation_is_the_accuracy_of_what_is_delivered_on_the_validation_split(tiny_run, digits):
@@ -331,7 +308,7 @@ def test_an_interrupted_training_equals_an_undisturbed_one(sparsifier, select, s
                                                            tmp_path):
     run = tiny_run(**HARD, sparsifier=SPARSIFIERS[sparsifier], select=select)
     resumed = interrupted(run, digits, tmp_path / "checkpoint", stops)
-    assert_same(resumed, training.train(run, digits))
+    assert_same_training(resumed, training.train(run, digits))
     assert len(resumed.history) == 4
 
 
@@ -342,7 +319,7 @@ def test_an_interrupted_fine_tuning_keeps_the_zeros_it_began_with(impatient, tin
     undisturbed = training.train(run, digits, start)
     for stops in ([1.5], [3]):
         checkpoint = tmp_path / f"checkpoint {stops}"
-        assert_same(interrupted(run, digits, checkpoint, stops, start), undisturbed)
+        assert_same_training(interrupted(run, digits, checkpoint, stops, start), undisturbed)
     assert training.sparsity(undisturbed.model) == pytest.approx(0.5, abs=1e-3)
 
 
@@ -385,7 +362,7 @@ def test_a_damaged_checkpoint_is_said_and_training_begins_anew(damage, tiny_run,
     run, checkpoint = tiny_run(), tmp_path / "checkpoint"
     training.train(run, digits, checkpoint=checkpoint)
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
-    assert_same(training.train(run, digits, checkpoint=checkpoint), training.train(run, digits))
+    assert_same_training(training.train(run, digits, checkpoint=checkpoint), training.train(run, digits))
     (line,) = caplog.messages
     assert run.identity in line
     assert "damaged" in line
@@ -413,7 +390,7 @@ def test_training_neither_reads_nor_moves_the_global_dice(tiny_run, digits):
         assert torch.equal(torch.get_rng_state(), before[0])
         assert (np.random.get_state()[1] == before[1]).all()
         assert random.getstate() == before[2]
-    assert_same(*results)
+    assert_same_training(*results)
 
 
 @pytest.mark.parametrize("changes", [

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from scaffolding import assert_same_training, interrupted
 from sparserobust import sparsity, training
 from sparserobust.models import VGG16, VGGLike
 from sparserobust.models.normalise import Normalise
@@ -125,12 +126,4 @@ def test_it_trains_on_small_images_and_takes_up_where_it_was_interrupted(tiny_ru
     history = training.train(run, digits).history
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     run = tiny_run(model=VGGLike(width=4))
-
-    def report(done):
-        if done >= 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        training.train(run, digits, checkpoint=tmp_path / "checkpoint", report=report)
-    resumed, undisturbed = training.train(run, digits, checkpoint=tmp_path / "checkpoint"), training.train(run, digits)
-    assert resumed.history == undisturbed.history
+    assert_same_training(interrupted(run, digits, tmp_path / "checkpoint", [1]), training.train(run, digits))

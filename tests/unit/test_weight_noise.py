@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
+from scaffolding import assert_same_training, batches, built, interrupted, weights_of
 from sparserobust import training
 from sparserobust.attacks import FGSM, PGD, mean_logits, under_attack
 from sparserobust.config import Model, Objective
@@ -25,7 +26,7 @@ from sparserobust.models import (
 )
 from sparserobust.models.noise import NoisyConv2d, NoisyLinear, WeightNoise
 from sparserobust.objectives import Adversarial
-from sparserobust.seeding import global_seed, stream
+from sparserobust.seeding import global_seed
 from sparserobust.settings import settings
 from sparserobust.sparsifiers import FixedMask, Lasso, Magnitude, RelativeThreshold
 from sparserobust.sparsity import prunable
@@ -39,11 +40,6 @@ SHAPE = (1, 8, 8)
 
 
 pytestmark = pytest.mark.usefixtures("chance")
-
-
-def built(model: Model, seed: int = 0, image_shape=SHAPE):
-    torch.manual_seed(seed)
-    return model.build(image_shape, 10)
 
 
 def drawn(seed: int, call, *arguments):
@@ -380,34 +376,29 @@ def test_an_averaged_attack_by_hand():
 # --- training
 
 
-def states(net) -> dict:
-    return {name: p.detach().clone() for name, p in net.named_parameters()}
-
-
 def trained_by_hand(run, splits) -> dict:
     """SGD with Nesterov momentum, spelt out; weight decay on everything but scales."""
     net, recipe = training.build(run, splits).to(memory_format=torch.channels_last).train(), run.recipe
     momentum = {name: 0.0 for name, _ in net.named_parameters()}
     for epoch in range(recipe.epochs):
-        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch))
         with global_seed(run.seed, "noise", epoch):
-            for index in order.split(recipe.batch_size):
-                loss = cross_entropy(net(splits.train.images[index]), splits.train.labels[index])
+            for images, labels in batches(run, splits, epoch):
+                loss = cross_entropy(net(images), labels)
                 gradients = torch.autograd.grad(loss, list(net.parameters()))
                 for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
                     if not name.endswith("noise.scale"):
                         gradient = gradient + recipe.weight_decay * p.detach()
                     momentum[name] = recipe.momentum * momentum[name] + gradient
                     p.data -= recipe.lr * (gradient + recipe.momentum * momentum[name])
-    return states(net)
+    return weights_of(net)
 
 
 @every_granularity
 def test_training_by_hand(granularity, tiny_run, digits):
     run = tiny_run(model=replace(SMALL, granularity=granularity), schedule="constant", precision="float32", lr=0.1,
                    weight_decay=0.1, epochs=2)
-    before, by_hand = states(training.build(run, digits)), trained_by_hand(run, digits)
-    for name, p in states(training.train(run, digits).model).items():
+    before, by_hand = weights_of(training.build(run, digits)), trained_by_hand(run, digits)
+    for name, p in weights_of(training.train(run, digits).model).items():
         torch.testing.assert_close(p, by_hand[name], rtol=1e-3, atol=1e-5)
         assert not torch.equal(p, before[name])
 
@@ -425,7 +416,7 @@ class Indifferent(Objective):
 def test_weight_decay_shrinks_everything_but_scales(tiny_run, digits):
     run = tiny_run(model=SMALL, objective=Indifferent(), schedule="constant", lr=0.5, weight_decay=0.1, momentum=0.0,
                    epochs=2)  # three steps each
-    before, after = states(training.build(run, digits)), states(training.train(run, digits).model)
+    before, after = weights_of(training.build(run, digits)), weights_of(training.train(run, digits).model)
     scales = {f"{name}.noise.scale" for name in noise_scales(training.build(run, digits))}
     assert scales and scales < set(after)
     for name, p in after.items():
@@ -510,10 +501,6 @@ def test_zeros_that_were_noisy_become_silent_where_the_next_run_masks_them(tiny_
     assert zeros > 0
 
 
-class Interrupt(Exception):
-    pass
-
-
 HARD = {"model": replace(SMALL, model=PreActResNet(depth=8, width=2, noise=0.1)), "epochs": 3, "averaging": 0.9,
         "objective": Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=1, eot_draws=2), clean_weight=0.5,
                                  attacked_label="predicted", clean_epochs=1)}
@@ -523,19 +510,10 @@ HARD = {"model": replace(SMALL, model=PreActResNet(depth=8, width=2, noise=0.1))
                                             (2, {"sparsifier": RelativeThreshold(threshold=0.3)})],
                          ids=["best", "lasso", "threshold"])
 def test_an_interrupted_training_equals_an_undisturbed_one(stop, more, tiny_run, digits, tmp_path):
-    def report(done):
-        if done >= stop:
-            raise Interrupt
-
     run = tiny_run(**HARD | more)
     undisturbed = training.train(run, digits)
-    with pytest.raises(Interrupt):
-        training.train(run, digits, checkpoint=tmp_path / "checkpoint", report=report)
-    torch.manual_seed(99)  # the global dice do not matter
-    resumed = training.train(run, digits, checkpoint=tmp_path / "checkpoint")
-    assert resumed.history == undisturbed.history and len(resumed.history) == 3
-    a, b = resumed.model.state_dict(), undisturbed.model.state_dict()
-    assert a.keys() == b.keys() and [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert_same_training(interrupted(run, digits, tmp_path / "checkpoint", [stop]), undisturbed)
+    assert len(undisturbed.history) == 3
     assert undisturbed.history[0]["noise_scales"] != undisturbed.history[-1]["noise_scales"]
 
 

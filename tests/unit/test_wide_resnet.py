@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from scaffolding import lively
 from sparserobust import sparsity, training
 from sparserobust.analysis import macs
 from sparserobust.config import Model
@@ -22,17 +23,6 @@ GATED = WideResNet(depth=16, widen=2, width=3, gated=True)
 every_net = pytest.mark.parametrize("model", [SMALL, GATED], ids=["plain", "gated"])
 
 pytestmark = pytest.mark.usefixtures("chance")
-
-
-def lively(net):
-    """In double precision; norms do something, and gates differ."""
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            for t in (m.weight, m.bias, m.running_mean, m.running_var):
-                t.data.uniform_(0.5, 1.5)
-        elif isinstance(m, GatedConv2d):
-            m.log_alpha.data.uniform_(-3.0, 3.0)
-    return net.double()
 
 
 # --- counts
@@ -120,7 +110,7 @@ def written_out(net, images):
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (2, 64, 64), (1, 9, 13)])
 @every_net
 def test_it_is_the_network_written_out(model, shape, is_training):
-    net = lively(model.build(shape, 5)).train(is_training)
+    net = lively(model.build(shape, 5)).double().train(is_training)
     images, found = torch.rand(4, *shape).double(), []
     for call in (written_out, lambda net, x: net(x)):
         torch.manual_seed(1)
@@ -131,7 +121,7 @@ def test_it_is_the_network_written_out(model, shape, is_training):
 
 @every_net
 def test_images_are_normalised_first(model):
-    net = lively(model.build((2, 8, 8), 5)).eval()
+    net = lively(model.build((2, 8, 8), 5)).double().eval()
     given = Model.parse(model.plain() | {"mean_255": [100.0, 50.0], "std_255": [60.0, 30.0]}).build((2, 8, 8), 5)
     given.load_state_dict(net.state_dict(), strict=False)
     images = torch.rand(4, 2, 8, 8).double()
@@ -181,7 +171,7 @@ def test_gradient_reaches_every_parameter_and_the_images(model):
 
 @every_net
 def test_it_knows_its_inner_channels(model):
-    net = lively(model.build((1, 8, 8), 5)).float().eval()
+    net = lively(model.build((1, 8, 8), 5)).eval()
     known = inner_channels(net, Channels(sparsity=0.5))
     assert [tuple(map(id, layers)) for layers in known] == [
         (id(block.conv1), id(block.norm2), id(block.conv2)) for block in net.blocks]

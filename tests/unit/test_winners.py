@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from scaffolding import built
 from sparserobust import training
 from sparserobust.attacks import PGD
-from sparserobust.config import Model
 from sparserobust.models import (
     VGG16,
     LeNet5,
@@ -48,11 +48,6 @@ def every_relu(monkeypatch) -> list:
 
     monkeypatch.setattr(torch, "relu", noted)
     return given
-
-
-def built(model: Model, image_shape=SHAPE):
-    torch.manual_seed(0)
-    return model.build(image_shape, 10)
 
 
 def drawn(net, x):

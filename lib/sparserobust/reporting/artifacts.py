@@ -2,6 +2,8 @@
 
 import hashlib
 import html
+import re
+from collections.abc import Collection
 from io import BytesIO
 
 import pandas
@@ -9,7 +11,8 @@ import pandas
 from sparserobust import files, paths
 from sparserobust.errors import UserError
 from sparserobust.provenance import provenance
-from sparserobust.reporting import claims, tables
+from sparserobust.reporting import claims, reported, tables
+from sparserobust.reporting.reported import Reported
 
 
 class Artifacts:
@@ -21,10 +24,11 @@ class Artifacts:
         self.entries: dict[str, dict] = {}
 
     def figure(self, figure, name: str, caption: str, frame: pandas.DataFrame | None = None):
-        """Save a matplotlib figure as PNG. Returns what a notebook shows. `frame` names the runs it was drawn from."""
+        """Save a matplotlib figure as PNG. Returns what a notebook shows: the picture with its caption underneath.
+        `frame` names the runs it was drawn from."""
         self._add(f"{name}.png", png(figure, dpi=150), caption, frame)
         figure.set_layout_engine("none")  # laid out once: the notebook's picture need not do it again
-        return Picture(figure)
+        return Picture(figure, caption)
 
     def measurements(self, frame: pandas.DataFrame) -> None:
         """Save the tidy frame behind all tables and figures, with every count, as `measurements.csv`."""
@@ -44,14 +48,24 @@ class Artifacts:
         self._add(f"{name}.md", f"{caption}\n\n{tables.markdown(table)}".encode(), caption, frame)
         return Captioned(table, caption, folded)
 
+    def others(self, paper: Reported, table: str, index: str | list[str], note: str,
+               only: Collection[str] = ()) -> "Captioned":
+        """Show a table of numbers that another paper reports, none of them ours, with the columns `index` in front;
+        `only`: the rows that have one of these values in the first of them."""
+        heading, numbers = paper.other_table(table)
+        first = index if isinstance(index, str) else index[0]
+        if only:
+            numbers = numbers[numbers[first].isin(list(only))]
+        return self.table(numbers.set_index(index), f"others_{table.lower()}",
+                          f"{heading}. {note} None of these numbers is ours.")
+
     def judged(self, rows: pandas.DataFrame, lines: pandas.DataFrame, frame: pandas.DataFrame, caption: str):
         """Save all comparisons (`claims.csv`) and the ledger (`ledger.csv`, with every number, and `ledger.md`), and
         return what a notebook shows of the latter; `caption` stands over it."""
         self._add("claims.csv", rows.to_csv(index=False, lineterminator="\n").encode(), "Every comparison.", frame)
         self._add("ledger.csv", lines.to_csv(index=False, lineterminator="\n").encode(), caption, frame)
-        shown = claims.table(lines)
-        self._add("ledger.md", f"{caption}\n\n{tables.markdown(shown)}".encode(), caption, frame)
-        return Captioned(shown, caption)
+        self._add("ledger.md", f"{caption}\n\n{tables.markdown(claims.table(lines))}".encode(), caption, frame)
+        return Captioned(claims.short_table(lines), caption)
 
     def finish(self) -> pandas.DataFrame:
         """Write `manifest.json`, and return what was made."""
@@ -68,33 +82,39 @@ class Artifacts:
             "computed_on": [] if frame is None else sorted(set(frame["processor"]))}
 
 
-ANSWERS = {  # of each notebook: its paper, and the answer in short
-    "01_fk_resnet": ("Dinh et al. 2020", "noisy ensembles, pruned by relaxed splitting while they are trained"),
-    "02_iwi": ("Wang et al. 2020", "large networks that inherit the weights of small ones"),
-    "03_rsr": ("Rakin et al. 2019", "noise on weights and a lasso in adversarial training, then pruning"),
-    "04_sparsity_theory": ("Guo et al. 2018", "sparsity itself makes networks more robust, up to a point"),
-    "05_tscnc": ("Feng et al. 2025", "constraints on sparsity and on condition numbers in training"),
-    "06_side_by_side": ("all five", "the same network, data and budget for all"),
-}
+SIDE_BY_SIDE = "all five", "the same network, data and budget for all"
 
 
 def readme_table() -> str:
     """The ledger of the README: a line per notebook, how many claims have which verdict at the scales that have been
     judged; then, folded, every claim in words with its verdict on real images (`laptop`). Nothing is written."""
-    scales = [scale for scale in ("quick", "laptop", "paper")
+    scales = [scale for scale in ("quick", "laptop", "longer", "fashion", "paper")
               if list(paths.figures_folder(scale, ".").glob("*/ledger.csv"))]
     ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales}
-    counts = claims.standing(ledgers).reindex(ANSWERS).fillna("")
+    pages = sorted(path.stem for path in (paths.PROJECT / "notebooks").glob("[0-9]*.ipynb"))
+    papers = {page: found for page in pages if (found := _paper(page))}
+    counts = claims.standing(ledgers).reindex(list(papers)).fillna("")
     parts = [tables.markdown(pandas.DataFrame(
         [{"paper": paper, "its answer": answer, "notebook": f"[{name}](notebooks/{name}.ipynb)"}
-         | counts.loc[name].to_dict() for name, (paper, answer) in ANSWERS.items()]).set_index("paper"))]
+         | counts.loc[name].to_dict() for name, (paper, answer) in papers.items()]).set_index("paper"))]
     for name, lines in ledgers.get("laptop", pandas.DataFrame({"notebook": []})).groupby("notebook"):
-        if name not in ANSWERS:
+        if name not in papers:
             continue
         shown = claims.table(lines)[["reported", "ours", "unit", "seeds", "images", "verdict", "why"]]
-        parts.append(f"<details><summary>{ANSWERS[name][0]}, on real images: {counts.loc[name, 'laptop']}</summary>\n\n"
+        parts.append(f"<details><summary>{papers[name][0]}, on real images: {counts.loc[name, 'laptop']}</summary>\n\n"
                      f"{tables.markdown(shown)}\n</details>\n")
     return "\n".join(parts)
+
+
+def _paper(notebook: str) -> tuple[str, str] | None:
+    """The paper of a notebook and its answer, in short."""
+    study = notebook.split("_", 1)[-1]
+    if study == "side_by_side":
+        return SIDE_BY_SIDE
+    if study not in reported.papers():
+        return None
+    record = reported.load(study)
+    return record.short, record.answer
 
 
 def png(figure, dpi: int) -> bytes:
@@ -108,13 +128,17 @@ def png(figure, dpi: int) -> bytes:
 
 
 class Picture:
-    """A figure as a notebook shows it, small enough for a page with many."""
+    """A figure as a notebook shows it, small enough for a page with many, with its caption underneath."""
 
-    def __init__(self, figure):
-        self.figure = figure
+    def __init__(self, figure, caption: str = ""):
+        self.figure, self.caption = figure, caption
 
-    def _repr_png_(self) -> bytes:
-        return png(self.figure, dpi=90)
+    def _ipython_display_(self) -> None:
+        from IPython.display import Image, Markdown, display
+
+        display(Image(png(self.figure, dpi=90), alt=self.caption))
+        if self.caption:
+            display(Markdown(f"*{self.caption}*"))
 
     def __repr__(self) -> str:
         return repr(self.figure)
@@ -140,13 +164,19 @@ class Captioned:
         self.table, self.caption, self.folded = table, caption, folded
 
     def _repr_html_(self) -> str:
-        caption = html.escape(self.caption)
+        caption, shown = html.escape(self.caption), self.table.map(_unbroken)
         with pandas.option_context("display.max_colwidth", None):
-            table = self.table.to_html(na_rep="")
+            table = shown.to_html(na_rep="")
         return f"<details><summary>{caption}</summary>{table}</details>" if self.folded else f"<p>{caption}</p>{table}"
 
     def __repr__(self) -> str:
         return f"{self.caption}\n\n{self.table.to_string()}"
+
+
+def _unbroken(cell):
+    """Numbers with their spread stay on one line: `57.6 ± 3.4`, `+2.0 [+1.1, +2.9]`."""
+    numbers = isinstance(cell, str) and re.match(r"[+-]?[\d.]+ (±|\[|→)", cell)
+    return cell.replace(" ", "\u00a0") if numbers else cell
 
 
 def ledger(scale: str) -> pandas.DataFrame:

@@ -24,21 +24,44 @@ can return to open.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas
 
 from sparserobust.errors import UserError
 from sparserobust.reporting.crossed import Estimate, over_looks
-from sparserobust.reporting.estimates import FEWEST, NOT_RUN, Comparison, few, with_interval
+from sparserobust.reporting.estimates import FEWEST, NOT_RUN, Comparison, compared, few, with_interval
 from sparserobust.reporting.reported import Claim, Reported
+from sparserobust.running.scales import StudySettings
 
 HOLDS, FAILS, SAME, OPEN, UNTESTED = "holds", "does not hold", "no difference", "open", "not tested"
 SHORT = {HOLDS: "hold", FAILS: "do not", SAME: "no difference", OPEN: "open", UNTESTED: "not tested"}
 OF_ONE = SHORT | {HOLDS: "holds", FAILS: "does not"}
 LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A comparison as data: what `metric` is of the rows with the labels `treatment`, less what it is of those with
+    the labels `reference`, held against a claim; `where` says where on the pages it is shown. `factor` and `log` as
+    for `estimates.compared`."""
+
+    claim: Claim
+    metric: str
+    treatment: dict
+    reference: dict
+    where: str = ""
+    factor: float = 100
+    log: bool = False
+
+
+def judge(frame: pandas.DataFrame, contrasts: Iterable[Contrast]) -> pandas.DataFrame:
+    """A row for each comparison, in their order."""
+    return pandas.DataFrame([
+        judged(c.claim, compared(frame, c.metric, c.treatment, c.reference, c.factor, c.log), c.where)
+        for c in contrasts])
 
 
 def judged(claim: Claim, found: Comparison, where: str = "", row: str = "") -> dict:
@@ -146,11 +169,11 @@ def ledger(rows: pandas.DataFrame, record: Reported, looks: Sequence[int] = (), 
     return together(pandas.DataFrame(lines), looks)
 
 
-def looks(settings: dict) -> tuple[int, ...]:
+def looks(settings: StudySettings) -> tuple[int, ...]:
     """The numbers of seeds after each of which it is judged whether a claim of a study with these settings needs more.
     Where computing takes hours (`redraw: true`), seeds are added one by one, from the fewest that test anything to all
     that the scale names; elsewhere all are there from the beginning, and nothing is looked at twice."""
-    return tuple(range(FEWEST, len(settings["seeds"]) + 1)) if settings.get("redraw") else ()
+    return tuple(range(FEWEST, len(settings.seeds) + 1)) if settings.redraw else ()
 
 
 def together(rows: pandas.DataFrame, looks: Sequence[int] = ()) -> pandas.DataFrame:
@@ -210,6 +233,16 @@ def table(lines: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(shown).set_index("claim")
 
 
+def short_table(lines: pandas.DataFrame) -> pandas.DataFrame:
+    """The same for a page, narrow enough for a window: what the paper reports, what was measured in how many seeds, the
+    verdict and its reason."""
+    shown = [{"claim": row["words"], "reported": number(row["reported"], digits(row["unit"])),
+              "ours": f"{effect(row, digits(row['unit']))} {_short(row['unit'])}".strip() if row["n_seeds"] else "",
+              "seeds": row["n_seeds"] or "", "verdict": row["verdict"], "why": row["why"]}
+             for row in lines.to_dict("records")]
+    return pandas.DataFrame(shown).set_index("claim")
+
+
 def detail(rows: pandas.DataFrame) -> pandas.DataFrame:
     """All comparisons as a table, those of the ledger among them, each by itself."""
     shown = [{"comparison": row["claim"], "quantity": row["quantity"], "unit": row["unit"], **_numbers(row),
@@ -225,6 +258,10 @@ def _numbers(row: dict) -> dict[str, object]:
 
 def _verdict(row: dict) -> dict[str, str]:
     return {key: row[key] for key in ("verdict", "why", "where")}
+
+
+def _short(unit: str) -> str:
+    return unit.replace("percentage points", "points")
 
 
 def _p(value: float) -> str:
@@ -245,8 +282,7 @@ def in_words(lines: pandas.DataFrame) -> str:
 
 def sentence(row: dict) -> str:
     """One line of a ledger in one sentence: claim, effect with interval, seeds, images, what the paper reports."""
-    unit = row["unit"].replace("percentage points", "points")
-    facts = [f"{effect(row, digits(row['unit']))} {unit}".strip()] if row["n_seeds"] else []
+    facts = [f"{effect(row, digits(row['unit']))} {_short(row['unit'])}".strip()] if row["n_seeds"] else []
     if row["n_seeds"]:
         facts.append(f"{row['n_seeds']} seed{'s' if row['n_seeds'] > 1 else ''}"
                      + (f", {row['images']:,} images" if row["images"] else ""))

@@ -27,6 +27,12 @@ def matching(frame: pandas.DataFrame, row: dict) -> pandas.DataFrame:
     return frame
 
 
+def rates_are_counts(frame: pandas.DataFrame) -> bool:
+    """Whether every value that was counted is its count over its total."""
+    counted = frame.dropna(subset=["count", "total"])
+    return bool(((counted["value"] - counted["count"] / counted["total"]).abs() < 1e-9).all())
+
+
 def left(frame: pandas.DataFrame, metric: str) -> pandas.Series:
     """For each row what is left [%] of its run, where `metric` is the share that is zero; nan where it is unknown."""
     measured = frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")["value"]
@@ -50,35 +56,38 @@ OTHER_IMAGES, FEW_IMAGES = "the two answered different images", "fewer than two 
 
 
 def compared(frame: pandas.DataFrame, metric: str, treatment: dict, reference: dict, factor: float = 100.0,
-             log: bool = False) -> Comparison:
-    """`metric` of the row `treatment` minus that of the row `reference`, seed by seed and, where images enter, image by
-    image; rows are named by the values of some columns. Rates become percentage points by `factor`; with `log` the
-    effect is the logarithm to base 10 of the ratio of the two means."""
-    one, other = (matching(frame, {"metric": metric, **row}).drop_duplicates("seed").set_index("seed")["run"]
-                  for row in (treatment, reference))
+             log: bool = False, against: str = "") -> Comparison:
+    """`metric` of the row `treatment` minus that of the row `reference` (or the metric `against`), seed by seed and,
+    where images enter, image by image; rows are named by the values of some columns. Rates become percentage points by
+    `factor`; with `log` the effect is the logarithm to base 10 of the ratio of the two means."""
+    one, other = (matching(frame, {"metric": name, **row}).drop_duplicates("seed").set_index("seed")["run"]
+                  for name, row in ((metric, treatment), (against or metric, reference)))
     pairs = {seed: (one[seed], other[seed]) for seed in sorted(set(one.index) & set(other.index))}
-    return compared_runs(frame, metric, pairs, factor, log)
+    return compared_runs(frame, metric, pairs, factor, log, against)
 
 
 def compared_runs(frame: pandas.DataFrame, metric: str, pairs: dict[int, tuple[str, str]], factor: float = 100.0,
-                  log: bool = False) -> Comparison:
+                  log: bool = False, against: str = "") -> Comparison:
     """The same for the runs (treatment, reference) of each seed. A comparison is not made where a network has
     collapsed: what a constant answer resists says nothing of a method."""
-    found = frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")
-    found = found[found["value"].notna()]
-    pairs = {seed: pair for seed, pair in pairs.items() if set(pair) <= set(found.index)}
+    known = frame[frame["value"].notna()]
+    found = [known[known["metric"] == name].drop_duplicates("run").set_index("run")
+             for name in (metric, against or metric)]
+    pairs = {seed: pair for seed, pair in pairs.items()
+             if all(run in side.index for run, side in zip(pair, found, strict=True))}
     if not pairs:
         return Comparison(None, [], NOT_RUN)
-    ones, others = (found.loc[[pair[side] for pair in pairs.values()]] for side in (0, 1))
+    ones, others = (side.loc[[pair[i] for pair in pairs.values()]] for i, side in enumerate(found))
     values = ones["value"].to_numpy(float), others["value"].to_numpy(float)
+    runs = [run for pair in pairs.values() for run in pair]
     if log and not (values[0] > 0).all() & (values[1] > 0).all():
-        return Comparison(None, [], NO_LOGARITHM)
+        return Comparison(None, [], collapse(frame, runs) or NO_LOGARITHM)
     effects = np.log10(values[0] / values[1]) if log else factor * (values[0] - values[1])
 
     def untested(why: str) -> Comparison:
         return Comparison(None, effects.tolist(), why)
 
-    if why := collapse(frame, [run for pair in pairs.values() for run in pair]):
+    if why := collapse(frame, runs):
         return untested(why)
     if why := few(len(pairs)):
         return untested(why)

@@ -97,6 +97,12 @@ class Reported:
     tables: dict[str, Table]
     hyperparameters: dict[str, dict]
     ledger: tuple[Line, ...] = ()
+    answer: str = ""  # to the question that all papers share, in short
+
+    @property
+    def short(self) -> str:
+        """What the paper is called in a sentence, such as `Guo et al. 2018`."""
+        return f"{self.citation['authors'][0].split()[-1]} et al. {self.citation['year']}"
 
     def claim(self, claim_id: str) -> Claim:
         """One claim by id; UserError if there is none."""
@@ -203,6 +209,7 @@ def _read(path: Path, _changed: int) -> Reported:
         tables={name: entry for name, entry in entries.items() if isinstance(entry, Table)},
         hyperparameters=data["hyperparameters"],
         ledger=_lines(path, data.get("ledger", []), entries),
+        answer=data.get("answer", ""),
     )
 
 

@@ -1,7 +1,8 @@
 """Tidy frames into tables a person reads: reported beside ours, with spread."""
 
 import math
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import pandas
@@ -155,14 +156,14 @@ def effect(found: estimates.Comparison, digits: int = 1) -> str:
 
 
 def health(rows: list[dict], store: Store, name: Callable[[dict], str]) -> pandas.DataFrame:
-    """One line per grid row that has `health` under `also`: what says whether its accuracy under attack can be
+    """One line per grid row that has `health` under `measurements`: what says whether its accuracy under attack can be
     believed. PGD over FGSM (near zero: catastrophic overfitting), growth of the loss over the last attack steps (the
     attack has not converged), images that Square fools and PGD does not (masked gradients), best minus last epoch on
     the validation split (robust overfitting), and what that means in words. `name` names a row."""
     lines = {}
     for row in rows:
-        if "health" in row["also"]:
-            result = store.measure(row["run"], row["also"]["health"])
+        if "health" in row["measurements"]:
+            result = store.measure(row["run"], row["measurements"]["health"])
             parts, fallen = result["parts"], best_minus_last(store.record(row["run"])["history"])
             seen = [what for what in symptoms(parts)  # without an attack in training one step finds less than many
                     if what != "catastrophic overfitting" or validation_attack(row["run"].objective)]
@@ -186,6 +187,13 @@ def gathered(lines: list[dict], *several: str) -> pandas.DataFrame:
     return groups[list(several)].agg(lambda values: ", ".join(dict.fromkeys(map(str, values))))
 
 
+def spread(seeds: Collection[int]) -> str:
+    """What stands behind the numbers of a table, for its caption."""
+    if len(seeds) > 1:
+        return f"{len(seeds)} seeds: mean ± standard deviation"
+    return "one seed: 95 % interval of the test images"
+
+
 def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -> str:
     """Of every attack in a table its radius, draws of the noise and the most test images that it gets (those of a table
     are the ones that all its columns have in common); `headings` maps headings to names."""
@@ -200,6 +208,15 @@ def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -
             facts.append(f"up to {measurement.images:,} images" if measurement.images else "up to all images")
             told.append(f"{heading} ({', '.join(facts)})")
     return f"Attacks: {'; '.join(told)}. Pixels lie in [0, 1]; a net without noise gets one draw."
+
+
+def from_image_to_answer(layers: Iterable[str]) -> list[str]:
+    """Names of layers in the order in which an image passes them; stored results have them in that of the alphabet."""
+    def place(name: str) -> tuple:
+        numbers = tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
+        return name != "stem", name == "linear", numbers
+
+    return sorted(layers, key=place)
 
 
 def markdown(table: pandas.DataFrame) -> str:

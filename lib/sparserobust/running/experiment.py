@@ -1,61 +1,121 @@
-"""What a notebook runs at one scale, and how much of it can be shown."""
+"""What a study runs at one scale, and what came out of it."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import cached_property
+from typing import Generic, Self
 
 import pandas
 
 from sparserobust.config import Measurement, Run
+from sparserobust.errors import UserError
+from sparserobust.running import scales
+from sparserobust.running.scales import S
 from sparserobust.running.store import Store
-from sparserobust.running.sweep import Grid, labelled, sweep, wanted
+from sparserobust.running.sweep import Grid, labelled, sweep
+
+Rows = Callable[[S, str, int, bool], Iterable[dict]]
+
+
+def planned(study: str, scale: str, seeds: list[int] | None, form: type[S], rows: Rows[S]) -> "Experiment[S]":
+    """Everything a study runs at a scale, or all of it with these seeds.
+
+    `form` is the class of its settings. `rows(own, net, seed, first)` gives the grid rows of a network and a seed,
+    where `own` are the settings of that network and `first` says whether it is the first seed: dictionaries with
+    labels (a study's own, such as method and level) and the run under `run`; under `measurements` there may be some
+    that no settings file can name, as they depend on other runs. All others are those of the settings file whose
+    selectors pick the row. `UserError` for an unknown scale, bad seeds, and anything wrong in the settings file."""
+    settings = scales.load(scale, study, form)
+    chosen = scales.checked_seeds(seeds, next(iter(settings.values())).seeds)
+    grid: Grid = []
+    for net, own in settings.items():
+        for seed in seeds or own.all_seeds:
+            for row in rows(own, net, seed, seed == chosen[0]):
+                labels = ({"net": net} if net else {}) | row | {"seed": seed}
+                grid.append(labels | {"measurements": _taken(own, labels, chosen[0]) | row.get("measurements", {})})
+    for net, own in settings.items():
+        for name, group in own.groups.items():
+            scales.checked(group.rows, grid, f"{study}.yaml, {scale}{f', {net}' if net else ''}, measurements, {name}")
+    return Experiment(study, scale, chosen, grid, settings)
+
+
+def _taken(own: scales.StudySettings, row: dict, first_seed: int) -> dict[str, Measurement]:
+    """The measurements that the settings name for a grid row."""
+    found: dict[str, Measurement] = {}
+    for group in own.groups.values():
+        if scales.selected(row, group.rows, first_seed):
+            if twice := [name for name, m in group.measurements.items() if found.get(name, m) != m]:
+                raise UserError(f"two groups measure {twice[0]} of the same rows, each in its own way: rename one of "
+                                "them, or let `rows` keep them apart")
+            found |= group.measurements
+    return found
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """All runs of a notebook at one scale. What labels its grid rows have is the paper's affair."""
+class Experiment(Generic[S]):
+    """All runs of a study at one scale. Grid rows have the labels that the study gives them, `seed`, the run under
+    `run`, and what is measured on it under `measurements`."""
 
+    study: str
     scale: str
     seeds: list[int]
     grid: Grid
-    measurements: dict[str, Measurement]
-    settings: dict
+    settings_by_net: dict[str, S]
+
+    @property
+    def settings(self) -> S:
+        """The settings of the first network: for what all have in common."""
+        return next(iter(self.settings_by_net.values()))
 
     @property
     def nets(self) -> list[str]:
-        """The networks that the settings list and of which the grid has rows."""
-        present = {row["net"] for row in self.grid}
-        return [net for net in self.settings["nets"] if net in present]
+        """The networks of which the grid has rows."""
+        present = {row["net"] for row in self.grid if "net" in row}
+        return [net for net in self.settings_by_net if net in present]
 
-    def of(self, net: str) -> dict:
-        """The settings of a network: its own come before those of all."""
-        return self.settings | self.settings["nets"][net]
+    def settings_for(self, net: str) -> S:
+        """The settings of a network."""
+        return self.settings_by_net[net]
 
     def rows(self, **labels) -> Grid:
         """Grid rows with these labels."""
         return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]
 
-    @property
-    def whole_grid(self) -> Grid:
-        """The grid rows, each with all that is measured on it under `also`."""
-        return [row | {"also": wanted(row, self.measurements)} for row in self.grid]
+    def row(self, **labels) -> dict:
+        """The first grid row with these labels. `UserError` if there is none."""
+        if not (found := self.rows(**labels)):
+            raise UserError(f"scale {self.scale} has no run with {labels}")
+        return found[0]
+
+    def measurement(self, name: str) -> Measurement:
+        """What `name` stands for, on the first grid row that has it. `UserError` if none has."""
+        for row in self.grid:
+            if name in row["measurements"]:
+                return row["measurements"][name]
+        raise UserError(f"scale {self.scale} measures no '{name}'")
+
+    @cached_property
+    def measurements(self) -> dict[str, Measurement]:
+        """All that is measured, by name: of each the first one."""
+        return {name: m for row in reversed(self.grid) for name, m in row["measurements"].items()}
 
     def redraws(self, store: Store) -> bool:
         """Whether only what is known already is shown: the scale asks for it (`redraw: true`, since computing takes
         hours), and published records may stand in."""
-        return bool(self.settings.get("redraw")) and store.use_published
+        return self.settings.redraw and store.use_published
 
     def known(self, store: Store) -> Self:
         """The experiment as it can be shown now: all of it, or, where it only redraws, those rows and measurements
-        under `also` that are stored or published, with the seeds that are left. Of a row something must be known that
-        was asked of test images, if anything is."""
+        that are stored or published, with the seeds that are left. Of a row something must be known that was asked of
+        test images, if anything is."""
         if not self.redraws(store):
             return self
         grid = []
         for row in self.grid:
-            known = {name for name, m in wanted(row, self.measurements).items() if self.shown(store, row["run"], m)}
-            asked = {name for name, m in wanted(row, self.measurements).items() if m.sampled}
-            if known & asked or (known and not asked):
-                grid.append(row | {"also": {name: m for name, m in row.get("also", {}).items() if name in known}})
+            known = {name: m for name, m in row["measurements"].items() if self.shown(store, row["run"], m)}
+            asked = [name for name, m in row["measurements"].items() if m.sampled]
+            if known and (not asked or any(name in known for name in asked)):
+                grid.append(row | {"measurements": known})
         return replace(self, grid=grid, seeds=[seed for seed in self.seeds if any(r["seed"] == seed for r in grid)])
 
     def shown(self, store: Store, run: Run, measurement: Measurement) -> dict | None:
@@ -64,8 +124,35 @@ class Experiment:
             return store.find(run, measurement, fewer_images=True)
         return store.measure(run, measurement)
 
-    def measured(self, store: Store, workers: int | None = None) -> pandas.DataFrame:
-        """The `sweep` of the grid; where it only redraws, what is stored or published of it."""
+    def results(self, store: Store, workers: int | None = None) -> "Results[S]":
+        """What comes out: all is trained and measured that is not known yet, by so many worker processes (default:
+        one per core, one on a GPU); where it only redraws, what is stored or published of it."""
         if self.redraws(store):
-            return labelled(self.grid, self.measurements, store, known=True)
-        return sweep(self.grid, self.measurements, store, workers)
+            return Results(self, store, labelled(self.grid, {}, store, known=True))
+        return Results(self, store, sweep(self.grid, {}, store, workers))
+
+
+@dataclass(frozen=True)
+class Results(Generic[S]):
+    """What came out of an experiment: `frame` has a row per grid row and measurement (`sweep` lists its columns)."""
+
+    experiment: Experiment[S]
+    store: Store
+    frame: pandas.DataFrame
+
+    def details(self, measurement: str, **labels) -> list[tuple[dict, dict]]:
+        """Whole results of a measurement, not only its headline, each with its grid row: of all rows with these
+        labels on which it was taken."""
+        found = [(row, self.experiment.shown(self.store, row["run"], row["measurements"][measurement]))
+                 for row in self.experiment.rows(**labels) if measurement in row["measurements"]]
+        return [(row, result) for row, result in found if result is not None]
+
+    def detail(self, measurement: str, **labels) -> dict:
+        """The same of the first of these rows. `UserError` if there is none."""
+        if not (found := self.details(measurement, **labels)):
+            raise UserError(f"'{measurement}' was not measured at scale {self.experiment.scale} on {labels}")
+        return found[0][1]
+
+    def history(self, **labels) -> list[dict]:
+        """What was recorded after each epoch of training the first run with these labels."""
+        return self.store.record(self.experiment.row(**labels)["run"])["history"]

@@ -1,17 +1,17 @@
-"""Worker processes on this machine that train and measure: which job is next, and how far all of them are."""
+"""Worker processes on this machine that train and measure, and which job is next."""
 
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from sparserobust.config import Run
 from sparserobust.errors import UserError
-from sparserobust.running.progress import Progress, bar, duration
+from sparserobust.running.progress import INTERRUPTED, Monitor
 from sparserobust.running.store import Store
 
 # For glibc: freed memory is kept for the next step instead of going back to the system and coming again page by page,
@@ -23,7 +23,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": s
 def work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tuple[str, str]]:
     """Run the jobs; returns what failed, as (label, reason)."""
     outside = {job["run"].identity: _outside(job) for job in jobs}
-    board, turns = _Board(jobs), _Turns(jobs, store)
+    monitor, turns = Monitor(jobs), _Turns(jobs, store)
     started = [_Worker(threads) for _ in range(min(workers, len(jobs)))]
 
     def work(worker: _Worker) -> None:
@@ -33,7 +33,7 @@ def work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tup
                      "use_earlier": store.use_earlier,
                      "modules": outside[job["run"].identity], "path": sys.path}
             try:
-                board.finished(job, worker.do(plain, lambda answer, job=job: board.heard(job, answer)))
+                monitor.finished(job, worker.do(plain, partial(monitor.message, job)))
             finally:
                 turns.done(job)
 
@@ -44,13 +44,13 @@ def work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tup
     except BaseException:  # an interrupt: what is finished is kept, what is under way goes on from its checkpoint
         turns.stop()
         executor.shutdown(wait=False, cancel_futures=True)
-        board.progress.close("interrupted: finished runs are kept, the others go on from their last epoch")
+        monitor.close(INTERRUPTED)
         raise
     finally:
         for worker in started:
             worker.stop()
-    board.close()
-    return board.failures
+    monitor.close()
+    return monitor.failures
 
 
 def needed(job: dict) -> list[Run]:
@@ -116,7 +116,7 @@ class _Worker:
                                         text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1,
                                         start_new_session=True, env=KEEP_MEMORY | os.environ)
 
-    def do(self, job: dict, hear) -> str | None:
+    def do(self, job: dict, on_message: Callable[[dict], None]) -> str | None:
         """Do a job; returns None, or why it failed."""
         if self.process.poll() is not None:
             self._start()
@@ -127,7 +127,7 @@ class _Worker:
                 answer = json.loads(line)
                 if "done" in answer or "failed" in answer:
                     return answer.get("failed")
-                hear(answer)
+                on_message(answer)
         except BrokenPipeError:
             pass
         return f"its process died (exit code {self.process.wait()}); was memory short?"
@@ -137,50 +137,3 @@ class _Worker:
         self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()
-
-
-class _Board:
-    """What is known of the jobs under way, shown as one line."""
-
-    def __init__(self, jobs: list[dict]):
-        self.jobs, self.begun, self.lock = jobs, time.monotonic(), threading.Lock()
-        self.share = {job["run"].identity: 0.0 for job in jobs}  # of its training done; 1 when finished
-        self.cost = {job["run"].identity: max(job["run"].cost, 1.0) for job in jobs}  # asked once: answers come often
-        self.current: dict[str, str] = {}
-        self.failures: list[tuple[str, str]] = []
-        self.done = 0
-        self.progress = Progress()
-        self._show()
-
-    def heard(self, job: dict, answer: dict) -> None:
-        with self.lock:
-            if "doing" in answer:
-                run: Run = job["run"]
-                share = min(answer["epochs"] / max(run.recipe.trained_epochs, 1), 1)  # a needed run may be longer
-                # what follows training costs time too: a run counts as nine tenths done when it is trained
-                self.share[run.identity] = max(self.share[run.identity], 0.9 * share)
-                much = f" {share:.0%}" if answer["doing"] == "training" else ""
-                self.current[run.identity] = f"{job['label']} ({answer['doing']}{much})"
-            self._show()
-
-    def finished(self, job: dict, failure: str | None) -> None:
-        with self.lock:
-            identity = job["run"].identity
-            self.current.pop(identity, None)
-            self.share[identity] = 1.0
-            self.done += 1
-            if failure:
-                self.failures.append((job["label"] or identity, failure))
-            self._show()
-
-    def _show(self):
-        share = sum(self.cost[i] * s for i, s in self.share.items()) / sum(self.cost.values())
-        elapsed = time.monotonic() - self.begun
-        left = f", about {duration(elapsed * (1 - share) / share)} left" if share > 0.02 else ""
-        now = "; ".join(self.current.values())
-        self.progress.show(f"{bar(share)} {self.done} of {len(self.jobs)} runs{left}. {now}")
-
-    def close(self):
-        failed = f", {len(self.failures)} failed" if self.failures else ""
-        self.progress.close(f"{self.done - len(self.failures)} runs trained and measured{failed}, "
-                            f"in {duration(time.monotonic() - self.begun)}")

@@ -3,10 +3,10 @@
 import pandas
 
 from sparserobust import data
-from sparserobust.config import Measurement, Run
+from sparserobust.config import Measurement
 from sparserobust.errors import UserError
 from sparserobust.provenance import cores, device
-from sparserobust.running import pool
+from sparserobust.running import pool, progress
 from sparserobust.running.store import Store
 
 Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the run under "run", and, if more is to be
@@ -56,17 +56,15 @@ def missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> l
 
 def _cost(job: dict) -> float:
     """Of training and measuring, roughly; not above that of the runs it needs, which have to be trained before."""
-    run: Run = job["run"]
-    cost = run.cost + run.model.cost * sum(m.cost for m in job["measurements"])
-    return min(cost, *(needed.cost for needed in run.needs)) if run.needs else cost
+    return min([progress.cost(job), *(needed.cost for needed in job["run"].needs)])
 
 
 def wanted(row: dict, measurements: dict[str, Measurement]) -> dict[str, Measurement]:
-    return measurements | row.get("also", {})
+    return measurements | row.get("measurements", {})
 
 
 def _labels(row: dict) -> dict:
-    return {k: v for k, v in row.items() if k not in ("run", "also")}
+    return {k: v for k, v in row.items() if k not in ("run", "measurements")}
 
 
 def labelled(grid: Grid, measurements: dict[str, Measurement], store: Store, known: bool = False) -> pandas.DataFrame:

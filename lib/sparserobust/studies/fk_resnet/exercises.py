@@ -3,15 +3,13 @@
 import math
 from dataclasses import replace
 
-from pandas import DataFrame
-
 from sparserobust.config import Run
 from sparserobust.reporting import reported
 from sparserobust.reporting.estimates import matching
-from sparserobust.running.store import Store
+from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Magnitude
 from sparserobust.studies.checks import Verdict, chosen_run, exercise, number, rates
-from sparserobust.studies.fk_resnet.report import PAPER, Experiment
+from sparserobust.studies.fk_resnet.runs import PAPER, SINGLE
 
 
 @exercise
@@ -31,9 +29,9 @@ def exercise_1(answer) -> Verdict:
 
 
 @exercise
-def exercise_2(answer, frame: DataFrame) -> Verdict:
+def exercise_2(answer, results: Results) -> Verdict:
     """How many channels has the ensemble En2ResNet20 left at lambda1 0.1 for each that ResNet20 has left?"""
-    counts = {net: matching(frame, {"net": net, "method": "RGSM", "level": 0.1, "metric": "channel_sparsity"})
+    counts = {net: matching(results.frame, {"net": net, "method": "RGSM", "level": 0.1, "metric": "channel_sparsity"})
               .set_index("seed")[["count", "total"]] for net in ("En2ResNet20", "ResNet20")}
     seeds = sorted(set.intersection(*(set(rows.index) for rows in counts.values())))
     (gone, of), (gone_one, of_one) = (rows.loc[seeds].sum() for rows in counts.values())
@@ -48,9 +46,9 @@ def exercise_2(answer, frame: DataFrame) -> Verdict:
 
 
 @exercise
-def exercise_3(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_3(answer, results: Results) -> Verdict:
     """When u replaces w at the end of RGSM's first run, which share of |w|^2, over all convolutions, stays?"""
-    gap = store.record(experiment.rows(net="ResNet20", method="RGSM")[0]["run"])["history"][-1]["gap"]
+    gap = results.history(net=SINGLE, method="RGSM")[-1]["gap"]
     why = ("a hard threshold leaves what it keeps as it is, so u and w - u are orthogonal; had the gap been large, "
            "weights would be torn out that had not come near zero, and accuracy would fall")
     return number(answer, 1 - gap**2, why, {
@@ -62,15 +60,15 @@ def exercise_3(answer, experiment: Experiment, store: Store) -> Verdict:
 
 
 @exercise
-def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_4(answer, results: Results) -> Verdict:
     """Is it noise or averaging that helps? The dense ensemble of the first seed, trained without noise."""
-    noisy, usual = (experiment.rows(net=net, method="dense")[0]["run"] for net in ("En2ResNet20", "ResNet20"))
+    noisy, usual = (results.experiment.row(net=net, method="dense")["run"] for net in ("En2ResNet20", SINGLE))
     quiet = replace(noisy, model=replace(noisy.model, noise=0.0))
     one = replace(quiet, model=replace(quiet.model, members=1))
 
     def why() -> str:
         runs = {"with noise": noisy, "without": quiet, "one member without": one}
-        return (f"{_kept(runs, experiment, store)}. What the ensemble has without noise is averaging's, and a "
+        return (f"{_kept(runs, results)}. What the ensemble has without noise is averaging's, and a "
                 "difference of a few points is chance")
 
     averaging_too = "that is one network: averaging is gone together with the noise"
@@ -80,30 +78,31 @@ def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
 
 
 @exercise
-def exercise_5(answer, experiment: Experiment, store: Store) -> Verdict:
-    """Is the missing projection the whole difference? Released ADMM's weights, cut to the share of ADMM as it is meant,
+def exercise_5(answer, results: Results) -> Verdict:
+    """Is the missing projection the whole difference? Released ADMM's weights, pruned to the share of corrected ADMM,
     layer by layer, not trained on."""
-    released, meant = (experiment.rows(net="ResNet20", method=f"{which}ADMM weights")[0]["run"]
-                       for which in ("released ", ""))
-    pruner = Magnitude(sparsity=meant.sparsifier.sparsity, scope="layerwise")
-    cut = replace(released, start=released, recipe=replace(released.recipe, epochs=0), sparsifier=pruner)
+    released, corrected = (results.experiment.row(net=SINGLE, method=f"{which}ADMM weights")["run"]
+                           for which in ("released ", ""))
+    pruner = Magnitude(sparsity=corrected.sparsifier.sparsity, scope="layerwise")
+    cut = released.then(recipe=replace(released.recipe, epochs=0), sparsifier=pruner)
 
     def why() -> str:
-        runs = {"released": released, "cut": cut, "as it is meant": meant}
-        return (f"{_kept(runs, experiment, store)}. Cutting weights off costs little only where something has pulled "
+        runs = {"released": released, "cut": cut, "corrected": corrected}
+        return (f"{_kept(runs, results)}. Cutting weights off costs little only where something has pulled "
                 "them towards zero before")
 
     return chosen_run(answer, cut, why, {
         replace(cut, recipe=released.recipe): "that trains on: 0 epochs are projection and nothing else",
         replace(cut, start=None): "that cuts an untrained network: it has to start from the released ADMM's run",
-        replace(cut, start=meant): "that starts from ADMM as it is meant, whose weights are projected already",
+        replace(cut, start=corrected): "that starts from corrected ADMM, whose weights are projected already",
         replace(cut, sparsifier=replace(pruner, scope="global")):
             "that ranks the weights of all layers together: ADMM projects each to the share, scope layerwise",
         replace(cut, sparsifier=replace(pruner, sparsity=released.sparsifier.sparsity)):
-            "that is the released ADMM's percentile: take the share of ADMM as it is meant",
-        released: "that is the released ADMM, not projected", meant: "that is ADMM as it is meant"})
+            "that is the released ADMM's percentile: take the share of corrected ADMM",
+        released: "that is the released ADMM, not projected", corrected: "that is corrected ADMM"})
 
 
-def _kept(runs: dict[str, Run], experiment: Experiment, store: Store) -> str:
+def _kept(runs: dict[str, Run], results: Results) -> str:
     names = {"clean": "clean", "I-FGSM20": "ifgsm20", "PGD-20, averaged": "pgd20_eot"}
-    return rates(runs, {heading: experiment.measurements[name] for heading, name in names.items()}, store)
+    measurements = {heading: results.experiment.measurements[name] for heading, name in names.items()}
+    return rates(runs, measurements, results.store)

@@ -4,31 +4,31 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from pandas import DataFrame
 from torch import nn
 
 from sparserobust import data, sparsity, training
 from sparserobust.models import PreActResNet
 from sparserobust.provenance import one_thread
 from sparserobust.reporting import estimates
-from sparserobust.running.store import Store
+from sparserobust.running.experiment import Results
 from sparserobust.seeding import global_seed
 from sparserobust.studies.checks import Verdict, chosen_run, exercise, not_yet, number, rates, right
-from sparserobust.studies.iwi.report import IWI, NARROW, TICKET, Experiment, heirs_compared
+from sparserobust.studies.iwi import comparisons
+from sparserobust.studies.iwi.runs import IWI, NARROW, TICKET, IWISettings
 
 
 @exercise
 def exercise_1(answer, toys: Mapping[float, nn.Module]) -> Verdict:
-    """How many convolution and linear weights of the toy heir with kappa 0 are zero? A whole number."""
+    """How many convolution and linear weights of the wide toy network are zero at kappa 0? A whole number."""
     zero, total = sparsity.zero_weights(toys[0])
     doubled = total - next(iter(sparsity.prunable(toys[0]).values())).numel()  # the first layer reads the image
-    why = ("that is half of every layer but the first: nobody listens to the new channels yet, but they listen "
-           "already, and so can be heard after one step")
+    why = ("that is half of every layer but the first: no weight passes a new channel on yet, but new channels have "
+           "inputs already, so that they can count after one step")
     begins = "weights by which a new channel reads old ones begin at their default, not at zero"
     return number(answer, zero, why, {
         total / 2: "that counts all layers; the first reads the image and has no new inputs",
         doubled * 3 / 4: begins, total * 3 / 4: begins,
-        doubled / 4: "nobody reads a new channel yet: not the new ones, and not the old ones either",
+        doubled / 4: "no channel reads a new one yet: neither the new ones nor the old ones do",
         total - zero: "that many are *not* zero",
         zero / total: "that is a share: how many are they?", 0.5: "that is a share: how many are they?"}, tolerance=0)
 
@@ -38,8 +38,8 @@ def exercise_2(answer, small: nn.Module, wide: PreActResNet) -> Verdict:
     """If all that is new were zero, which share of a convolution with twice the inputs and outputs had no gradient?"""
     layers, all_of_them = stuck(small, wide)
     share = min(layers.values())  # more, where a ReLU is shut on every image
-    why = ("a new channel that is zero gives no gradient to those who read it and, unread, gets none itself: "
-           f"{100 * all_of_them:.0f} % of the whole network would never move")
+    why = ("a new channel that is zero gives no gradient to the weights that read it, and gets none, as nothing reads "
+           f"it: {100 * all_of_them:.0f} % of the whole network would never move")
     return number(answer, share, why, {
         0.5: "those are the weights that read a new channel, or those by which one reads: both together are more",
         1 - share: "that is the share that does move", 1.0: "the inherited corner does learn",
@@ -66,33 +66,35 @@ def stuck(small: nn.Module, wide: PreActResNet) -> tuple[dict[str, float], float
 
 
 @exercise
-def exercise_3(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
-    """By how many points under PGD-20 is the first network's heir of a ticket ahead of AT at equal total cost?"""
-    pairs = heirs_compared(experiment.nets[0], experiment.settings["inheritance"]["kappa"])
+def exercise_3(answer, results: Results[IWISettings]) -> Verdict:
+    """By how many points under PGD-20 is IWI from a ticket ahead of AT at equal total cost, on the first network?"""
+    pairs = comparisons.inheritance(results.experiment, results.experiment.nets[0])
 
     def points(pair: str, metric: str = "pgd20") -> float:
-        effects = estimates.compared(frame, metric, *pairs[pair]).effects
+        effects = estimates.compared(results.frame, metric, *pairs[pair]).effects
         return sum(effects) / len(effects)
 
-    heir = IWI[TICKET]
-    over_at, equal = points(f"{heir} - AT"), points(f"{heir} - AT at equal cost")
-    why = (f"of {over_at:+.1f} points over AT, {equal:+.1f} are left when AT is trained as long as the heir and all it "
-           "begins with: a warm start has its price")
+    iwi = IWI[TICKET]
+    over_at, equal = points(f"{iwi} - AT"), points(f"{iwi} - AT at equal cost")
+    why = (f"of {over_at:+.1f} points over AT, {equal:+.1f} are left when AT is trained as long as the network and all "
+           "that it inherits from: a warm start has its price")
     return number(answer, equal, why, {
-        over_at: "that is against AT for as many epochs as the heir alone: what it begins with took epochs, too",
-        -equal: "that is AT at equal cost minus the heir: the other way round",
+        over_at: "that is against AT for as many epochs as the network alone: its beginnings took epochs, too",
+        -equal: "that is AT at equal cost minus IWI: the other way round",
         equal / 100: "points are asked for: 100 times a difference of rates",
-        points(f"{IWI[NARROW]} - AT at equal cost"): "that is the heir of the narrow network",
-        points(f"{heir} - AT at equal cost", "clean"): "those are clean images",
-        points(f"{heir} - AT with its histogram"): "that is against AT with the heir's histogram"}, within=0.06)
+        points(f"{IWI[NARROW]} - AT at equal cost"): "that is IWI from the narrow network",
+        points(f"{iwi} - AT at equal cost", "clean"): "those are clean images",
+        points(f"{iwi} - AT with its histogram"): "that is against AT with the histogram of IWI"}, within=0.06)
 
 
 @exercise
-def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_4(answer, results: Results[IWISettings]) -> Verdict:
     """Do a ticket's initial weights matter, or their signs? The network with which it begins, every weight with its
     sign and all of a layer with one size, the layer's standard deviation. If it is right, the ticket is trained."""
-    ticket = experiment.rows(net=experiment.nets[0], part="tickets", method="initial", pruning="adversarial",
-                             retraining="adversarial", seed=experiment.seeds[0])[-1]["run"]
+    experiment, store = results.experiment, results.store
+    net = experiment.nets[0]
+    sparsest = comparisons.ticket(net, comparisons.levels(experiment, net)[-1])
+    ticket = experiment.row(**sparsest, seed=experiment.seeds[0])["run"]
     splits = data.load(ticket.data)
     begins = sparsity.prunable(training.build(ticket, splits))
     given = sparsity.prunable(answer) if isinstance(answer, nn.Module) else {}
@@ -113,28 +115,33 @@ def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
         signs = training.train(ticket, splits, answer.state_dict(), others=[mask])
     rate, usual = (h[-1]["validation_robust"] for h in (signs.history, store.record(ticket)["history"]))
     return right(f"with signs alone the ticket keeps {100 * rate:.0f} % of {len(splits.validation.labels)} validation "
-                 f"images under attack, with its values {100 * usual:.0f} %; on one seed that tells little apart, so "
+                 f"images under attack, with its values {100 * usual:.0f} %; one seed cannot show a difference, so "
                  "take all seeds and the test images")
 
 
 @exercise
-def exercise_5(answer, experiment: Experiment, store: Store) -> Verdict:
-    """Does the teacher's size matter? The heir of a network of a quarter of its width, all else as IWI from narrow."""
-    labels = {"net": experiment.nets[0], "seed": experiment.seeds[0]}
-    row = experiment.rows(method=IWI[NARROW], level=experiment.settings["inheritance"]["kappa"], **labels)[0]
-    dense = experiment.rows(part="dense", retraining="adversarial", **labels)[0]["run"]
-    heir = row["run"]
-    quarter = replace(heir.start, model=replace(heir.model, width=heir.model.width // 4))
-    taught = replace(heir, start=quarter)
+def exercise_5(answer, results: Results[IWISettings]) -> Verdict:
+    """Does the width of the small network matter? A network that inherits from one of a quarter of its width, all else
+    as in IWI from narrow."""
+    experiment = results.experiment
+    net, seed = experiment.nets[0], experiment.seeds[0]
+    half, at = comparisons.inheritance(experiment, net)[f"{IWI[NARROW]} - AT"]
+    row = experiment.row(**half, seed=seed)
+    iwi = row["run"]
+    quarter = replace(iwi.start, model=replace(iwi.model, width=iwi.model.width // 4))
+    inherited = replace(iwi, start=quarter)
 
     def why() -> str:
-        runs = {"teacher of a quarter": quarter, "its heir": taught, "heir of a half": heir, "AT": dense}
-        reached = rates(runs, {"clean": row["also"]["clean"], "PGD-20": row["also"]["pgd20"]}, store)
-        return f"{reached}. By as much as an heir is ahead of its teacher, it has learned itself"
+        runs = {"a quarter of the width": quarter, "inherits from it": inherited, "inherits from a half": iwi,
+                "AT": experiment.row(**at, seed=seed)["run"]}
+        measured = {"clean": row["measurements"]["clean"], "PGD-20": row["measurements"]["pgd20"]}
+        return (f"{rates(runs, measured, results.store)}. By as much as a network is ahead of the one that it inherits "
+                "from, it has learned itself")
 
-    return chosen_run(answer, taught, why, {
-        heir: "that is the heir of a network of half the width",
-        quarter: "that is the teacher: the heir starts from it",
-        heir.start: "that is the teacher of half the width",
-        replace(taught, model=quarter.model): "the heir itself is narrow: only the run it starts from should be",
-        replace(taught, inheritance=replace(taught.inheritance, kappa=0.0)): "its kappa is 0: keep the one of the row"})
+    return chosen_run(answer, inherited, why, {
+        iwi: "that inherits from a network of half the width",
+        quarter: "that is the small network: the answer starts from it",
+        iwi.start: "that is the small network of half the width",
+        replace(inherited, model=quarter.model): "that is narrow itself: only the run it starts from should be",
+        replace(inherited, inheritance=replace(inherited.inheritance, kappa=0.0)):
+            "its kappa is 0: keep the one of the row"})

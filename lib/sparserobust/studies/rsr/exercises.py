@@ -4,15 +4,14 @@ import math
 from dataclasses import replace
 
 import torch
-from pandas import DataFrame
 
 from sparserobust.config import Run
 from sparserobust.models import NoisyWeights
 from sparserobust.reporting import estimates
-from sparserobust.running.store import Store
+from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Magnitude
 from sparserobust.studies.checks import Verdict, choice, chosen_run, exercise, number, rates
-from sparserobust.studies.rsr.report import ABLATED, BLACK_BOX, Experiment
+from sparserobust.studies.rsr.runs import ABLATED, BLACK_BOX
 
 
 @exercise
@@ -39,13 +38,13 @@ def variance_left(removed: float) -> float:
 
 
 @exercise
-def exercise_2(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
+def exercise_2(answer, results: Results) -> Verdict:
     """By how many points is RSR (pruned) ahead of AT (dense) under Square when its noise is off?"""
-    at, rsr = ({"net": experiment.settings["black_box"]["net"], "method": method, "stage": stage, "varied": ""}
-               for method, stage in BLACK_BOX)
+    net = results.experiment.settings.black_box.net
+    at, rsr = ({"net": net, "method": method, "stage": stage, "varied": ""} for method, stage in BLACK_BOX)
 
     def points(metric: str) -> float:
-        effects = estimates.compared(frame, metric, rsr, at).effects
+        effects = estimates.compared(results.frame, metric, rsr, at).effects
         return sum(effects) / len(effects)
 
     noisy, quiet = points("square"), points("square_quiet")
@@ -59,11 +58,11 @@ def exercise_2(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
 
 
 @exercise
-def exercise_3(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_3(answer, results: Results) -> Verdict:
     """Which layer of RSR (dense, first seed) keeps the most noise? Its name in `noise_scales` of the last epoch."""
-    dense = _runs(experiment, "RSR")["dense"]
+    dense = _runs(results, "RSR")["dense"]
     assert isinstance(dense.model, NoisyWeights)
-    scales = store.record(dense)["history"][-1]["noise_scales"]
+    scales = results.store.record(dense)["history"][-1]["noise_scales"]
     loudest, quietest = (pick(scales, key=scales.get) for pick in (max, min))
     why = (f"it ends at {scales[loudest]:.3f}, where all began at {dense.model.initial_scale:g}, and the quietest, "
            f"{quietest}, at {scales[quietest]:.3f}: each layer learns how much noise it can bear")
@@ -73,17 +72,17 @@ def exercise_3(answer, experiment: Experiment, store: Store) -> Verdict:
 
 
 @exercise
-def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_4(answer, results: Results) -> Verdict:
     """Would weight decay do what the lasso does? AT + noise with ten times the weight decay, then cut like the row
     `AT + noise`, pruned, of the first seed."""
-    noise, lasso = _runs(experiment, "AT + noise"), _runs(experiment, "RSR")["pruned"]
+    noise, lasso = _runs(results, "AT + noise"), _runs(results, "RSR")["pruned"]
     decay = 10 * noise["dense"].recipe.weight_decay
     more = replace(noise["dense"], recipe=replace(noise["dense"].recipe, weight_decay=decay))
     cut = noise["pruned"]
     decayed = replace(cut, start=more)
 
     def why() -> str:
-        kept = _kept({"no lasso": cut, "ten times the decay": decayed, "lasso": lasso}, experiment, store)
+        kept = _kept({"no lasso": cut, "ten times the decay": decayed, "lasso": lasso}, results)
         return (f"{kept}. Decay shrinks all weights by the same factor; a lasso takes the same from all, so that small "
                 "ones are gone before they are cut")
 
@@ -95,16 +94,16 @@ def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
 
 
 @exercise
-def exercise_5(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_5(answer, results: Results) -> Verdict:
     """Where does the lasso's head start end? RSR cut to 97 %, fine-tuned like the row `RSR`, fine-tuned, first seed."""
-    runs = _runs(experiment, "RSR")
+    runs = _runs(results, "RSR")
     further = Magnitude(sparsity=0.97)
     cut, most = replace(runs["pruned"], sparsifier=further), replace(runs["fine-tuned"], sparsifier=further)
 
     def why() -> str:
-        usual = f"{100 * experiment.settings['sparsity']:g} % cut, fine-tuned"
+        usual = f"{100 * results.experiment.settings.sparsity:g} % cut, fine-tuned"
         compared = {"dense": runs["dense"], usual: runs["fine-tuned"], "97 % cut": cut, "97 % cut, fine-tuned": most}
-        return (f"{_kept(compared, experiment, store)}. Beyond what the lasso has made small, cutting costs, and "
+        return (f"{_kept(compared, results)}. Beyond what the lasso has made small, cutting costs, and "
                 "fine-tuning has to bring it back")
 
     return chosen_run(answer, most, why, {
@@ -115,11 +114,13 @@ def exercise_5(answer, experiment: Experiment, store: Store) -> Verdict:
             "that cuts each layer for itself; the row cuts all together"})
 
 
-def _runs(experiment: Experiment, method: str) -> dict[str, Run]:
+def _runs(results: Results, method: str) -> dict[str, Run]:
     """Runs of the first seed of the network whose ingredients are taken apart, by stage."""
     return {row["stage"]: row["run"]
-            for row in experiment.rows(net=ABLATED, method=method, seed=experiment.seeds[0])}
+            for row in results.experiment.rows(net=ABLATED, method=method, varied="",
+                                               seed=results.experiment.seeds[0])}
 
 
-def _kept(runs: dict[str, Run], experiment: Experiment, store: Store) -> str:
-    return rates(runs, {"clean": experiment.measurements["clean"], "PGD-7": experiment.measurements["pgd7"]}, store)
+def _kept(runs: dict[str, Run], results: Results) -> str:
+    measured = results.experiment.measurements
+    return rates(runs, {"clean": measured["clean"], "PGD-7": measured["pgd7"]}, results.store)

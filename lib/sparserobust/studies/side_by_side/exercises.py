@@ -2,58 +2,72 @@
 
 from dataclasses import replace
 
-from pandas import DataFrame
-
 from sparserobust.attacks import PGD
 from sparserobust.objectives import Adversarial
-from sparserobust.running.store import Store
+from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Magnitude, RandomMask
 from sparserobust.studies.checks import Verdict, choice, chosen_run, exercise, number, rates
-from sparserobust.studies.side_by_side.report import ATTACKED, DENSE, MAGNITUDE, WEIGHTS, Experiment
+from sparserobust.studies.side_by_side.comparisons import ATTACKED
+from sparserobust.studies.side_by_side.report import with_removed
+from sparserobust.studies.side_by_side.runs import DENSE, MAGNITUDE, WEIGHTS
 
 
 @exercise
 def exercise_1(answer) -> Verdict:
-    """The share of its weights that an ensemble of three must lose to be as small as one network without 90 %."""
-    why = "so at the same size an ensemble is cut much deeper than one network, and the comparison is a hard one for it"
+    """The share of its weights that an ensemble of three must lose to be as small as one network
+    without 90 %."""
+    why = ("so at the same size an ensemble is cut much deeper than one network, which puts it at "
+           "a disadvantage in this comparison")
     return number(answer, 1 - 0.1 / 3, why, {
-                      0.9: "then it would keep three times as many weights as the one network",
-                      0.9 / 3: "the share that *stays* is divided by three",
-                      0.1 / 3: "that is the share that stays",
-                      100 * (1 - 0.1 / 3): "a share is asked for, not percent"}, within=0.004)
+        0.9: "then it would keep three times as many weights as the one network",
+        0.9 / 3: "the share that *stays* is divided by three",
+        0.1 / 3: "that is the share that stays",
+        100 * (1 - 0.1 / 3): "a share is asked for, not percent"}, within=0.004)
 
 
 @exercise
 def exercise_2(answer) -> Verdict:
     """Gradients per image of 5 epochs of PGD-7 and 2 of FGSM-RS."""
-    strong, quick = (Adversarial(attack=PGD(epsilon=0.1, step_size=0.02, steps=steps)).cost for steps in (7, 1))
-    return number(answer, 5 * strong + 2 * quick, "the attack is most of what adversarial training costs", {
-        5 * (strong - 1) + 2 * (quick - 1): "that is the attacks alone: the step of training takes a gradient, too",
-        5 + 2: "those are epochs: how many gradients does a step of training take?",
+    strong, quick = (Adversarial(attack=PGD(epsilon=0.1, step_size=0.02, steps=steps)).cost
+                     for steps in (7, 1))
+    why = "the attack is most of what adversarial training costs"
+    return number(answer, 5 * strong + 2 * quick, why, {
+        5 * (strong - 1) + 2 * (quick - 1):
+            "that is the attacks alone: the training step takes a gradient, too",
+        5 + 2: "those are epochs: how many gradients does a training step take?",
         7 * strong: "the last two epochs are attacked with one step",
         5 * strong: "what follows the cut counts as well"}, tolerance=0.001)
 
 
 @exercise
-def exercise_3(answer, networks: DataFrame) -> Verdict:
+def exercise_3(answer, results: Results) -> Verdict:
     """The method whose lowest mean accuracy under attack over the cuts is highest."""
-    means = networks[networks["method"] != DENSE].groupby(["method", "removed"])[ATTACKED].mean().unstack()
+    frame = results.frame
+    cut = with_removed(frame[(frame["metric"] == ATTACKED) & (frame["method"] != DENSE)])
+    means = cut.groupby(["method", "removed"])["value"].mean().unstack()
     worst = means.dropna().min(axis=1)
     slips = {method: f"its lowest is {100 * value:.1f} %, the best one's {100 * worst.max():.1f} %"
              for method, value in worst.items() if method != worst.idxmax()}
-    slips |= {method: "it was not tried at every cut" for method in means.index.difference(worst.index)}
+    slips |= {method: "it was not tried at every cut"
+              for method in means.index.difference(worst.index)}
     slips[DENSE] = "the dense network is not cut"
-    return choice(answer, worst.idxmax(), f"its lowest mean is {100 * worst.max():.1f} %; how sure that order is, "
-                  "Figure 1 says", slips)
+    why = (f"its lowest mean is {100 * worst.max():.1f} %; Figure 1 shows how certain that order "
+           "is")
+    return choice(answer, worst.idxmax(), why, slips)
 
 
 @exercise
-def exercise_4(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_4(answer, results: Results) -> Verdict:
     """The control with a random mask of the first cut of weights."""
-    row = experiment.rows(method=MAGNITUDE, cut=WEIGHTS, seed=experiment.seeds[0])[0]
+    experiment = results.experiment
+    row = experiment.row(method=MAGNITUDE, cut=WEIGHTS, seed=experiment.seeds[0])
     correct = replace(row["run"], sparsifier=RandomMask(sparsity=row["level"]))
-    measured = {name: experiment.measurements[name] for name in ("clean", ATTACKED)}
-    layer_by_layer = replace(row["run"], sparsifier=Magnitude(sparsity=row["level"], scope="layerwise"))
-    why = lambda: rates({"magnitude": row["run"], "at random": correct}, measured, store)  # noqa: E731
-    return chosen_run(answer, correct, why, {row["run"]: "that is `magnitude` itself", layer_by_layer:
-                                             "that takes the smallest of each layer: nothing is drawn at random"})
+    layerwise = replace(row["run"], sparsifier=Magnitude(sparsity=row["level"], scope="layerwise"))
+
+    def why() -> str:
+        measured = {name: row["measurements"][name] for name in ("clean", ATTACKED)}
+        return rates({"magnitude": row["run"], "at random": correct}, measured, results.store)
+
+    return chosen_run(answer, correct, why, {
+        row["run"]: "that is `magnitude` itself",
+        layerwise: "that takes the smallest of each layer: nothing is drawn at random"})

@@ -4,17 +4,16 @@ import math
 from dataclasses import replace
 
 import torch
-from pandas import DataFrame
 from torch import nn
 
 from sparserobust import data
 from sparserobust.analysis import Margins
 from sparserobust.analysis.linear import Binary
 from sparserobust.reporting.estimates import matching
-from sparserobust.running.store import Store
+from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Magnitude, RandomMask
 from sparserobust.studies.checks import Verdict, choice, chosen_run, exercise, not_yet, number, rates, right
-from sparserobust.studies.sparsity_theory.report import MAGNITUDE, WINNERS, Experiment
+from sparserobust.studies.sparsity_theory.runs import DENSE, MAGNITUDE, WINNERS, networks
 
 REMOVED = 0.9  # share of weights, in exercises 5 and 6
 
@@ -47,9 +46,9 @@ def exercise_2(answer, toy: Binary) -> Verdict:
 
 
 @exercise
-def exercise_3(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
+def exercise_3(answer, results: Results) -> Verdict:
     """By which factor does adversarial training change the mean of margin over slope, in l2, of the first network?"""
-    dense = matching(frame, {"net": experiment.nets[0], "method": "dense"})
+    dense = matching(results.frame, {"net": networks(results.experiment)[0], "method": DENSE})
     means = dense.groupby(["metric", "training"])["value"].mean()
     ratio, margin, slope, in_l1 = (float(means[metric, "adversarial"] / means[metric, "natural"]) for metric in
                                    ("margins ratio", "margins", "margins slope", "margins_linf ratio"))
@@ -63,9 +62,9 @@ def exercise_3(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
 
 
 @exercise
-def exercise_4(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
+def exercise_4(answer, results: Results) -> Verdict:
     """k-winners look far from the boundary to one attack and near to the other: which is nearer to the truth?"""
-    rows = matching(frame, {"net": experiment.nets[0], "method": WINNERS, "level": 0.1})
+    rows = matching(results.frame, {"net": networks(results.experiment)[0], "method": WINNERS, "level": 0.1})
     found = rows.groupby("metric")["value"].mean()[["deepfool", "cw"]].set_axis(["DeepFool", "C&W"])
     near, far = found.idxmin(), found.idxmax()
     why = (f"{near} needs {found[near]:.2f} and {far} {found[far]:.2f}: whatever an attack reaches is an upper bound, "
@@ -76,15 +75,15 @@ def exercise_4(answer, frame: DataFrame, experiment: Experiment) -> Verdict:
 
 
 @exercise
-def exercise_5(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_5(answer, results: Results) -> Verdict:
     """What becomes of margin and slope when 90 % of the weights of the hidden layers go at random? The first network,
     natural, first seed, so masked, is the answer."""
-    run = experiment.dense(net=experiment.nets[0], training="natural")["run"]
-    whole = store.model(run)
+    run = results.experiment.row(**_labels(results), method=DENSE)["run"]
+    whole = results.store.model(run)
     *hidden, head = [f"{name}.weight" for name, layer in whole.named_modules() if isinstance(layer, nn.Linear)]
     trained, masked = whole.state_dict(), answer.state_dict() if isinstance(answer, nn.Module) else {}
     if {n: w.shape for n, w in masked.items()} != {n: w.shape for n, w in trained.items()}:
-        return not_yet("a network is expected, such as store.model(some['run'])")
+        return not_yet("a network is expected, such as store.model(dense['run'])")
     if not torch.equal(masked[head], trained[head]):
         return not_yet("the theorem leaves the last layer alone")
     for was, now in ((trained[name], masked[name]) for name in hidden):
@@ -106,19 +105,21 @@ def exercise_5(answer, experiment: Experiment, store: Store) -> Verdict:
 
 
 @exercise
-def exercise_6(answer, experiment: Experiment, store: Store) -> Verdict:
+def exercise_6(answer, results: Results) -> Verdict:
     """Is it which weights go, or how many? 90 % of the dense network's weights removed at random, then trained on like
     the row `magnitude` of that level; natural training, first seed."""
-    labels = {"net": experiment.nets[0], "training": "natural", "seed": experiment.seeds[0]}
-    row, dense = experiment.rows(method=MAGNITUDE, level=REMOVED, **labels)[0], experiment.dense(**labels)["run"]
+    labels = _labels(results)
+    row = results.experiment.row(method=MAGNITUDE, level=REMOVED, **labels)
+    dense = results.experiment.row(method=DENSE, **labels)["run"]
     pruned = row["run"]
     drawn = replace(pruned, start=dense, sparsifier=RandomMask(sparsity=REMOVED))
 
     def why() -> str:
         runs = {"dense": dense, "the smallest gone": pruned, "gone at random": drawn}
-        watched = {"clean": row["also"]["clean"], "FGSM": row["also"]["fgsm"], "PGD-40": row["also"]["pgd40"]}
-        return (f"{rates(runs, watched, store)}. The theorem is about random masks without retraining; what is done is "
-                "neither, and goes step by step, so for more epochs")
+        watched = {heading: row["measurements"][metric]
+                   for heading, metric in (("clean", "clean"), ("FGSM", "fgsm"), ("PGD-40", "pgd40"))}
+        return (f"{rates(runs, watched, results.store)}. The theorem is about random masks without retraining; what is "
+                "done is neither, and goes step by step, so for more epochs")
 
     return chosen_run(answer, drawn, why, {
         pruned: "that is the row `magnitude`: its smallest weights went", dense: "that is dense",
@@ -126,3 +127,8 @@ def exercise_6(answer, experiment: Experiment, store: Store) -> Verdict:
         replace(drawn, sparsifier=Magnitude(sparsity=REMOVED)): "that removes the smallest weights",
         replace(drawn, recipe=replace(drawn.recipe, epochs=0)): "that is not trained on",
         replace(drawn, start=None): "that masks an untrained network: it has to start from the dense run"})
+
+
+def _labels(results: Results) -> dict:
+    """Those of the first network, trained naturally, with the first seed."""
+    return {"net": networks(results.experiment)[0], "training": "natural", "seed": results.experiment.seeds[0]}

@@ -3,74 +3,88 @@
 from copy import deepcopy
 
 import torch
-from pandas import DataFrame
-from torch import nn
 
-from sparserobust.data import Splits
+from sparserobust import data
+from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Magnitude
 from sparserobust.studies.checks import Verdict, choice, exercise, not_yet, number
-from sparserobust.studies.start_here.report import ADVERSARIAL, NATURAL, Experiment, attack, rate
+from sparserobust.studies.start_here.report import by_radius, networks, rate
+from sparserobust.studies.start_here.runs import ADVERSARIAL, NATURAL, attack
 
 
 @exercise
 def exercise_1(answer) -> Verdict:
-    """The smallest radius at which an attack turns a linear classifier with logit difference 0.6 and sum of |w| 12."""
-    return number(answer, 0.6 / 12, "margin over slope, with the slope in the norm that fits the attack: that ratio is "
-                  "what half of this project is about", {
-                      12 / 0.6: "that is slope over margin: the other way round",
-                      0.6: "that is the margin: how far does one step of every pixel bring it down?",
-                      0.6 / 12 / 2: "the difference need only fall to zero, in one go: no factor of two"})
+    """The smallest radius at which an attack turns a linear classifier with logit difference 0.6
+    and sum of |w| 12."""
+    why = ("margin over slope, with the slope in the norm that fits the attack: that ratio is what "
+           "half of this project is about")
+    return number(answer, 0.6 / 12, why, {
+        12 / 0.6: "that is slope over margin: the other way round",
+        0.6: "that is the margin: how far does one step of every pixel bring it down?",
+        0.6 / 12 / 2: "the difference need only fall to zero, in one go: no factor of two"})
 
 
 @exercise
-def exercise_2(answer, frame: DataFrame) -> Verdict:
-    """The first radius at which the network trained as usual is right on less than half of the test images."""
-    reached = _accuracies(frame, NATURAL)
-    below = [radius for radius, value in reached.items() if value < 0.5]
-    other = [radius for radius, value in _accuracies(frame, ADVERSARIAL).items() if value < 0.5]
+def exercise_2(answer, results: Results) -> Verdict:
+    """The first radius at which the network trained as usual classifies less than half of the test
+    images correctly."""
+    usual, other = (_accuracies(results, net) for net in (NATURAL, ADVERSARIAL))
+    below = [radius for radius, value in usual.items() if value < 0.5]
     if not below:
-        return not_yet("here it never falls below a half: train with other settings, or ask for a larger radius")
-    slips = {radius: f"there it still knows {100 * value:.0f} % of them" for radius, value in reached.items()
-             if value >= 0.5}
-    slips |= {other[0]: "that is the network that was trained under attack"} if other else {}
-    held = _accuracies(frame, ADVERSARIAL)[below[0]]
-    return number(answer, below[0], f"it knows {100 * reached[below[0]]:.0f} % there, and the network that was trained "
-                  f"under attack {100 * held:.0f} %", slips)
+        return not_yet("here it never falls below a half: train with other settings, or ask for a "
+                       "larger radius")
+    slips = {radius: f"there it still classifies {100 * value:.0f} % of them correctly"
+             for radius, value in usual.items() if value >= 0.5}
+    slips |= {radius: "that is the network that was trained under attack"
+              for radius in [radius for radius, value in other.items() if value < 0.5][:1]}
+    return number(answer, below[0], f"it classifies {100 * usual[below[0]]:.0f} % correctly there, "
+                  "and the network that was trained under attack "
+                  f"{100 * other[below[0]]:.0f} %", slips)
 
 
-def _accuracies(frame: DataFrame, net: str) -> dict[float, float]:
+def _accuracies(results: Results, net: str) -> dict[float, float]:
     """Accuracy of the first seed by radius, in rising order."""
-    rows = frame[(frame["net"] == net) & (frame["metric"] != "clean") & (frame["seed"] == frame["seed"].iloc[0])]
-    return dict(sorted(zip(rows["metric"].astype(float), rows["value"], strict=True)))
+    rows = by_radius(results)
+    rows = rows[(rows["net"] == net) & (rows["level"] > 0) & (rows["seed"] == rows["seed"].iloc[0])]
+    return dict(sorted(zip(rows["level"], rows["value"], strict=True)))
 
 
 @exercise
-def exercise_3(answer, networks: dict[str, nn.Module], splits: Splits) -> Verdict:
-    """By how many points an attack of radius 0.1 lowers the accuracy of the network trained as usual further than
-    moving every pixel by 0.1 up or down at random."""
-    images, labels = splits.test.images, splits.test.labels
-    signs = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign().to(images)
-    net = networks[NATURAL]
-    at_random = rate(net, (images + 0.1 * signs).clamp(0, 1), labels)
-    attacked = rate(net, attack(0.1)(net, images, labels), labels)
+def exercise_3(answer, results: Results) -> Verdict:
+    """By how many points an attack of radius 0.1 lowers the accuracy of the network trained as
+    usual further than moving every pixel by 0.1 up or down at random."""
+    net, test = networks(results)[NATURAL], _test_images(results)
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randn(test.images.shape, generator=generator).sign().to(test.images)
+    at_random = rate(net, (test.images + 0.1 * signs).clamp(0, 1), test.labels)
+    attacked = rate(net, attack(0.1)(net, test.images, test.labels), test.labels)
     points = 100 * (at_random - attacked)
-    why = (f"a random direction is nearly level: {100 * at_random:.0f} % against {100 * attacked:.0f} % under attack, "
-           "where every pixel moves as far. An attack is not noise")
+    why = (f"a random direction hardly changes the loss: {100 * at_random:.0f} % against "
+           f"{100 * attacked:.0f} % under attack, where every pixel moves as far. An attack is not "
+           "noise")
     return number(answer, points, why, {
         points / 100: "points are asked for: 100 times a difference of rates",
         100 * at_random: "that is the accuracy after moving pixels at random",
-        100 * attacked: "that is the accuracy under attack", -points: "the other way round"}, within=2.5)
+        100 * attacked: "that is the accuracy under attack",
+        -points: "the other way round"}, within=2.5)
 
 
 @exercise
-def exercise_4(answer, networks: dict[str, nn.Module], splits: Splits, experiment: Experiment) -> Verdict:
-    """Whether pruning to 90 % layer by layer leaves more accuracy under attack than ranking all weights together."""
-    found, radius = {}, experiment.settings["radius"]
+def exercise_4(answer, results: Results) -> Verdict:
+    """Whether pruning to 90 % layer by layer leaves more accuracy under attack than ranking all
+    weights together."""
+    net, test, found = networks(results)[ADVERSARIAL], _test_images(results), {}
     for scope in ("layerwise", "global"):
-        copy = deepcopy(networks[ADVERSARIAL])
+        copy = deepcopy(net)
         Magnitude(sparsity=0.9, scope=scope).start(copy)
-        attacked = attack(radius)(copy, splits.test.images, splits.test.labels)
-        found[scope] = rate(copy, attacked, splits.test.labels)
-    told = f"layer by layer {100 * found['layerwise']:.0f} %, together {100 * found['global']:.0f} %"
-    correct, other = ("higher", "lower") if found["layerwise"] > found["global"] else ("lower", "higher")
-    return choice(answer, correct, told, {other: f"it is the other way round: {told}"})
+        attacked = attack(results.experiment.settings.radius)(copy, test.images, test.labels)
+        found[scope] = rate(copy, attacked, test.labels)
+    numbers = (f"layer by layer {100 * found['layerwise']:.0f} %, "
+               f"together {100 * found['global']:.0f} %")
+    higher = found["layerwise"] > found["global"]
+    correct, other = ("higher", "lower") if higher else ("lower", "higher")
+    return choice(answer, correct, numbers, {other: f"it is the other way round: {numbers}"})
+
+
+def _test_images(results: Results) -> data.Split:
+    return data.load(results.experiment.settings.data).test

@@ -1,8 +1,7 @@
-"""For somebody who has never attacked a network: two small networks, one trained as usual and one under attack, and
-what a person can do to them by hand."""
+"""What a person can do by hand to the two networks of the first page: attack one image, look at the
+loss around it, take weights away."""
 
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import pandas
@@ -10,72 +9,87 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sparserobust.attacks import PGD, predicted, under_attack
-from sparserobust.config import Data, Measurement, Model, Objective, Recipe, Run
+from sparserobust.attacks import predicted, under_attack
 from sparserobust.data import Split
-from sparserobust.objectives import Natural
-from sparserobust.running import scales
-from sparserobust.running.experiment import Experiment as _Experiment
+from sparserobust.reporting.estimates import matching
+from sparserobust.running.experiment import Results
 from sparserobust.seeding import stream
 from sparserobust.sparsifiers import Magnitude
 from sparserobust.sparsity import prunable
+from sparserobust.studies.start_here.runs import ADVERSARIAL, NATURAL, attack
 
-PAPER = "start_here"
-NATURAL, ADVERSARIAL = "trained as usual", "trained under attack"
-
-
-class Experiment(_Experiment):
-    """Grid rows: `net` (how it was trained), `seed`, `run`."""
+Networks = dict[str, nn.Module]
 
 
-def experiment(scale: str, seeds: list[int] | None = None) -> Experiment:
-    """The two networks of each seed. `UserError` for an unknown scale, bad seeds, or a misspelt setting of a run or
-    measurement."""
-    settings = scales.load(scale, PAPER)
-    chosen = scales.checked_seeds(seeds, settings["seeds"])
-    objectives = {NATURAL: Natural(), ADVERSARIAL: Objective.parse(settings["objective"])}
-    parts: dict[str, Any] = {
-        "data": Data.parse(settings["data"]), "model": Model.parse(settings["model"]),
-        "recipe": Recipe.parse(settings["recipe"])}
-    grid = [{"net": net, "seed": seed, "run": Run(objective=objective, seed=seed, **parts)}
-            for net, objective in objectives.items() for seed in chosen]
-    measurements = {"clean": Measurement.parse({"kind": "accuracy"})}
-    measurements |= {f"{radius:g}": Measurement.parse({"kind": "accuracy", "attack": attack(radius).plain()})
-                     for radius in settings["radii"]}
-    return Experiment(scale, chosen, grid, measurements, settings)
+def networks(results: Results) -> Networks:
+    """The trained networks of the first seed, by how they were trained."""
+    rows = results.experiment.rows(seed=results.experiment.seeds[0])
+    return {row["net"]: results.store.model(row["run"]).cpu() for row in rows}
 
 
-def attack(radius: float) -> PGD:
-    """Twenty steps uphill on the loss, from the image itself, no pixel further than `radius` from where it was."""
-    return PGD(epsilon=radius, step_size=max(radius, 1e-6) / 5, steps=20, random_start=False)
+def accuracy_table(results: Results) -> pandas.DataFrame:
+    """Accuracy [%] of each network, clean and under attack by radius, mean over seeds."""
+    curves = by_radius(results)
+    return (100 * curves.pivot_table(index="net", columns="level", values="value")).round(1)
 
 
-def chances(model: nn.Module, images: Tensor) -> Tensor:
-    """What a network takes for how likely each class is, (n, classes), of images (n, c, h, w)."""
+def by_radius(results: Results) -> pandas.DataFrame:
+    """The rows of Figure 2, with the radius as `level`: 0 on clean images."""
+    radius = results.frame["metric"].replace("clean", "0").astype(float)
+    return results.frame.assign(level=radius, metric="accuracy")
+
+
+def accuracies_in_words(results: Results) -> str:
+    """A sentence on both networks (first seed) at the radius of training and at the next one."""
+    own, first = results.experiment.settings, results.experiment.seeds[0]
+    curves = matching(by_radius(results), {"seed": first}).set_index(["net", "level"])["value"]
+    radii = [radius for radius in own.radii if radius >= own.radius][:2]
+    told = [f"*{net}* " + ", ".join(f"{100 * curves[net, radius]:.0f} % at radius {radius:g}"
+                                    for radius in radii) for net in (NATURAL, ADVERSARIAL)]
+    return f"Correct answers: {'; '.join(told)}."
+
+
+# ----------------------------------------------------------------------------------------- attacks
+
+
+def probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    """The probability of each class, (n, classes), that a network gives images (n, c, h, w)."""
     with torch.no_grad(), under_attack(model):
         return model(images).softmax(1)
 
 
-def fooled(models: dict[str, nn.Module], image: Tensor, label: int, radius: float) -> dict[str, tuple[Tensor, Tensor]]:
-    """For `plots.fooled`: of each network what an attack of this radius makes of an image (c, h, w), and how likely
-    (classes,) the network then finds each class."""
+def attacked(models: Networks, image: Tensor, label: int,
+             radius: float) -> dict[str, tuple[Tensor, Tensor]]:
+    """For `plots.attacked_image`: an attack of this radius on an image (c, h, w), by network the
+    attacked image, and the probabilities (classes,) that the network then gives."""
     found = {}
     for name, model in models.items():
-        attacked = image[None] if radius == 0 else attack(radius)(model, image[None], torch.tensor([label]))
-        found[name] = attacked[0], chances(model, attacked)[0]
+        changed = image[None]
+        if radius > 0:
+            changed = attack(radius)(model, changed, torch.tensor([label]))
+        found[name] = changed[0], probabilities(model, changed)[0]
     return found
 
 
-def right_under_attack(models: dict[str, nn.Module], split: Split, radius: float) -> dict[str, Tensor]:
-    """Of each network, which images (n,) it answers rightly under an attack of this radius."""
-    return {name: predicted(model, attack(radius)(model, split.images, split.labels)) == split.labels
+def right_under_attack(models: Networks, split: Split, radius: float) -> dict[str, Tensor]:
+    """Which images (n,) each network classifies correctly under an attack of this radius."""
+    images, labels = split.images, split.labels
+    return {name: predicted(model, attack(radius)(model, images, labels)) == labels
             for name, model in models.items()}
 
 
+def example(models: Networks, split: Split, radius: float) -> tuple[Tensor, int]:
+    """The first image (c, h, w), with its label, on which an attack of this radius fools the
+    network trained as usual and not the other one."""
+    right = right_under_attack(models, split, radius)
+    first = int((right[ADVERSARIAL] & ~right[NATURAL]).nonzero()[0])
+    return split.images[first], int(split.labels[first])
+
+
 def plane(model: nn.Module, image: Tensor, label: int, reach: float, points: int = 41) -> dict:
-    """For `plots.surfaces`: the loss, and the class that is answered, on a square of points around an image (c, h, w):
-    to the right every pixel moves by `reach` in the direction that makes the loss grow, upwards by as much in a
-    direction drawn at random. Pixels are not held to [0, 1] here."""
+    """For `plots.surfaces`: the loss, and the class that is answered, on a square of points around
+    an image (c, h, w): to the right every pixel moves by `reach` in the direction in which the loss
+    grows, upwards by as much in a direction drawn at random. Pixels are not held to [0, 1] here."""
     x = image[None].clone().requires_grad_(True)
     with under_attack(model):
         (gradient,) = torch.autograd.grad(cross_entropy(model(x), torch.tensor([label])), x)
@@ -90,7 +104,10 @@ def plane(model: nn.Module, image: Tensor, label: int, reach: float, points: int
             "answer": logits.argmax(1).view(points, points).numpy(), "label": label}
 
 
-def thinned(model: nn.Module, share: float) -> nn.Module:
+# ----------------------------------------------------------------------------------------- pruning
+
+
+def pruned(model: nn.Module, share: float) -> nn.Module:
     """A copy without the share of its weights that is smallest, and not trained any further."""
     model = deepcopy(model)
     Magnitude(sparsity=share).start(model)
@@ -98,34 +115,55 @@ def thinned(model: nn.Module, share: float) -> nn.Module:
 
 
 def rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of right answers."""
+    """The share of correct answers."""
     return float((predicted(model, images) == labels).double().mean())
 
 
-def accuracies(models: dict[str, nn.Module], split: Split, shares: list[float], radius: float) -> pandas.DataFrame:
-    """One row per network, share removed and `metric` (clean, attacked): `value`, the share of right answers."""
+def accuracies(models: Networks, split: Split, shares: list[float],
+               radius: float) -> pandas.DataFrame:
+    """One row per network, share removed and `metric` (clean, attacked): `value`, the share of
+    correct answers."""
     rows = []
     for name, model in models.items():
         for share in shares:
-            thin = thinned(model, share)
-            attacked = attack(radius)(thin, split.images, split.labels)
-            rows += [{"net": name, "share": share, "metric": metric, "value": rate(thin, images, split.labels)}
-                     for metric, images in (("clean", split.images), ("attacked", attacked))]
+            smaller = pruned(model, share)
+            changed = attack(radius)(smaller, split.images, split.labels)
+            rows += [{"net": name, "share": share, "metric": metric,
+                      "value": rate(smaller, images, split.labels)}
+                     for metric, images in (("clean", split.images), ("attacked", changed))]
     return pandas.DataFrame(rows)
 
 
-def left_by_layer(model: nn.Module, shares: list[float]) -> dict[str, list[float]]:
-    """For each layer, named by what it reads and writes, the share [%] of its weights that is left at each share that
-    is removed of all."""
-    found: dict[str, list[float]] = {}
-    for share in shares:
-        for weight in prunable(thinned(model, share)).values():
-            name = f"{weight.shape[1]} to {weight.shape[0]}"
-            found.setdefault(name, []).append(100 * float((weight != 0).double().mean()))
+def weights_by_pixel(models: Networks, share: float,
+                     image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """How many weights of the first layer that start at each pixel are not zero, (h, w), when this
+    share of all is removed, by network."""
+    found = {}
+    for name, model in models.items():
+        weight = next(iter(prunable(pruned(model, share)).values())).detach()
+        found[name] = (weight != 0).sum(0).view(image_shape)[0].numpy()
     return found
 
 
-def readers(model: nn.Module, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """How many weights of the first layer still read each pixel, (h, w)."""
-    weight = next(iter(prunable(model).values())).detach()
-    return (weight != 0).sum(0).view(image_shape)[0].numpy()
+def accuracies_left_in_words(curves: pandas.DataFrame, shares: list[float]) -> str:
+    """A sentence for each network on its `accuracies` at these shares."""
+    found = curves.set_index(["net", "metric", "share"])["value"]
+    told = [f"*{net}* " + ", ".join(
+        f"{100 * found[net, 'clean', share]:.0f} % clean and "
+        f"{100 * found[net, 'attacked', share]:.0f} % under attack with {100 * share:g} % zeroed"
+        for share in shares) for net in (NATURAL, ADVERSARIAL)]
+    return f"Correct answers: {'; '.join(told)}."
+
+
+def left_by_layer(models: Networks, shares: list[float]) -> pandas.DataFrame:
+    """What is left [%] of the weights of each layer, named by how many units it connects, of each
+    network (columns), at each share [%] that is removed of all (lines)."""
+    lines: dict[str, dict[tuple[str, str], float]] = {}
+    for share in shares:
+        line = lines[f"{100 * share:g}"] = {}
+        for net, model in models.items():
+            for weight in prunable(pruned(model, share)).values():
+                layer = f"{weight.shape[1]} to {weight.shape[0]}"
+                line[net, layer] = 100 * float((weight != 0).double().mean())
+    table = pandas.DataFrame.from_dict(lines, orient="index").rename_axis("zeroed [%]")
+    return table.set_axis(pandas.MultiIndex.from_tuples(table.columns), axis=1)

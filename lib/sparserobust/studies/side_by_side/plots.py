@@ -1,0 +1,100 @@
+"""Figures of this study alone: how methods rank, and what nothing else beats."""
+
+from textwrap import wrap
+
+import numpy as np
+import pandas
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sparserobust.reporting import styles
+from sparserobust.reporting.axes import grid, handle, legend, log_ticks, styled
+
+
+@styled
+def rankings(found: dict[str, pandas.DataFrame], reference: pandas.Series, xlabel: str) -> Figure:
+    """`estimates.ranking` tables, a panel each, named by what is removed, the best on top: means
+    with their intervals, and at the right the interval of the rank. `reference`, with `mean`,
+    `low` and `high`, is a dashed line with a band, whose name the legend tells."""
+    longest = max(len(table) for table in found.values())
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    figure, axes = grid(rows, columns, (5.4 * columns, rows * (0.36 * longest + 1.6)), sharex=True)
+    for axis in axes.flat[len(found):]:
+        axis.set_axis_off()
+    figure.set_layout_engine("constrained", w_pad=0.16)
+    look = styles.of([name for table in found.values() for name in table.index])
+    for axis, (removed, table) in zip(axes.flat, found.items(), strict=False):
+        places = np.arange(len(table))
+        axis.axvspan(reference["low"], reference["high"], color="0.9", zorder=0)
+        axis.axvline(reference["mean"], color="black", linestyle="--", linewidth=1.5, zorder=1)
+        for place, (method, row) in zip(places, table.iterrows(), strict=True):
+            colour, marker, _ = look[method]
+            axis.hlines(place, row["low"], row["high"], color=colour, linewidth=2)
+            seaborn.scatterplot(x=[row["mean"]], y=[place], color=colour, marker=marker, s=95,
+                                edgecolor=colour, ax=axis, zorder=3)
+            axis.text(1.02, place, f"{row['rank_low']:g} to {row['rank_high']:g}", fontsize=10,
+                      va="center", transform=axis.get_yaxis_transform())
+        axis.text(1.02, -1, "rank", fontsize=10, va="center", transform=axis.get_yaxis_transform())
+        axis.set(title=f"{removed} removed", xlabel=xlabel, ylabel="", ylim=(longest - 0.4, -0.6))
+        axis.set_yticks(places, table.index, fontsize=11)
+        axis.tick_params(labelbottom=True)
+    line = Line2D([], [], color="black", linestyle="--", linewidth=1.5,
+                  label=f"{reference.name}, with its 95 % interval")
+    legend(figure, [line])
+    return figure
+
+
+LOWEST = 6.0  # points below the second lowest method, beyond which a mark stands at the edge
+
+
+@styled
+def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFrame]], y: str,
+           ylabel: str) -> Figure:
+    """A panel per heading: every row of `points` as a mark, `y` in percent against a column, on a
+    logarithmic axis; rows of the front that is given with the column are joined, and named above
+    from left to right. Hollow marks are rows whose `cut` is channels. Of marks that would cover
+    each other those that are not on the front move to the right; one far below all others stands at
+    the lower edge, with its value."""
+    figure, (axes,) = grid(1, len(panels), (4.6 * len(panels), 5.4), sharey=True)
+    look = styles.of(points["method"])
+    lowest = 100 * points.groupby("method")[y].max().nsmallest(2).iloc[-1] - LOWEST
+    edge = max(lowest, 100 * points[y].min() - 1)
+    for axis, (heading, (column, front)) in zip(axes, panels.items(), strict=True):
+        axis.step(front[column], 100 * front[y], where="post", color="0.7", linewidth=1.5, zorder=1)
+        values = (100 * points[y]).clip(lower=edge)
+        places = apart(points[column], values, first=points.index.isin(front.index))
+        for row, place, shown in zip(points.to_dict("records"), places, values, strict=True):
+            colour, marker, _ = look[row["method"]]
+            value = 100 * row[y]
+            axis.scatter(place, shown, marker=marker, s=70, linewidth=1.5, zorder=3,
+                         facecolor="white" if row["cut"] == "channels" else colour,
+                         edgecolor=colour)
+            if value < edge:
+                axis.annotate(f"{value:.0f}", (place, edge), (0, -12), ha="center", fontsize=8,
+                              textcoords="offset points")
+        axis.set(xlabel=heading, ylabel=ylabel if axis is axes[0] else "")
+        axis.set_ylim(edge - 3, None)
+        names = "front: " + ", ".join(dict.fromkeys(front["method"]))
+        axis.set_title("\n".join(wrap(names, 44)), fontsize=10)
+        log_ticks(axis, "x")
+    hollow = Line2D([], [], color="0.4", marker="o", markerfacecolor="white", linestyle="none",
+                    label="hollow: channels cut")
+    legend(figure, [*(handle(name, style._replace(dash="")) for name, style in look.items()),
+                    hollow])
+    return figure
+
+
+def apart(x: pandas.Series, y: pandas.Series, first: np.ndarray) -> list[float]:
+    """Places on a logarithmic x axis for marks at `x` and `y`, so that no two cover each other:
+    those in `first` keep theirs, others move to the right until there is room."""
+    width, height = 0.045 * np.ptp(np.log(x)), 0.04 * np.ptp(y)
+    placed: dict[int, float] = {}
+    for mark in np.lexsort((-y, ~first)):
+        place = np.log(x.iloc[mark])
+        while any(abs(place - other) < width and abs(y.iloc[mark] - y.iloc[of]) < height
+                  for of, other in placed.items()) and not first[mark]:
+            place += width / 4
+        placed[mark] = place
+    return [float(np.exp(placed[mark])) for mark in range(len(x))]
