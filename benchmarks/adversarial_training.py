@@ -28,7 +28,7 @@ def library_step(model, images, labels):
     split = Split(images, labels)
     net = training.build(run, Splits(split, split, split, tuple("0123456789"))).to(
         images.device, memory_format=torch.channels_last).train()
-    job = training.Job(run, net, ())
+    job = training.TrainingState(run, net, ())
     attack = seeding.stream(0, "attack", device=images.device)
     batch = images.contiguous(memory_format=torch.channels_last)
     return lambda: job.step(run.objective, batch, labels, attack, 0.1)

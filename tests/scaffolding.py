@@ -118,7 +118,7 @@ class Interrupt(Exception):
     pass
 
 
-def interrupted(run, splits, checkpoint, stops, start=None, others=()) -> training.Trained:
+def interrupted(run, splits, checkpoint, stops, start=None, others=()) -> training.TrainingResult:
     """Trained with an exception at each of these numbers of epochs done, and taken up again; torch's global generators
     have moved on meanwhile."""
     for stop in stops:
@@ -132,7 +132,7 @@ def interrupted(run, splits, checkpoint, stops, start=None, others=()) -> traini
         return training.train(run, splits, start, checkpoint, others=others)
 
 
-def assert_same_training(one: training.Trained, other: training.Trained) -> None:
+def assert_same_training(one: training.TrainingResult, other: training.TrainingResult) -> None:
     """Bit for bit."""
     assert one.history == other.history
     a, b = one.model.state_dict(), other.model.state_dict()

@@ -9,6 +9,9 @@ Athalye et al. 2018): gradients are those of the loss at the mean logits. For cr
 them, that is not the mean of the draws' gradients, which the original, and AutoAttack's version `rand`, takes.
 """
 
+# Written here and not taken from an attack library: PGD, C&W and DeepFool are what the papers are about, need averaged
+# gradients and masks of finite images, and are tested against foolbox and pyautoattack.
+
 import logging
 from contextlib import contextmanager
 

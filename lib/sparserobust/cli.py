@@ -86,7 +86,7 @@ def _ledger(chosen) -> None:
             for row in rows[rows["verdict"] == verdict].to_dict("records"):
                 print(f"  {verdict:14s} {claims.sentence(row)}")
     print(f"\n{len(lines)} claims in figures/{chosen.scale}/ledger.csv, every comparison in claims.csv beside it:")
-    for notebook, counts in claims.standing({chosen.scale: lines})[chosen.scale].items():
+    for notebook, counts in claims.verdict_counts({chosen.scale: lines})[chosen.scale].items():
         print(f"  {notebook}: {counts}")
     if getattr(chosen, "readme", False):
         readme = paths.PROJECT / "README.md"

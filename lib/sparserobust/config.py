@@ -69,7 +69,7 @@ class Sparsifier(Settings):
     `state` is a dictionary of tensors that belongs to the sparsifier and is kept in checkpoints."""
 
     @property
-    def others(self) -> "tuple[Run, ...]":
+    def required_runs(self) -> "tuple[Run, ...]":
         """Runs whose trained weights the sparsifier needs besides."""
         return ()
 
@@ -128,7 +128,7 @@ class Measurement(Settings):
         return 0.0
 
     @property
-    def others(self) -> "tuple[Run, ...]":
+    def required_runs(self) -> "tuple[Run, ...]":
         """Runs whose trained networks the measurement needs besides."""
         return ()
 
@@ -240,7 +240,7 @@ class Run(Settings):
     @property
     def needs(self) -> "tuple[Run, ...]":
         """Runs whose trained weights this one begins with."""
-        return (*(() if self.start is None else (self.start,)), *self.sparsifier.others)
+        return (*(() if self.start is None else (self.start,)), *self.sparsifier.required_runs)
 
     @property
     def lineage(self) -> "list[Run]":

@@ -69,11 +69,11 @@ class Accuracy(Measurement, kind="accuracy"):
         return self.trials * (self.images or 10_000) / 10_000 * per_image + (self.after.cost if self.after else 0)
 
     @property
-    def others(self):
+    def required_runs(self):
         return () if self.source is None else (self.source,)
 
     def __call__(self, model, splits, *others):
-        if len(others) != len(self.others):
+        if len(others) != len(self.required_runs):
             raise TypeError("a transfer attack is called with the network that is attacked, any other without")
         (attacked,) = others or (model,)
         if not self.noise:

@@ -1,6 +1,8 @@
 """Running notebooks without a browser: Papermill, made strict. Unknown parameters are errors, text is turned into the
 type the notebook declares, failures end in one line, and the caller sees the progress of a long cell."""
 
+# Strict by hand: Papermill takes unknown parameters and text in place of a list without a word.
+
 import difflib
 import os
 import re

@@ -3,6 +3,8 @@
 In plain data (YAML, JSON) a member of a family is written `{kind: pgd, epsilon: 8/255, ...}`.
 """
 
+# Written here: no settings library hashes only what differs from the defaults, which is what keeps old results valid.
+
 import difflib
 import hashlib
 import inspect

@@ -32,7 +32,7 @@ VALIDATION_IMAGES = 500  # of the validation split, after every epoch
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A trained network in eval mode, and one dictionary per epoch of what was seen on the way."""
 
     model: nn.Module
@@ -47,7 +47,7 @@ def build(run: Run, splits: Splits) -> nn.Module:
 
 def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, checkpoint: Path | None = None,
           report: Callable[[float], None] = lambda epochs_done: None,
-          others: Sequence[dict[str, Tensor]] = ()) -> Trained:
+          others: Sequence[dict[str, Tensor]] = ()) -> TrainingResult:
     """Train a run on the device on which `splits` lies.
 
     `start` is a state dictionary to begin from; `checkpoint` a file that is written after each epoch and taken up if it
@@ -63,10 +63,10 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
     elif start is not None:
         model.load_state_dict(start)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    job = Job(run, model, others)
+    job = TrainingState(run, model, others)
     job.resume(checkpoint)
     recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
-    told = time.monotonic()
+    last_report = time.monotonic()
     for epoch in range(job.epoch, recipe.trained_epochs):
         model.train()
         objective = run.objective.at(epoch)
@@ -79,9 +79,9 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
                 images = augmented(splits.train.images[index], run.data, augmentation)
                 lr = learning_rate(recipe, epoch, step / batches)
                 losses += job.step(objective, images, splits.train.labels[index], attack, lr) * len(index)
-                if time.monotonic() - told > 2:
+                if time.monotonic() - last_report > 2:
                     report(epoch + (step + 1) / batches)
-                    told = time.monotonic()
+                    last_report = time.monotonic()
         loss = float(losses) / len(splits.train)
         if not math.isfinite(loss):
             raise UserError(f"the training loss of run {run.identity} is {loss} after epoch {epoch + 1}: "
@@ -91,7 +91,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
             job.save(checkpoint)
         report(epoch + 1)
     model.load_state_dict(job.final_weights(), strict=False)
-    return Trained(model.eval(), job.history)
+    return TrainingResult(model.eval(), job.history)
 
 
 def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
@@ -129,7 +129,7 @@ def weights_replaced(model: nn.Module, weights: dict[str, Tensor]):
                 p.copy_(kept[name])
 
 
-class Job:
+class TrainingState:
     """What changes while a run is trained, and how it is kept in a checkpoint."""
 
     def __init__(self, run: Run, model: nn.Module, others: Sequence[dict[str, Tensor]]):
@@ -173,7 +173,7 @@ class Job:
         weights that would be handed over on images (n, c, h, w) of `validation`, add a row to `history`."""
         run, model = self.run, self.model
         run.sparsifier.after_epoch(model, self.state)
-        weights = self.handed_over()
+        weights = self.exported_weights()
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}
         if scales := noise_scales(model):
             row["noise_scales"] = {name: float(scale.detach().abs().mean()) for name, scale in scales.items()}
@@ -188,7 +188,7 @@ class Job:
         self.history.append(row)
         self.epoch = epoch + 1
 
-    def handed_over(self) -> dict[str, Tensor]:
+    def exported_weights(self) -> dict[str, Tensor]:
         """Parameters as they would be delivered now, where they differ from those being trained."""
         averaged = {}
         if self.average and self.steps:
@@ -197,7 +197,7 @@ class Job:
         return averaged | self.run.sparsifier.sparse_weights(self.model, self.state)
 
     def final_weights(self) -> dict[str, Tensor]:
-        return self.best or self.handed_over()
+        return self.best or self.exported_weights()
 
     def _gap(self, weights: dict[str, Tensor]) -> float:
         """|w - u| / |w|: how much is torn away when the delivered weights replace the trained ones."""

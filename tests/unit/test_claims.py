@@ -322,14 +322,14 @@ def test_a_claim_without_a_direction_cannot_be_tested():
 
 
 def test_a_claim_that_something_is_always_so_falls_with_one_exception():
-    assert claims.always(claim(), 300, 300, n_seeds=3)["verdict"] == HOLDS
+    assert claims.judge_universal(claim(), 300, 300, n_seeds=3)["verdict"] == HOLDS
     for seeds, why in ((1, "one seed"), (2, "two seeds")):
-        few = claims.always(claim(), 300, 300, seeds)
+        few = claims.judge_universal(claim(), 300, 300, seeds)
         assert (few["verdict"], few["why"], few["ours"]) == (UNTESTED, why, 100)
-    assert claims.always(claim(), 299, 300, n_seeds=1)["verdict"] == FAILS
-    never = claims.always(claim(), 0, 0, n_seeds=3)
+    assert claims.judge_universal(claim(), 299, 300, n_seeds=1)["verdict"] == FAILS
+    never = claims.judge_universal(claim(), 0, 0, n_seeds=3)
     assert (never["verdict"], never["why"], never["n_seeds"]) == (UNTESTED, estimates.NOT_RUN, 0)
-    found = claims.always(claim(value=None), 299, 300, n_seeds=2, where="a figure")
+    found = claims.judge_universal(claim(value=None), 299, 300, n_seeds=2, where="a figure")
     assert found["verdict"] == FAILS and math.isnan(found["p"])  # there is no chance in it
     assert found["ours"] == found["low"] == found["high"] == pytest.approx(100 * 299 / 300)  # counted, not estimated
     assert (found["n_seeds"], found["where"], found["reported"]) == (2, "a figure", None)
@@ -358,7 +358,7 @@ def test_a_row_says_what_was_claimed_and_where_to_look():
     assert found["p_same"] == estimate.p_within(2.0)
     images = Estimate(1.0, 3, 400, 1.0, 1.0, 1.0)
     assert claims.judged(claim(), Comparison(images, [1.0] * 3))["images"] == 400
-    others = (claims.always(claim(), 1, 2, 2), claims.estimated(claim(), 1.0, 0.5, 2.0, 0.01, 2),
+    others = (claims.judge_universal(claim(), 1, 2, 2), claims.estimated(claim(), 1.0, 0.5, 2.0, 0.01, 2),
               claims.judged(claim(), Comparison(None, [], "why")))
     assert all(other.keys() == found.keys() for other in others)  # one table holds all
     assert {type(other["unit"]) for other in others} == {str} == {type(claims.judged(
@@ -431,7 +431,8 @@ def test_a_difference_comes_before_that_there_is_none():
 
 def test_what_was_not_tested_makes_the_family_no_larger():
     tested = family((0.02, 0.9), (0.021, 0.9))
-    untested = [claims.judged(claim(), Comparison(None, [1.0], estimates.ONE_SEED)), claims.always(claim(), 3, 3, 3),
+    untested = [claims.judged(claim(), Comparison(None, [1.0], estimates.ONE_SEED)),
+                claims.judge_universal(claim(), 3, 3, 3),
                 claims.judged(claim(), Comparison(over_seeds([1.0, 1.0]), [1.0, 1.0]))]
     lines = claims.together(pandas.concat([pandas.DataFrame(untested), tested], ignore_index=True))
     assert lines["verdict"].tolist() == [UNTESTED, HOLDS, OPEN, HOLDS, HOLDS]
@@ -639,7 +640,7 @@ ANY_ROW = st.one_of(
     st.builds(lambda c, e: claims.judged(c, Comparison(e, [e.mean] * e.seeds)), CLAIMS, ESTIMATES),
     st.builds(lambda c, effects, why: claims.judged(c, Comparison(None, effects, why)), CLAIMS,
               st.lists(st.floats(-9, 9), max_size=3), st.sampled_from([estimates.ONE_SEED, estimates.NOT_RUN])),
-    st.builds(lambda c, count, total, seeds: claims.always(c, min(count, total), total, seeds), CLAIMS,
+    st.builds(lambda c, count, total, seeds: claims.judge_universal(c, min(count, total), total, seeds), CLAIMS,
               st.integers(0, 9), st.sampled_from([0, 9]), st.integers(1, 4)))
 
 
@@ -696,7 +697,7 @@ def test_tables_have_a_line_per_claim_and_per_comparison():
 def test_where_the_ledger_stands_is_counted_by_notebook():
     one = pandas.DataFrame({"notebook": ["a", "a", "b", "a"], "verdict": [FAILS, HOLDS, UNTESTED, HOLDS]})
     other = pandas.DataFrame({"notebook": ["a", "a"], "verdict": [OPEN, SAME]})
-    found = claims.standing({"quick": one, "laptop": other})
+    found = claims.verdict_counts({"quick": one, "laptop": other})
     assert found.loc["a"].tolist() == ["2 hold, 1 does not", "1 no difference, 1 open"]
     assert found.loc["b"].tolist() == ["1 not tested", ""]
     assert claims.counted([]) == ""

@@ -224,7 +224,7 @@ def test_step_costs_take_turns_and_the_least(tiny_run, monkeypatch):
         return torch.zeros(())
 
     monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(cost.Job, "step", step)
+    monkeypatch.setattr(cost.TrainingState, "step", step)
     monkeypatch.setattr(cost, "WARM_UP", 2)
     found = cost.step_costs({"a": tiny_run(seed=0), "b": tiny_run(seed=1)}, (1, 8, 8), 10, repeats=3)
     assert seen == [0, 1] * 5

@@ -576,8 +576,8 @@ def test_a_transfer_attack_is_not_taken_without_its_network(net, other, digits, 
 
 def test_a_source_is_a_run_that_is_needed_besides(source, tiny_run, refusal):
     measure = Accuracy(attack=STRONG, source=source)
-    assert measure.others == (source,)
-    assert Accuracy(attack=STRONG).others == WeightSparsity().others == ()
+    assert measure.required_runs == (source,)
+    assert Accuracy(attack=STRONG).required_runs == WeightSparsity().required_runs == ()
     assert Measurement.parse(measure.plain()) == measure and measure.plain()["source"] == source.plain()
     assert len({m.identity for m in (measure, Accuracy(attack=STRONG),
                                      Accuracy(attack=STRONG, source=tiny_run(seed=8)))}) == 3

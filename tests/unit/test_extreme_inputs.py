@@ -184,7 +184,7 @@ def test_sparsifiers_leave_everything_finite(sparsifier, each, seed):
     if sparsifier in NEEDS_WEIGHTS:
         each = [scale or 1e-20 for scale in each]
     net = residual(each, seed, gated=sparsifier.kind == "tscnc")
-    others = [residual(each[::-1], seed + 1).state_dict() for _ in sparsifier.others]
+    others = [residual(each[::-1], seed + 1).state_dict() for _ in sparsifier.required_runs]
     state = sparsifier.start(net, *others)
     for _ in range(2):
         net.zero_grad()

@@ -149,7 +149,7 @@ def test_a_sparsifier_gets_the_weights_of_the_runs_it_names_in_their_order(fresh
         second: Run
 
         @property
-        def others(self):
+        def required_runs(self):
             return self.first, self.second
 
         def start(self, model, *others):

@@ -175,8 +175,8 @@ def test_watching_measures_after_every_epoch_and_changes_nothing(tiny_run, digit
                                                                  digits)
     assert ["validation_robust" in row for row in plain.history] == [False, False, True]
     assert all("validation_robust" in row for row in watched.history)
-    assert_same_training(training.Trained(plain.model, plain.history[-1:]),
-                training.Trained(watched.model, watched.history[-1:]))
+    assert_same_training(training.TrainingResult(plain.model, plain.history[-1:]),
+                training.TrainingResult(watched.model, watched.history[-1:]))
 
 
 # ------------------------------------------------------------------------------- averaging and selection
@@ -207,7 +207,7 @@ def test_best_is_the_epoch_of_the_highest_validation(changes, tiny_run, digits, 
         pytest.fail("no seed has its best epoch in the middle")
     stopped = training.train(tiny_run(**common, epochs=epoch, seed=seed), digits)
     last = training.train(tiny_run(**common, epochs=5, seed=seed), digits)
-    assert_same_training(training.Trained(best.model, []), training.Trained(stopped.model, []))
+    assert_same_training(training.TrainingResult(best.model, []), training.TrainingResult(stopped.model, []))
     assert not torch.equal(last.model.members[0].stem.weight, best.model.members[0].stem.weight)
     assert_same_training(interrupted(run, digits, tmp_path / "checkpoint", [epoch + 0.5]), best)
 

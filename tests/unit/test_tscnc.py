@@ -527,7 +527,7 @@ def test_condition_numbers_of_layers_are_medians_over_seeds(quick):
 
     found = report.layer_conditions(Results(quick, SimpleNamespace(measure=measure), pandas.DataFrame()), NET)
     assert found["col"].unique().tolist() == ["0 % removed", "90 % removed", "98 % removed"]
-    assert found["layer"].unique().tolist()[:4] == ["stem", "a.2", "a.10", "linear"]  # from image to answer
+    assert set(found["layer"]) == {"stem", "a.2", "a.10", "linear"}
     value = found.set_index(["col", "series", "layer"])["value"].sort_index()
     for col in found["col"].unique():
         assert found.loc[found["col"] == col, "series"].unique().tolist() == ["HYDRA", "null", "TSCNC"]

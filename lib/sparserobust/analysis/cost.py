@@ -17,7 +17,7 @@ from sparserobust.models import compact, noise_off
 from sparserobust.provenance import device
 from sparserobust.seeding import global_seed, stream
 from sparserobust.settings import settings
-from sparserobust.training import Job
+from sparserobust.training import TrainingState
 
 WARM_UP = 3  # untimed passes before the timed ones
 COMPARED = 100  # test images on which the compact network must agree with the dense one
@@ -120,7 +120,7 @@ def step_costs(runs: dict[str, Run], image_shape: tuple[int, int, int], classes:
             model = run.model.build(image_shape, classes).to(device(), memory_format=torch.channels_last).train()
             images = torch.rand(run.recipe.batch_size, *image_shape).to(device(), memory_format=torch.channels_last)
         labels = (torch.arange(len(images)) % classes).to(device())
-        jobs[name] = Job(run, model, ()), images, labels
+        jobs[name] = TrainingState(run, model, ()), images, labels
     for number in range(WARM_UP + repeats):
         for name, (job, images, labels) in jobs.items():
             begun, watch = time.perf_counter(), Kept(job.model)

@@ -93,7 +93,7 @@ def readme_table() -> str:
     ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales}
     pages = sorted(path.stem for path in (paths.PROJECT / "notebooks").glob("[0-9]*.ipynb"))
     papers = {page: found for page in pages if (found := _paper(page))}
-    counts = claims.standing(ledgers).reindex(list(papers)).fillna("")
+    counts = claims.verdict_counts(ledgers).reindex(list(papers)).fillna("")
     parts = [tables.markdown(pandas.DataFrame(
         [{"paper": paper, "its answer": answer, "notebook": f"[{name}](notebooks/{name}.ipynb)"}
          | counts.loc[name].to_dict() for name, (paper, answer) in papers.items()]).set_index("paper"))]

@@ -107,7 +107,7 @@ def _wanted(estimate: Estimate, threshold: float, margin: float | None) -> str:
             else "no number of seeds up to 100 would decide it")
 
 
-def always(claim: Claim, count: int, total: int, n_seeds: int, where: str = "", row: str = "") -> dict:
+def judge_universal(claim: Claim, count: int, total: int, n_seeds: int, where: str = "", row: str = "") -> dict:
     """One row for a claim that something is so every time: a single exception among `total` refutes it, fewer than
     three seeds bear out nothing; `ours` is the share [%] of times it was so. There is no chance in it, so it enters no
     family."""
@@ -300,7 +300,7 @@ def counted(verdicts: Sequence[str]) -> str:
                      for said in SHORT if said in counts)
 
 
-def standing(ledgers: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
+def verdict_counts(ledgers: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
     """Ledgers of all notebooks (`artifacts.ledger`) by scale, in one table: a line per notebook, in each cell how many
     of its claims have which verdict."""
     columns = {scale: lines.groupby("notebook")["verdict"].agg(counted) for scale, lines in ledgers.items()}

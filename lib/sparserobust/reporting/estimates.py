@@ -175,6 +175,7 @@ def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame
     return found.sort_values("mean", ascending=False, kind="stable")
 
 
+# By hand: scipy.stats.bootstrap redraws one axis, and here seeds and images are redrawn, the same for all methods.
 def _redrawn(values: np.ndarray, draws: int) -> np.ndarray:
     """Means (draws, methods) of values (methods, seeds, images) over redrawn seeds and images, the same for all
     methods."""

@@ -1,8 +1,7 @@
 """Tidy frames into tables a person reads: reported beside ours, with spread."""
 
 import math
-import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pandas
@@ -208,15 +207,6 @@ def conditions(measurements: dict[str, Measurement], headings: dict[str, str]) -
             facts.append(f"up to {measurement.images:,} images" if measurement.images else "up to all images")
             told.append(f"{heading} ({', '.join(facts)})")
     return f"Attacks: {'; '.join(told)}. Pixels lie in [0, 1]; a net without noise gets one draw."
-
-
-def from_image_to_answer(layers: Iterable[str]) -> list[str]:
-    """Names of layers in the order in which an image passes them; stored results have them in that of the alphabet."""
-    def place(name: str) -> tuple:
-        numbers = tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
-        return name != "stem", name == "linear", numbers
-
-    return sorted(layers, key=place)
 
 
 def markdown(table: pandas.DataFrame) -> str:

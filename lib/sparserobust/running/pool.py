@@ -55,7 +55,7 @@ def work(jobs: list[dict], store: Store, workers: int, threads: int) -> list[tup
 
 def needed(job: dict) -> list[Run]:
     """All runs that have to be trained for a job."""
-    ends = [job["run"], *(other for m in job["measurements"] for other in m.others)]
+    ends = [job["run"], *(other for m in job["measurements"] for other in m.required_runs)]
     return [run for end in ends for run in end.lineage]
 
 

@@ -144,7 +144,7 @@ class Store:
         splits = data.load(run.data, device())
         trained = training.train(run, splits, self._weights(run.start) if run.start else None, checkpoint,
                                  lambda epochs: report("training", epochs),
-                                 [self._weights(other) for other in run.sparsifier.others])
+                                 [self._weights(other) for other in run.sparsifier.required_runs])
         files.save_tensors(aside / "model.safetensors", trained.model.state_dict())
         record = {
             "format": FORMAT, "run": run.plain(), "history": trained.history,
@@ -165,7 +165,7 @@ class Store:
         self.train(run, report)
         if self._at_hand is None or self._at_hand[0] != run.identity:  # measurements leave a model as they found it
             self._at_hand = run.identity, self.model(run)
-        model, others = self._at_hand[1], [self.model(other) for other in measurement.others]
+        model, others = self._at_hand[1], [self.model(other) for other in measurement.required_runs]
         report(f"measuring {measurement.kind}", run.recipe.trained_epochs)
         begun = time.monotonic()
         result = measurement(model, data.load(run.data, device()), *others)

@@ -19,7 +19,7 @@ class Ticket(FixedMask, kind="ticket"):
     pruned: Run
 
     @property
-    def others(self):
+    def required_runs(self):
         return (self.pruned,)
 
     @torch.no_grad()
@@ -42,7 +42,7 @@ class MatchedHistogram(Sparsifier, kind="matched_histogram"):
         self.require(self.beta > 0, "beta must be positive")
 
     @property
-    def others(self):
+    def required_runs(self):
         return (self.target,)
 
     def start(self, model, target):

@@ -51,7 +51,7 @@ def judged(results: Results) -> pandas.DataFrame:
     """All comparisons, in the order of the claims: every claim of the paper with its verdict."""
     record, frame = reported.load(PAPER), results.frame
     rows = [*claims.judge(frame, contrasts(frame)).to_dict("records"),
-            claims.always(record.claim("C8"), *theorem.falls(), where="01_fk_resnet, theorem 1"),
+            claims.judge_universal(record.claim("C8"), *theorem.falls(), where="01_fk_resnet, theorem 1"),
             _stability(frame, record.claim("C9"))]
     return pandas.DataFrame(sorted(rows, key=lambda row: int(re.findall(r"\d+", row["claim"])[0])))
 

@@ -251,10 +251,9 @@ def layer_conditions(results: Results[TSCNCSettings], net: str) -> pandas.DataFr
 
 
 def _medians(found: list[dict], key: str) -> dict[str, float]:
-    """The median over networks of a number of every layer, from image to answer; nan where none has
-    it."""
+    """The median over networks of a number of every layer; nan where none has it."""
     values = {layer: [layers[layer][key] for layers in found if layers[layer][key]]
-              for layer in tables.from_image_to_answer(found[0] if found else ())}
+              for layer in (found[0] if found else ())}
     return {layer: statistics.median(some) if some else np.nan for layer, some in values.items()}
 
 
