@@ -537,7 +537,7 @@ class Measured:
 
 def measured_at_quick(paper, parts=()) -> tuple[Experiment, pandas.DataFrame]:
     experiment = paper.experiment("quick", [0, 1])
-    return experiment, sweep.labelled(experiment.grid, {},
+    return experiment, sweep.frame_of(experiment.grid, {},
                                     Measured(list(parts)))  # type: ignore[arg-type]  # as much of a store as is needed
 
 

@@ -12,7 +12,7 @@ from sparserobust.errors import UserError
 from sparserobust.running import scales
 from sparserobust.running.scales import S
 from sparserobust.running.store import Store
-from sparserobust.running.sweep import Grid, labelled, sweep
+from sparserobust.running.sweep import Grid, frame_of, sweep
 
 Rows = Callable[[S, str, int, bool], Iterable[dict]]
 
@@ -128,7 +128,7 @@ class Experiment(Generic[S]):
         """What comes out: all is trained and measured that is not known yet, by so many worker processes (default:
         one per core, one on a GPU); where it only redraws, what is stored or published of it."""
         if self.redraws(store):
-            return Results(self, store, labelled(self.grid, {}, store, known=True))
+            return Results(self, store, frame_of(self.grid, {}, store, known=True))
         return Results(self, store, sweep(self.grid, {}, store, workers))
 
 

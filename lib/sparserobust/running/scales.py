@@ -4,7 +4,7 @@
     quick:                  what is different at a scale: mappings are merged key by key; one of another `kind`
                             replaces that of `shared`, and null takes a key away
       nets:                 the paper's networks, each with what is different for it, merged in the same way
-        ResNet-18: {label: narrow ResNet-18, model: {...}}
+        ResNet-18: {stand_in: narrow ResNet-18, model: {...}}
       measurements:         in groups; `rows` says of which grid rows a group is measured, by their labels
         extended: {rows: {method: [AT, RSR], seed: first}, autoattack: {kind: accuracy, ...}}
 

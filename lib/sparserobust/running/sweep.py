@@ -10,7 +10,7 @@ from sparserobust.running import pool, progress
 from sparserobust.running.store import Store
 
 Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the run under "run", and, if more is to be
-# measured on it than on all rows, a dictionary of those measurements under "also"
+# measured on it than on all rows, a dictionary of those measurements under "measurements"
 
 
 def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
@@ -26,7 +26,7 @@ def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None 
     """
     store = store or Store()
     compute(grid, measurements, store, workers, threads)
-    return labelled(grid, measurements, store)
+    return frame_of(grid, measurements, store)
 
 
 def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
@@ -67,7 +67,7 @@ def _labels(row: dict) -> dict:
     return {k: v for k, v in row.items() if k not in ("run", "measurements")}
 
 
-def labelled(grid: Grid, measurements: dict[str, Measurement], store: Store, known: bool = False) -> pandas.DataFrame:
+def frame_of(grid: Grid, measurements: dict[str, Measurement], store: Store, known: bool = False) -> pandas.DataFrame:
     """As `sweep` describes it; with `known` nothing is computed, and what is not known has no row."""
     rows = []
     for row in grid:
