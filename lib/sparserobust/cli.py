@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: finished runs are kept, the others go on from their last epoch", file=sys.stderr)
+        from sparserobust.running.progress import INTERRUPTED
+
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
 

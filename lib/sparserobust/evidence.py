@@ -21,7 +21,7 @@ from sparserobust import data, paths, studies
 from sparserobust.config import Measurement, Run
 from sparserobust.errors import UserError
 from sparserobust.files import read_json
-from sparserobust.provenance import cores, device, provenance
+from sparserobust.provenance import provenance, side_by_side
 from sparserobust.reporting import claims
 from sparserobust.reporting.estimates import FEWEST
 from sparserobust.running import pool, scales, sweep
@@ -133,7 +133,7 @@ class Queue:
         """Compute whole units for so long, with so many workers; yields what was decided, and what it cost. A unit
         that is not expected to be through in time is left for another day; one that fails is named and left out. What
         an earlier call finished and could not publish is published first."""
-        workers, end = workers or _side_by_side(), time.monotonic() + seconds
+        workers, end = workers or side_by_side(), time.monotonic() + seconds
         failed: set[Unit] = set()
         for question in self.questions:
             self._publish(question, self._rows(question))
@@ -167,7 +167,7 @@ class Queue:
     def table(self, workers: int | None = None) -> pandas.DataFrame:
         """One line per question, in the order of the file: verdict and seeds now, what it needs, and how long that
         takes here with so many workers."""
-        workers, lines = workers or _side_by_side(), []
+        workers, lines = workers or side_by_side(), []
         for question in self.questions:
             verdict, units = self.verdict(question), self.units(question)
             lines.append({"rank": question.rank, "scale": question.scale, "claim": f"{question.paper} {question.line}",
@@ -240,10 +240,6 @@ class Queue:
         """Publish what is trained here and measured as a whole."""
         self.store.publish([row["run"] for row in rows if self.store.trained(row["run"])
                             and not sweep.missing([row], {}, self.store)], question.scale)
-
-
-def _side_by_side() -> int:
-    return 1 if device().type == "cuda" else cores()
 
 
 def _wall_time(units: list[Unit], workers: int) -> float:

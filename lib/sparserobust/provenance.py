@@ -24,6 +24,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def side_by_side() -> int:
+    """How many processes train side by side unless somebody says otherwise: one per core, one on a GPU."""
+    return 1 if device().type == "cuda" else cores()
+
+
 @cache
 def has_bfloat16(kind: str) -> bool:
     """Whether a device of this kind multiplies bfloat16 in hardware (an emulation would only be slower)."""

@@ -10,8 +10,8 @@ from matplotlib.colors import to_rgb
 
 from sparserobust import imagewise
 from sparserobust.reporting import axes, estimates, plots, styles
+from sparserobust.reporting import layers as of_layers
 from sparserobust.studies.fk_resnet import plots as of_fk
-from sparserobust.studies.rsr import plots as of_rsr
 from sparserobust.studies.side_by_side import plots as of_side
 from sparserobust.studies.sparsity_theory import plots as of_theory
 from sparserobust.studies.start_here import plots as of_start
@@ -338,7 +338,7 @@ def test_a_legend_stands_beneath_and_is_replaced():
 def test_layers_over_epochs_begin_where_all_layers_begin():
     histories = {name: [{"gates": {"b": 0.8, "stem": 0.9}}, {"gates": {"b": last, "stem": 0.7}}] for name, last in
                  (("one", 0.5), ("two", 0.1))}  # stored in alphabetical order; the stem comes first
-    figure = of_rsr.layers_over_epochs(histories, "gates", 0.92, "open")
+    figure = of_layers.layers_over_epochs(histories, "gates", 0.92, "open")
     assert [axis.get_title() for axis in figure.axes[:2]] == ["one", "two"]
     assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[0.92, 0.9, 0.7], [0.92, 0.8, 0.1]]
     assert figure.axes[0].get_ylabel() == "open" and figure.axes[0].get_ylim()[0] > 0.05

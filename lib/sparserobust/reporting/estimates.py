@@ -27,6 +27,11 @@ def matching(frame: pandas.DataFrame, row: dict) -> pandas.DataFrame:
     return frame
 
 
+def measured_by(frame: pandas.DataFrame, metric: str) -> pandas.DataFrame:
+    """All rows of the runs of which a metric was measured."""
+    return frame[frame["run"].isin(frame.loc[frame["metric"] == metric, "run"])]
+
+
 def rates_are_counts(frame: pandas.DataFrame) -> bool:
     """Whether every value that was counted is its count over its total."""
     counted = frame.dropna(subset=["count", "total"])

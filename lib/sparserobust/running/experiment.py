@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Generic, Self
 
 import pandas
@@ -89,12 +88,11 @@ class Experiment(Generic[S]):
 
     def measurement(self, name: str) -> Measurement:
         """What `name` stands for, on the first grid row that has it. `UserError` if none has."""
-        for row in self.grid:
-            if name in row["measurements"]:
-                return row["measurements"][name]
-        raise UserError(f"scale {self.scale} measures no '{name}'")
+        if name not in self.measurements:
+            raise UserError(f"scale {self.scale} measures no '{name}'")
+        return self.measurements[name]
 
-    @cached_property
+    @property
     def measurements(self) -> dict[str, Measurement]:
         """All that is measured, by name: of each the first one."""
         return {name: m for row in reversed(self.grid) for name, m in row["measurements"].items()}

@@ -12,7 +12,8 @@
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from typing import Any, Self, TypeVar
@@ -105,11 +106,8 @@ def load(scale: str, study: str, form: type[S]) -> dict[str, S]:
     if not has(scale, study):
         raise UserError(f"{study}.yaml has no section '{scale}': the study does not run at that scale")
     sections = _sections(study)
-    own = sections[scale]
-    try:
-        section = merged(sections.get(SHARED, {}), own)
-    except UserError as error:
-        raise UserError(f"{study}.yaml, {scale}: {error}") from None
+    with _located(f"{study}.yaml, {scale}"):
+        section = merged(sections.get(SHARED, {}), sections[scale])
     nets = section.pop("nets", {"": {}})
     if not isinstance(nets, Mapping) or not nets:
         raise UserError(f"{study}.yaml, {scale}: nets should map networks to their settings, not {nets!r}")
@@ -118,11 +116,18 @@ def load(scale: str, study: str, form: type[S]) -> dict[str, S]:
         where = f"{study}.yaml, {scale}{f', {net}' if net else ''}"
         if not isinstance(changes, Mapping):
             raise UserError(f"{where}: expected settings such as {{key: value}}, got {changes!r}")
-        try:
+        with _located(where):
             found[net] = form.parse(merged(section, changes))
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
     return found
+
+
+@contextmanager
+def _located(where: str) -> Iterator[None]:
+    """A `UserError` inside the block also says where in the files it was."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def merged(one: Mapping, other: Mapping) -> dict:

@@ -5,7 +5,7 @@ import pandas
 from sparserobust import data
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
-from sparserobust.provenance import cores, device
+from sparserobust.provenance import side_by_side
 from sparserobust.running import pool, progress
 from sparserobust.running.store import Store
 
@@ -35,7 +35,7 @@ def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | Non
     store = store or Store()
     jobs = missing(grid, measurements, store)
     if jobs:
-        failures = pool.work(jobs, store, workers or (1 if device().type == "cuda" else cores()), threads)
+        failures = pool.work(jobs, store, workers or side_by_side(), threads)
         if failures:
             raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
                                        *(f"  {name}: {why}" for name, why in failures)]))

@@ -7,6 +7,7 @@ from sparserobust.analysis import Deployable
 from sparserobust.errors import UserError
 from sparserobust.reporting import estimates, reported, tables
 from sparserobust.running.experiment import Experiment, Results
+from sparserobust.studies.fk_resnet.comparisons import ACCURACIES as PRINTED
 from sparserobust.studies.fk_resnet.runs import (
     CURVE_NETS,
     FINE_TUNED,
@@ -161,7 +162,7 @@ def near_zero_table(results: Results) -> pandas.DataFrame:
 def of_stronger(results: Results) -> pandas.DataFrame:
     """The rows of the frame of networks, first seed, on which attacks are measured that the paper does not use."""
     first = results.frame[results.frame["seed"] == results.experiment.seeds[0]]
-    return first[first["run"].isin(first[first["metric"] == "pgd20_eot20"]["run"])]
+    return estimates.measured_by(first, "pgd20_eot20")
 
 
 def stronger_table(results: Results) -> pandas.DataFrame:
@@ -195,7 +196,7 @@ def deployable_table(results: Results) -> pandas.DataFrame:
         before, after = result[key], result[f"{key}_left"]
         return f"{before / unit:,.{digits}f} → {after / unit:,.{digits}f}"
 
-    many: Deployable = results.experiment.measurements["deployable_batch"]  # type: ignore[assignment]
+    many: Deployable = results.experiment.measurement("deployable_batch")  # type: ignore[assignment]
     batches = {row["run"]: result for row, result in results.details("deployable_batch")}
     lines = {name_of(row): {
         "parameters [thousand]": change(one, "parameters", 1e3, 1), "file [KB]": change(one, "bytes", 1e3, 0),
@@ -244,9 +245,8 @@ def curve_reported(experiment: Experiment) -> pandas.DataFrame:
     """The points of figures 3 and 4 that are on record, those of table 3, as tidy as our measurements."""
     printed = reported.load(PAPER).reported_table("T3").dropna(subset="lambda1")
     ours = {row["net"]: row["ours"] for row in experiment.grid}
-    metrics = {heading.split()[0]: metric for heading, metric in ACCURACIES.items()}
-    named = printed[printed["net"].isin(list(ours))].rename(columns={"lambda1": "level"} | metrics)
-    tidy = named.melt(["net", "level"], [*metrics.values(), "channel_sparsity"], "metric")
+    named = printed[printed["net"].isin(list(ours))].rename(columns={"lambda1": "level"} | PRINTED)
+    tidy = named.melt(["net", "level"], [*PRINTED.values(), "channel_sparsity"], "metric")
     return _placed(tidy.assign(ours=tidy["net"].map(ours), value=tidy["value"] / 100))
 
 

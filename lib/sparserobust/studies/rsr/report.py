@@ -100,15 +100,14 @@ def choices_table(results: Results) -> pandas.DataFrame:
 def extended_table(results: Results) -> pandas.DataFrame:
     """Attacks that the paper does not use, on networks of the first seed; with the mean length of what C&W found."""
     first = ablated(results)[lambda rows: rows["seed"] == results.experiment.seeds[0]]
-    shown = table(first[first["run"].isin(first[first["metric"] == "eot20"]["run"])], EXTENDED)
+    shown = table(estimates.measured_by(first, "eot20"), EXTENDED)
     lengths = {name_of(row): f"{found['mean_l2_of_moved']:.2f}" for row, found in results.details("cw_l2")}
     return shown.assign(**{"C&W, mean l2": [lengths.get(name, "") for name in shown.index]})
 
 
 def black_box_table(results: Results) -> pandas.DataFrame:
     """Table 3: Square, transfer from the other network, and how often ZOO succeeds on what was classified rightly."""
-    frame = results.frame
-    chosen = frame[frame["run"].isin(frame[frame["metric"] == "transfer"]["run"])]
+    chosen = estimates.measured_by(results.frame, "transfer")
     shown = table(chosen, {"clean": "clean"} | QUERIES)
     counts = chosen.assign(name=chosen.apply(name_of, axis=1)).groupby(["name", "metric"])["count"].sum()
     if "zoo" in set(chosen["metric"]):
@@ -200,7 +199,7 @@ def near_zero(results: Results) -> pandas.DataFrame:
 
 
 def noise_scales(results: Results) -> tuple[dict[str, list[dict]], float]:
-    """For `plots.layers_over_epochs`: the history of each noisy network of the first seed, and the scale with which
+    """For `layers.layers_over_epochs`: the history of each noisy network of the first seed, and the scale with which
     all layers begin."""
     first = results.experiment.seeds[0]
     histories = {method: results.history(**labels(ABLATED, method, "dense"), seed=first)

@@ -88,8 +88,7 @@ def costs(networks: pandas.DataFrame) -> pandas.DataFrame:
 
 def autoattack(results: Results) -> pandas.DataFrame:
     """One line per network on which AutoAttack was tried, all attacks on the same images."""
-    frame = results.frame
-    tried = frame[frame["run"].isin(frame[frame["metric"] == "autoattack"]["run"])]
+    tried = estimates.measured_by(results.frame, "autoattack")
     return _by_method(tables.rates(with_removed(tried), ["removed", "method"], STRONGER))
 
 

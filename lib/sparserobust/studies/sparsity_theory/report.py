@@ -6,7 +6,7 @@ from typing import Any
 import pandas
 
 from sparserobust.reporting import tables
-from sparserobust.reporting.estimates import matching
+from sparserobust.reporting.estimates import matching, measured_by
 from sparserobust.running.experiment import Experiment, Results
 from sparserobust.studies.sparsity_theory.comparisons import (
     AS_DENSE,
@@ -68,11 +68,6 @@ def conditions(experiment: Experiment[TheorySettings]) -> str:
     return (f"Scale {experiment.scale}. l-infinity attacks, {alike}. Rates in percent, distances "
             "in units of the pixel range, zero for misclassified images; "
             f"{tables.spread(experiment.seeds)}.")
-
-
-def measured_by(frame: pandas.DataFrame, metric: str) -> pandas.DataFrame:
-    """All rows of the runs of which a metric was measured."""
-    return frame[frame["run"].isin(frame.loc[frame["metric"] == metric, "run"])]
 
 
 def of_networks(results: Results[TheorySettings], *methods: str) -> pandas.DataFrame:

@@ -123,7 +123,7 @@ def matrices(frame: pandas.DataFrame, columns: Columns) -> pandas.DataFrame:
 
 def attacked_by_all(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The rows of networks that AutoAttack was tried on."""
-    return frame[frame["run"].isin(frame.loc[frame["metric"] == "autoattack", "run"])]
+    return estimates.measured_by(frame, "autoattack")
 
 
 def at_main_levels(frame: pandas.DataFrame, *parts: str) -> pandas.DataFrame:

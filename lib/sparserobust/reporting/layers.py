@@ -1,4 +1,4 @@
-"""Figures of layers over epochs; the study of constraints draws its gates with them, too."""
+"""Layers over the epochs of training: their noise, their gates."""
 
 import pandas
 import seaborn
