@@ -41,7 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     span.add_argument("--hours", type=float, help="work for so long, whole units only, at the lowest priority; what is "
                       "finished is published")
     span.add_argument("--minutes", type=float, help="likewise, in minutes")
-    command.add_argument("--workers", type=int, help="units side by side (default: one per core, one on a GPU)")
+    command.add_argument("--workers", type=int, help="units side by side (default: one per core, or per GPU)")
+
+    for name in ("run", "reproduce", "compute", "evidence"):
+        commands.choices[name].add_argument("--scheduler", metavar="WHERE", help="hand the runs to this Dask "
+                                            "scheduler: its file, or its address, such as tls://host:8786 (default: "
+                                            "worker processes on this machine)")
+
+    _add_cluster(commands.add_parser("cluster", help="schedulers and workers on other machines: see docs/cluster.md"))
 
     command = commands.add_parser("data", help="fetch and check data sets")
     command.add_argument("name", nargs="+", help="such as cifar10")
@@ -49,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("refresh", help="execute the committed notebooks anew, in place")
 
     chosen = parser.parse_args(arguments)
+    if where := getattr(chosen, "scheduler", None):
+        os.environ["DASK_SCHEDULER_ADDRESS"] = where  # kernels of notebooks inherit it
     try:
         globals()[f"_{chosen.command}"](chosen)
     except UserError as error:
@@ -60,6 +69,53 @@ def main(arguments: list[str] | None = None) -> int:
         print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    """The commands of `sparserobust cluster`."""
+    parts = parser.add_subparsers(dest="part", required=True, metavar="part")
+
+    part = parts.add_parser("certificates", help="make, once, what this user's schedulers, workers and drivers show "
+                            "each other")
+    part.set_defaults(do=_cluster_certificates)
+
+    part = parts.add_parser("scheduler", help="start a scheduler, here")
+    part.add_argument("file", help="the file to write, by which workers and drivers find it")
+    part.add_argument("--host", help="address of this machine to listen at (default: all that it has)")
+    part.add_argument("--port", type=int, default=0, help="(default: any that is free)")
+    part.add_argument("--idle-timeout", type=float, metavar="MINUTES", help="end after so long without work "
+                      "(default: never)")
+    part.set_defaults(do=_cluster_scheduler)
+
+    part = parts.add_parser("workers", help="start worker processes, here: one per GPU, or else per core")
+    part.add_argument("file", help="of the scheduler; or its address")
+    part.add_argument("--count", type=int, help="so many in place of one per GPU or core")
+    part.add_argument("--per-gpu", type=int, default=1, metavar="N", help="workers that share a GPU: small runs do not "
+                      "fill one")
+    part.set_defaults(do=_cluster_workers)
+
+
+def _cluster(chosen) -> None:
+    chosen.do(chosen)
+
+
+def _cluster_certificates(chosen) -> None:
+    from sparserobust.running import cluster
+
+    made = cluster.make_certificates(cluster.certificates_folder())
+    print(f"made {' and '.join(map(str, made))}: copy this folder to each machine that takes part, and to nobody else")
+
+
+def _cluster_scheduler(chosen) -> None:
+    from sparserobust.running import cluster
+
+    cluster.run_scheduler(chosen.file, chosen.host, chosen.port, chosen.idle_timeout)
+
+
+def _cluster_workers(chosen) -> None:
+    from sparserobust.running import cluster
+
+    cluster.run_workers(chosen.file, chosen.count, chosen.per_gpu)
 
 
 def _run(chosen) -> None:

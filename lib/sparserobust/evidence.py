@@ -24,8 +24,9 @@ from sparserobust.files import read_json
 from sparserobust.provenance import provenance, side_by_side
 from sparserobust.reporting import claims
 from sparserobust.reporting.estimates import FEWEST
-from sparserobust.running import pool, scales, sweep
+from sparserobust.running import scales, sweep
 from sparserobust.running.experiment import Experiment
+from sparserobust.running.jobs import needed
 from sparserobust.running.progress import duration
 from sparserobust.running.store import Store
 
@@ -202,8 +203,8 @@ class Queue:
 
     def _untrained(self, jobs: list[dict]) -> list[Run]:
         """All runs that have to be trained for these jobs, each once."""
-        needed = {run.identity: run for job in jobs for run in pool.needed(job)}
-        return [run for run in needed.values() if not self.store.trained(run)]
+        runs = {run.identity: run for job in jobs for run in needed(job)}
+        return [run for run in runs.values() if not self.store.trained(run)]
 
     def _training(self, run: Run) -> float:
         return run.cost * data.training_images(run.data) / 1e4 * self._pace("training", run)

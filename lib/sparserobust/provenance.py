@@ -25,8 +25,16 @@ def cores() -> int:
 
 
 def side_by_side() -> int:
-    """How many processes train side by side unless somebody says otherwise: one per core, one on a GPU."""
-    return 1 if device().type == "cuda" else cores()
+    """How many processes train side by side unless somebody says otherwise: one per GPU, or else per core."""
+    return len(gpus()) or cores()
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; none where it works without."""
+    if device().type != "cuda":
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
 
 
 @cache
@@ -41,14 +49,14 @@ def has_bfloat16(kind: str) -> bool:
 
 
 @contextmanager
-def one_thread():
-    """Inside the block torch uses one thread: for networks so small that a second costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def with_threads(number: int):
+    """Inside the block torch uses so many threads; small networks are fastest with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def provenance() -> dict:

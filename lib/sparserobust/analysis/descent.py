@@ -16,7 +16,7 @@ from sparserobust import data
 from sparserobust.config import Data
 from sparserobust.errors import UserError
 from sparserobust.optimisers import SGD
-from sparserobust.provenance import one_thread
+from sparserobust.provenance import with_threads
 from sparserobust.seeding import global_seed, stream
 from sparserobust.sparsifiers.splitting import Splitting
 
@@ -35,7 +35,7 @@ def small_net(seed: int = 0, smooth: bool = True, batch_norm: bool = False) -> n
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).double()
 
 
-@one_thread()
+@with_threads(1)
 def follow(splitting: Splitting, lr: float, steps: int, seed: int = 0, images: int = 300, momentum: float = 0.0,
            batch_size: int | None = None, smooth: bool = True, batch_norm: bool = False):
     """Train `small_net` with RVSM or RGSM on the first training images of digits, with cross entropy, and watch what

@@ -124,7 +124,7 @@ class Experiment(Generic[S]):
 
     def results(self, store: Store, workers: int | None = None) -> "Results[S]":
         """What comes out: all is trained and measured that is not known yet, by so many worker processes (default:
-        one per core, one on a GPU); where it only redraws, what is stored or published of it."""
+        one per core, or per GPU); where it only redraws, what is stored or published of it."""
         if self.redraws(store):
             return Results(self, store, frame_of(self.grid, {}, store, known=True))
         return Results(self, store, sweep(self.grid, {}, store, workers))

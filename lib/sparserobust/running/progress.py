@@ -3,12 +3,16 @@
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from sparserobust.config import Run
 from sparserobust.provenance import in_notebook
+
+if TYPE_CHECKING:
+    from sparserobust.running.jobs import Task
 
 # Set for a kernel whose standard error is passed on to the terminal of its caller: the columns of that, 0 for a log
 CALLER = "SPARSEROBUST_PROGRESS"
@@ -18,59 +22,57 @@ LIVE, LOGGED = 0.5, 15.0  # seconds between two states of the bar where they rep
 
 
 class Monitor:
-    """Shows which jobs are under way, how many are finished, and how long the others may take."""
+    """Shows which tasks are under way, how many runs are finished, and how long the others may take. `finished` is
+    called with each task that has ended, and with why it failed."""
 
-    def __init__(self, jobs: list[dict]):
-        self.jobs, self.finished_jobs = jobs, 0
-        self.costs = {job["run"].identity: max(cost(job), 1.0) for job in jobs}  # computed once: messages come often
-        self.shares = dict.fromkeys(self.costs, 0.0)  # of the cost of each job
+    def __init__(self, tasks: "list[Task]", finished: "Callable[[Task, str | None], object] | None" = None):
+        self.left = Counter(task.run.identity for task in tasks)  # how many tasks of each run
+        self.runs, self.when_finished = len(self.left), finished
+        self.shares = dict.fromkeys((task.key for task in tasks), 0.0)  # of the cost of each task
         self.current: dict[str, str] = {}
-        self.failures: list[tuple[str, str]] = []  # (label, reason)
-        self.bar = tqdm(desc=f"0 of {len(jobs)} runs", total=sum(self.costs.values()), bar_format=FORMAT,
+        self.failed: set[str] = set()  # runs
+        self.failures: list[tuple[str, str]] = []  # of what was to be measured: (label, reason)
+        self.bar = tqdm(desc=f"0 of {self.runs} runs", total=sum(task.cost for task in tasks), bar_format=FORMAT,
                         smoothing=0, miniters=0, position=0, **_output())
 
-    def message(self, job: dict, answer: dict) -> None:
-        """What a worker reports of a job under way: {"doing", "epochs"}, or something else when it has just begun."""
-        run: Run = job["run"]
-        doing, epochs = answer.get("doing", "starting"), answer.get("epochs", 0)
-        trained = min(epochs / max(run.recipe.trained_epochs, 1), 1)  # a run that it needs may be longer
+    def message(self, task: "Task", doing: str, epochs: float) -> None:
+        """What is done of a task just now, and how many epochs are trained."""
+        run = task.run
+        trained = min(epochs / max(run.recipe.trained_epochs, 1), 1)
         now = f"training {trained:.0%}" if doing == "training" else doing
         with tqdm.get_lock():
-            self.current[run.identity] = f"{now}: {job['label']}"
+            self.current[task.key] = f"{now}: {task.label}"
             # measuring takes time even where its cost counts as nothing
-            self._show(run.identity, min(run.cost / self.costs[run.identity], 0.9) * trained)
+            self._show(task, min(run.cost / task.cost, 0.9) * trained if task.trains else 0.0)
 
-    def finished(self, job: dict, failure: str | None) -> None:
-        """A job has ended, with the reason if it failed."""
-        identity = job["run"].identity
+    def finished(self, task: "Task", failure: str | None) -> None:
+        """A task has ended, with the reason if it failed."""
         with tqdm.get_lock():
-            self.current.pop(identity, None)
-            self.finished_jobs += 1
+            self.current.pop(task.key, None)
+            self.left -= Counter([task.run.identity])
             if failure:
-                self.failures.append((job["label"] or identity, failure))
-            self._show(identity, 1.0)
+                self.failed.add(task.run.identity)
+                if task.measurements:
+                    self.failures.append((task.label or task.run.identity, failure))
+            self._show(task, 1.0)
+        if self.when_finished:
+            self.when_finished(task, failure)
 
-    def _show(self, identity: str, share: float) -> None:
-        step = max(share - self.shares[identity], 0.0)
-        self.shares[identity] += step
-        self.bar.set_description_str(f"{self.finished_jobs} of {len(self.jobs)} runs", refresh=False)
+    def _show(self, task: "Task", share: float) -> None:
+        step = max(share - self.shares[task.key], 0.0)
+        self.shares[task.key] += step
+        self.bar.set_description_str(f"{self.runs - len(self.left)} of {self.runs} runs", refresh=False)
         self.bar.set_postfix_str("; ".join(self.current.values()), refresh=False)
-        self.bar.update(step * self.costs[identity])
+        self.bar.update(step * task.cost)
 
     def close(self, line: str | None = None) -> None:
         """Replace the bar by `line`, or else by how many runs are finished and how long they took."""
-        failed = f", {len(self.failures)} failed" if self.failures else ""
-        line = line or (f"{self.finished_jobs - len(self.failures)} runs trained and measured{failed}, "
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        line = line or (f"{self.runs - len(self.failed)} runs trained and measured{failed}, "
                         f"in {duration(self.bar.format_dict['elapsed'])}")
         self.bar.bar_format = "{desc}"
         self.bar.set_description_str(line, refresh=False)
         self.bar.close()
-
-
-def cost(job: dict) -> float:
-    """Of training and measuring, roughly; in forward and backward passes."""
-    run: Run = job["run"]
-    return run.cost + run.model.cost * sum(m.cost for m in job["measurements"])
 
 
 class Lines:

@@ -5,8 +5,8 @@ import pandas
 from sparserobust import data
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
-from sparserobust.provenance import side_by_side
-from sparserobust.running import pool, progress
+from sparserobust.running import engine
+from sparserobust.running.jobs import tasks
 from sparserobust.running.store import Store
 
 Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the run under "run", and, if more is to be
@@ -21,7 +21,7 @@ def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None 
     that were drawn, and `each`, the values of single images as `imagewise.unpack` reads them (None where they were not
     kept). Where a measurement has `parts`, each is a row of its own, `<name> <part>`.
 
-    `workers` processes of `threads` threads work side by side (default: one per core, one on a GPU). A run that fails
+    `workers` processes of `threads` threads work side by side (default: one per core, or per GPU). A run that fails
     leaves the others alone; when all are through, `UserError` names the failed ones with their reasons.
     """
     store = store or Store()
@@ -34,15 +34,13 @@ def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | Non
     """The first half of `sweep`: train and measure what is not known yet, and read nothing back."""
     store = store or Store()
     jobs = missing(grid, measurements, store)
-    if jobs:
-        failures = pool.work(jobs, store, workers or side_by_side(), threads)
-        if failures:
-            raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
-                                       *(f"  {name}: {why}" for name, why in failures)]))
+    if jobs and (failures := engine.work(tasks(jobs, store), store, workers, threads)):
+        raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
+                                   *(f"  {name}: {why}" for name, why in failures)]))
 
 
 def missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> list[dict]:
-    """One job per distinct run of which something is not known yet, the longest first."""
+    """One job per distinct run of which something is not known yet."""
     jobs: dict[str, dict] = {}
     for row in grid:
         run = row["run"]
@@ -51,12 +49,7 @@ def missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> l
             labels = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in _labels(row).items() if v is not None)
             job = jobs.setdefault(run.identity, {"run": run, "measurements": [], "label": labels})
             job["measurements"] += [m for m in missing if m not in job["measurements"]]
-    return sorted(jobs.values(), key=_cost, reverse=True)
-
-
-def _cost(job: dict) -> float:
-    """Of training and measuring, roughly; not above that of the runs it needs, which have to be trained before."""
-    return min([progress.cost(job), *(needed.cost for needed in job["run"].needs)])
+    return list(jobs.values())
 
 
 def wanted(row: dict, measurements: dict[str, Measurement]) -> dict[str, Measurement]:

@@ -180,7 +180,7 @@ def step_costs(experiment: Experiment[TSCNCSettings], net: str) -> dict[str, dic
     steps = {method: pretraining(own, seed, method) for method in (TRADES, GATES, TSC, CNC, BOTH)}
     steps[f"{BOTH}, all layers"] = pretraining(own, seed, BOTH, layers="all")
     channels, height, width = own.step_costs.image_shape
-    with provenance.one_thread():
+    with provenance.with_threads(1):
         return analysis.step_costs(steps, (channels, height, width), data.classes(own.data),
                                    own.step_costs.repeats)
 

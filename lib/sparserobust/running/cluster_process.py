@@ -1,0 +1,92 @@
+"""A Dask scheduler, workers, or both, until they are told to end.
+
+As a script it is the local cluster of one sweep: it reads an order, one line of JSON, from standard input, answers with
+the scheduler's address on standard output, and ends with its standard input, that is, with the process that started it.
+It imports neither torch nor this library, so that it is up within a second.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import dask
+from distributed import Nanny, Scheduler
+from distributed.security import Security
+
+LOOPBACK = "127.0.0.1"
+# For glibc: freed memory is kept for the next step instead of going back to the system and coming again page by page,
+# an eighth of an ensemble's training time
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33),
+               "MALLOC_TOP_PAD_": str(2**26)}
+# A worker that ends with its scheduler logs an error in itself
+QUIET = {"DASK_LOGGING": str({"distributed": "warning", "distributed.nanny": "critical"})}
+SETTINGS = {
+    "distributed.scheduler.worker-saturation": 1.0,  # a worker gets its next run when it is through with one
+    "distributed.nanny.pre-spawn-environ": KEEP_MEMORY | QUIET,
+    "distributed.admin.tick.limit": "1 h",  # a loop that torch holds up is no news
+}
+
+
+async def serve(security: Security, said: Callable[[Scheduler], object], scheduler: dict,
+                environments: Sequence[dict] = (), **options) -> None:
+    """Run a scheduler, and workers beside it, with these options, until it ends; `said` is called once it listens."""
+    with dask.config.set(SETTINGS):
+        async with Scheduler(security=security, protocol="tls://", **scheduler) as running:
+            said(running)
+            await asyncio.gather(*_workers(running.address, security, environments, **options))
+            await running.finished()
+
+
+async def work(security: Security, address: str, environments: Sequence[dict], **options) -> None:
+    """Run workers for the scheduler at `address` until that is gone."""
+    with dask.config.set(SETTINGS):
+        workers = _workers(address, security, environments, **options)
+        await asyncio.gather(*workers)
+        await asyncio.gather(*(worker.finished() for worker in workers))
+
+
+def _workers(address: str, security: Security, environments: Sequence[dict], **options) -> list[Nanny]:
+    """One worker process for each of these environments, with one thread, started anew when it dies."""
+    return [Nanny(address, security=security, nthreads=1, memory_limit=0, env=environment, dashboard=False,
+                  dashboard_address=f"{LOOPBACK}:0", **options) for environment in environments]
+
+
+def as_nice_as_its_parent() -> None:
+    """Where Linux shares the processor among sessions first (autogroups), niceness counts within a session only, and
+    this process is a session of its own: give the session the niceness that its process has inherited."""
+    group = Path("/proc/self/autogroup")
+    if hasattr(os, "nice") and os.nice(0) > 0 and group.exists():
+        with suppress(OSError):  # not allowed here: then it is a little less nice
+            group.write_text(str(os.nice(0)))
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answer
+    as_nice_as_its_parent()
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    order = json.loads(sys.stdin.readline())
+    sys.path[:] = order["path"]
+    threading.Thread(target=_end_with_standard_input, daemon=True).start()
+    security = Security(**order["security"])
+    asyncio.run(serve(security, lambda scheduler: print(scheduler.address, file=answers),
+                      {"host": LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"},
+                      order["environments"], host=LOOPBACK))
+
+
+def _end_with_standard_input() -> None:
+    sys.stdin.read()
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)  # with the workers, whatever they do
+    os._exit(0)  # else they notice, and end themselves
+
+
+if __name__ == "__main__":
+    main()

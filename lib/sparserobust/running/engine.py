@@ -1,0 +1,142 @@
+"""Who does the tasks of a sweep: Dask's workers, or, where Dask is not installed, this process, one after the other."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from sparserobust.errors import UserError
+from sparserobust.provenance import side_by_side
+from sparserobust.running import cluster, jobs
+from sparserobust.running.jobs import Task
+from sparserobust.running.progress import INTERRUPTED, Monitor
+from sparserobust.running.store import Store
+
+TOPIC = "sparserobust"  # of Dask's events: how far tasks are
+PACK = 1000  # tasks that cost less than this part of a worker's share of all go to it together
+Finished = Callable[[Task, str | None], None]
+
+
+def work(tasks: list[Task], store: Store, workers: int | None, threads: int,
+         finished: Finished | None = None) -> list[tuple[str, str]]:
+    """Do the tasks, in this order as far as they need not wait; returns what failed, as (label, reason). `finished` is
+    called after each one, with why it failed."""
+    orders = {task.key: jobs.order(task, store, threads) for task in tasks}
+    monitor = Monitor(tasks, finished)
+    engine = _by_dask if importlib.util.find_spec("distributed") else _here
+    try:
+        engine(tasks, orders, workers or side_by_side(), monitor)
+    except BaseException:  # an interrupt: what is finished is kept, what is under way goes on from its checkpoint
+        monitor.close(INTERRUPTED)
+        raise
+    monitor.close()
+    return monitor.failures
+
+
+def _here(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: Monitor) -> None:
+    failures: dict[str, str | None] = {}
+    for task in tasks:
+        failure = next(filter(None, (failures[need] for need in task.needs)), None)
+        failures[task.key] = failure or jobs.perform(orders[task.key], partial(monitor.message, task))
+        monitor.finished(task, failures[task.key])
+
+
+def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: Monitor) -> None:
+    from distributed import as_completed
+
+    sweep, of_key = uuid4().hex, {task.key: task for task in tasks}
+
+    def message(event: tuple) -> None:
+        of_sweep, key, doing, epochs = event[1]
+        if of_sweep == sweep:
+            monitor.message(of_key[key], doing, epochs)
+
+    with cluster.connected(min(workers, len(tasks))) as client:
+        if cluster.given():
+            _upload(client, {name for order in orders.values() for name in order["modules"]})
+            workers = max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
+        client.subscribe_topic(TOPIC, message)
+        packs: dict[str, list[Task]] = {}
+        futures: dict[str, Any] = {}
+        for number, pack in enumerate(packed(tasks, sum(task.cost for task in tasks) / workers / PACK)):
+            asked = [orders[task.key] for task in pack]
+            future = client.submit(_on_worker, asked, sweep, *(futures[need] for need in pack[0].needs),
+                                   key=f"{pack[0].key}-{_digest(asked)}", priority=-number)
+            futures |= {task.key: future for task in pack}
+            packs[future.key] = pack
+        try:
+            for future in as_completed(set(futures.values()), loop=client.loop):
+                outcome = _outcome(future)
+                for task in packs[future.key]:
+                    monitor.finished(task, outcome[task.key] if isinstance(outcome, dict) else outcome)
+        finally:
+            client.cancel(list(futures.values()))
+
+
+def packed(tasks: list[Task], small: float) -> list[list[Task]]:
+    """The tasks in packs that a worker gets as a whole: single ones, but for those that cost less than `small`
+    together, that wait for the same, and that no other waits for."""
+    waited_for = {need for task in tasks for need in task.needs}
+    packs: list[list[Task]] = []
+    begun: dict[tuple, list[Task]] = {}
+    for task in tasks:
+        pack = begun.get((task.rank, task.needs), [])
+        if task.key in waited_for or sum(other.cost for other in [*pack, task]) > small:
+            pack = []
+        if not pack:
+            packs.append(pack)
+            if task.key not in waited_for:
+                begun[task.rank, task.needs] = pack
+        pack.append(task)
+    return packs
+
+
+def _digest(orders: list[dict]) -> str:
+    """What is asked of a run, and for which store, is part of a task's name: others may ask for the same run."""
+    return hashlib.sha256(json.dumps(orders, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _on_worker(orders: list[dict], sweep: str, *needs: dict[str, str | None]) -> dict[str, str | None]:
+    """In a worker: what failed of the tasks in a pack, by key, given the same of those that it needs."""
+    from distributed import Reschedule, get_worker
+
+    worker = get_worker()
+    task = worker.state.tasks[worker.get_current_task()]
+
+    def report(key: str, doing: str, epochs: float) -> None:
+        if task.state == "cancelled":  # nobody waits for it any more: its checkpoint is kept
+            raise jobs.Abandoned
+        worker.log_event(TOPIC, (sweep, key, doing, epochs))
+
+    failure = next((why for need in needs for why in need.values() if why), None)
+    try:
+        return {order["key"]: failure or jobs.perform(order, partial(report, order["key"]), sweep)
+                for order in orders}
+    except jobs.Abandoned:
+        raise Reschedule from None  # if somebody asks for it just now
+
+
+def _outcome(future) -> dict[str, str | None] | str:
+    """What failed in the tasks of a pack, by key, or why all of them did."""
+    from distributed import KilledWorker
+
+    if future.status == "finished":
+        return future.result()
+    if future.status != "error":
+        raise UserError("the connection to the scheduler is lost: finished runs are kept; start it again if it has "
+                        "ended, then repeat the command")
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return "its worker process died again and again; was memory short?"
+    return f"{type(error).__name__}: {error}"
+
+
+def _upload(client, modules: set[str]) -> None:
+    """Send files that define classes of somebody's own to workers that may not see them; packages they must have."""
+    for name in sorted(modules):
+        if "." not in name and (file := sys.modules[name].__file__) and file.endswith(".py"):
+            client.upload_file(file)

@@ -1,0 +1,135 @@
+"""What is handed to an engine: tasks, each a run with what is done to it, and what has to be done before."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from sparserobust.config import Measurement, Run
+from sparserobust.errors import UserError
+from sparserobust.provenance import with_threads
+from sparserobust.running.store import Store
+
+
+class Abandoned(BaseException):
+    """Raised by the `report` of a task that is not wanted any more."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to train, unless it is trained, and then to measure. `needs` are the keys of tasks that come before;
+    `trains` is False where one of them trains this very run."""
+
+    run: Run
+    measurements: tuple[Measurement, ...]
+    label: str
+    needs: tuple[str, ...]
+    trains: bool = True
+    rank: int = 0  # of importance, before any order by length; 0 the first
+
+    @property
+    def key(self) -> str:
+        return f"{'train' if self.trains else 'measure'}-{self.run.identity}"
+
+    @cached_property
+    def cost(self) -> float:
+        """In forward and backward passes, roughly; never nothing, since a measurement takes time even where its cost
+        counts as nothing."""
+        measuring = self.run.model.cost * sum(m.cost for m in self.measurements)
+        return max(self.run.cost * self.trains + measuring, 1.0)
+
+
+def needed(job: dict) -> list[Run]:
+    """All runs that have to be trained for a job."""
+    ends = [job["run"], *(other for m in job["measurements"] for other in m.required_runs)]
+    return [run for end in ends for run in end.lineage]
+
+
+def tasks(jobs: list[dict], store: Store) -> list[Task]:
+    """One task for each run that has to be trained, with its measurements; these are a task of their own where others
+    wait for the run. Those that hold up most work come first, and each after those that it needs."""
+    before: dict[str, tuple[Run, dict]] = {}  # runs that others wait for, with the first of these jobs
+    for job in jobs:
+        for run in needed(job):
+            if run.identity != job["run"].identity and not store.has_record(run):
+                known = before.get(run.identity)
+                if known is None or job.get("rank", 0) < known[1].get("rank", 0):
+                    before[run.identity] = run, job
+
+    def waits_for(*runs: Run) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(f"train-{run.identity}" for run in runs if run.identity in before))
+
+    found = [Task(run, (), job["label"], waits_for(*run.needs), rank=job.get("rank", 0))
+             for run, job in before.values()]
+    for job in jobs:
+        run, alone = job["run"], job["run"].identity not in before
+        others = [other for m in job["measurements"] for other in m.required_runs]
+        found.append(Task(run, tuple(job["measurements"]), job["label"],
+                          waits_for(*(run.needs if alone else (run,)), *others), alone, job.get("rank", 0)))
+    chains = _chains(found)
+    return sorted(found, key=lambda task: (task.rank, -chains[task.key]))
+
+
+def _chains(found: list[Task]) -> dict[str, float]:
+    """By key: the cost of a task and of the costliest chain of tasks that wait for it, one after the other."""
+    waiting: dict[str, list[Task]] = {}
+    for task in found:
+        for need in task.needs:
+            waiting.setdefault(need, []).append(task)
+    chains: dict[str, float] = {}
+
+    def chain(task: Task) -> float:
+        if task.key not in chains:
+            chains[task.key] = task.cost + max(map(chain, waiting.get(task.key, [])), default=0.0)
+        return chains[task.key]
+
+    for task in found:
+        chain(task)
+    return chains
+
+
+def modules(task: Task) -> list[str]:
+    """Modules outside this library that define settings of a task. `UserError` if another process cannot import
+    them."""
+    found = task.run.modules.union(*(m.modules for m in task.measurements))
+    if "__main__" in found:
+        raise UserError("a class of your own is defined in a notebook or script, where worker processes cannot see it: "
+                        "move it into a file and import it from there")
+    return sorted(name for name in found if name.split(".")[0] != "sparserobust")
+
+
+def order(task: Task, store: Store, threads: int) -> dict:
+    """A task in JSON, as it crosses to another process."""
+    return {"key": task.key, "identity": task.run.identity, "run": task.run.plain(),
+            "measurements": [m.plain() for m in task.measurements],
+            "store": [str(store.folder), store.use_published, store.use_earlier], "threads": threads,
+            "modules": modules(task), "path": sys.path}
+
+
+def perform(order: dict, report: Callable[[str, float], None], sweep: str = "") -> str | None:
+    """Do a task; returns None, or why it failed. What has been read of the store serves all tasks of a `sweep`."""
+    try:
+        sys.path += [folder for folder in order["path"] if folder not in sys.path]
+        for name in order["modules"]:
+            importlib.import_module(name)
+        run, store = Run.parse(order["run"]), _store(sweep, *order["store"])
+        if run.identity != order["identity"]:
+            raise UserError("a worker knows this run by another name: it has another version of the library, or of a "
+                            "class of your own; start the workers again")
+        with with_threads(order["threads"]):
+            store.train(run, report)
+            for measurement in order["measurements"]:
+                store.measure(run, Measurement.parse(measurement), report)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _store(sweep: str, folder: str, use_published: bool, use_earlier: bool) -> Store:
+    return Store(folder, use_published, use_earlier)
