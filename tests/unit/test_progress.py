@@ -5,16 +5,18 @@ import pty
 import re
 import sys
 from contextlib import suppress
+from dataclasses import replace
 
 import nbclient
 import nbformat
 import pytest
 
-from sparserobust import notebook_runner
+from sparserobust import Data, notebook_runner
 from sparserobust.analysis import WeightSparsity
 from sparserobust.attacks import PGD
 from sparserobust.evaluation import Accuracy
 from sparserobust.running import progress
+from sparserobust.running.jobs import Task
 from sparserobust.running.progress import Monitor
 
 LAST = "1 runs trained and measured, 1 failed, in 40 s"
@@ -32,9 +34,8 @@ def clock(monkeypatch):
 @pytest.fixture
 def jobs(tiny_run):
     """Two jobs, of which the first costs three times as much as the second."""
-    costly, cheap = tiny_run(epochs=6), tiny_run(epochs=2, seed=1)
-    return [{"run": costly, "measurements": [WeightSparsity()], "label": "net a"},
-            {"run": cheap, "measurements": [WeightSparsity()], "label": "net b"}]
+    costly, cheap = tiny_run(data=Data(), epochs=6), tiny_run(data=Data(), epochs=2, seed=1)
+    return [Task(costly, (WeightSparsity(),), "net a", ()), Task(cheap, (WeightSparsity(),), "net b", ())]
 
 
 def sweep(jobs, clock):
@@ -42,7 +43,7 @@ def sweep(jobs, clock):
     monitor = Monitor(jobs)
     for second in range(40):
         clock[0] += 1
-        monitor.message(jobs[0], {"doing": "training", "epochs": 6 * second / 40})
+        monitor.message(jobs[0], "training", 6 * second / 40)
     monitor.finished(jobs[0], None)
     monitor.finished(jobs[1], "no")
     monitor.close()
@@ -63,10 +64,8 @@ def test_a_log_gets_a_line_every_15_seconds(jobs, clock, capfd):
 
 def test_what_is_under_way_is_shown_from_the_start(jobs, clock):
     monitor = Monitor(jobs)
-    monitor.message(jobs[0], {"ready": True})
-    assert "starting: net a" in str(monitor.bar)
-    monitor.message(jobs[0], {"doing": "training", "epochs": 0.1})
-    monitor.message(jobs[1], {"doing": "measuring accuracy", "epochs": 2})
+    monitor.message(jobs[0], "training", 0.1)
+    monitor.message(jobs[1], "measuring accuracy", 2)
     shown = str(monitor.bar)
     assert "0 of 2 runs" in shown and shown.endswith("training 2%: net a; measuring accuracy: net b")
     assert 20 < float(shown.split("%")[0]) < 25, "of the cost: nearly a quarter, although no run is finished"
@@ -79,20 +78,20 @@ def test_the_share_of_a_job_never_falls(jobs, clock):
     """A run that it starts from may have more epochs than its own."""
     monitor, shares = Monitor(jobs), []
     for epochs in (1, 60, 1, 3):
-        monitor.message(jobs[0], {"doing": "training", "epochs": epochs})
+        monitor.message(jobs[0], "training", epochs)
         shares.append(monitor.bar.n)
     monitor.finished(jobs[0], None)
     monitor.finished(jobs[1], None)
-    assert shares[0] < shares[1] == shares[2] == shares[3] < monitor.costs[jobs[0]["run"].identity]
+    assert shares[0] < shares[1] == shares[2] == shares[3] < jobs[0].cost
     assert monitor.bar.n == pytest.approx(monitor.bar.total)
     monitor.close()
 
 
 def test_measuring_counts_by_its_cost(tiny_run, clock):
     attack = PGD(epsilon=0.1, step_size=0.1, steps=50)
-    job = {"run": tiny_run(), "measurements": [Accuracy(images=10_000, attack=attack)], "label": "net"}
+    job = Task(tiny_run(data=Data()), (Accuracy(images=10_000, attack=attack),), "net", ())
     monitor = Monitor([job])
-    monitor.message(job, {"doing": "training", "epochs": 2})
+    monitor.message(job, "training", 2)
     assert 0 < monitor.bar.n / monitor.bar.total < 0.2
     monitor.close()
 
@@ -104,7 +103,7 @@ def test_a_line_is_given_for_an_interrupt(jobs, clock, capfd):
 
 def test_a_terminal_has_one_line_that_is_replaced(jobs, clock, monkeypatch):
     """Also a terminal that does not say how large it is, as in a container."""
-    jobs[0]["label"] = "a name longer than the line " * 5
+    jobs[0] = replace(jobs[0], label="a name longer than the line " * 5)
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
@@ -125,15 +124,16 @@ from sparserobust import config
 from sparserobust.analysis import WeightSparsity
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import Natural
+from sparserobust.running.jobs import Task
 from sparserobust.running.progress import Monitor
 
 run = config.Run(data=config.Data(), model=PreActResNet(depth=8, width=2), objective=Natural(),
                  recipe=config.Recipe(epochs=2))
-job = {"run": run, "measurements": [], "label": "net a"}
+job = Task(run, (), "net a", ())
 monitor = Monitor([job])
 monitor.bar.mininterval = 0
 for epoch in range(3):
-    monitor.message(job, {"doing": "training", "epochs": epoch})
+    monitor.message(job, "training", epoch)
 monitor.finished(job, None)
 monitor.close()
 print("computed")

@@ -15,7 +15,7 @@ from sparserobust import Data, Store, data, imagewise, sparsity, training
 from sparserobust.analysis import WeightSparsity
 from sparserobust.models import PreActResNet
 from sparserobust.reporting import claims, crossed, estimates
-from sparserobust.running import pool, scales, sweep
+from sparserobust.running import scales, sweep
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Channels, Magnitude
 from sparserobust.studies import ledger
@@ -455,15 +455,6 @@ def test_a_class_in_a_file_of_ones_own_reaches_the_workers(tmp_path, monkeypatch
     assert frame["value"].item() == pytest.approx(0.5, abs=0.01)
     sys.modules.pop("my_own_file")
 
-
-def test_a_class_defined_in_a_notebook_is_told_to_move(tiny_run, refusal):
-    class Mine(Magnitude, kind="mine of a notebook"):
-        pass
-
-    Mine.__module__ = "__main__"
-    job = {"run": tiny_run(sparsifier=Mine(sparsity=0.5)), "measurements": []}
-    assert "move it into a file" in refusal(pool._outside, job)
-    Magnitude.family.pop("mine of a notebook")
 
 
 def test_a_method_joins_at_every_level_with_the_same_budget_measurements_and_figures():

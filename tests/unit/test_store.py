@@ -16,7 +16,7 @@ from sparserobust import UserError, cli, data, files, imagewise, paths, studies,
 from sparserobust.analysis import WeightSparsity, WithoutBlankPixels
 from sparserobust.config import Measurement, Run, Sparsifier
 from sparserobust.evaluation import Accuracy
-from sparserobust.running import pool, scales, sweep
+from sparserobust.running import engine, scales, sweep
 from sparserobust.running import store as store_module
 from sparserobust.running.store import Store
 from sparserobust.settings import settings
@@ -803,7 +803,7 @@ def test_a_changed_formula_gives_its_own_numbers_and_workers_know_it_by_the_same
     (one, half), (two, quarter) = swept(0.5), swept(0.25)
     assert half == pytest.approx(0.5, abs=0.01) and quarter == pytest.approx(0.25, abs=0.01)
     assert names(fresh().folder) == {one, two, ".locks"}
-    monkeypatch.setattr(pool, "_Worker", None)
+    monkeypatch.setattr(engine, "work", None)
     assert swept(0.5) == (one, half)  # as it was: nothing is computed
     assert trained == []  # in this process
     sys.modules.pop("method_of_my_own")

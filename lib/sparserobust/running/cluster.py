@@ -20,6 +20,7 @@ from sparserobust import files, paths
 from sparserobust.errors import UserError
 from sparserobust.provenance import cores, gpus
 
+LOOPBACK = "127.0.0.1"
 ADDRESS = "DASK_SCHEDULER_ADDRESS"  # environment variable: a scheduler file, or an address such as tls://host:8786
 DASHBOARD_PORT = 8787
 PATIENCE = 300  # seconds that a worker waits for its scheduler

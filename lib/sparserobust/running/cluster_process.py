@@ -29,6 +29,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": s
 QUIET = {"DASK_LOGGING": str({"distributed": "warning", "distributed.nanny": "critical"})}
 SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,  # a worker gets its next run when it is through with one
+    "distributed.scheduler.allowed-failures": 2,  # of workers, after which what they did is given up
     "distributed.nanny.pre-spawn-environ": KEEP_MEMORY | QUIET,
     "distributed.admin.tick.limit": "1 h",  # a loop that torch holds up is no news
 }

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from sparserobust import data
 from sparserobust.config import Measurement, Run
 from sparserobust.errors import UserError
 from sparserobust.provenance import with_threads
 from sparserobust.running.store import Store
+
+LEAST = 0.1  # cost of a task
 
 
 class Abandoned(BaseException):
@@ -35,10 +38,13 @@ class Task:
 
     @cached_property
     def cost(self) -> float:
-        """In forward and backward passes, roughly; never nothing, since a measurement takes time even where its cost
-        counts as nothing."""
-        measuring = self.run.model.cost * sum(m.cost for m in self.measurements)
-        return max(self.run.cost * self.trains + measuring, 1.0)
+        """Of training and measuring, about seconds of a processor core; never nothing, since a measurement takes time
+        even where its cost counts as nothing."""
+        return max(self.training_cost + self.run.model.cost * sum(m.cost for m in self.measurements), LEAST)
+
+    @property
+    def training_cost(self) -> float:
+        return self.run.cost * data.training_images(self.run.data) / 1e4 if self.trains else 0.0
 
 
 def needed(job: dict) -> list[Run]:

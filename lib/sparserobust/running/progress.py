@@ -43,7 +43,7 @@ class Monitor:
         with tqdm.get_lock():
             self.current[task.key] = f"{now}: {task.label}"
             # measuring takes time even where its cost counts as nothing
-            self._show(task, min(run.cost / task.cost, 0.9) * trained if task.trains else 0.0)
+            self._show(task, min(task.training_cost / task.cost, 0.9) * trained)
 
     def finished(self, task: "Task", failure: str | None) -> None:
         """A task has ended, with the reason if it failed."""
