@@ -74,9 +74,10 @@ def messages(monkeypatch) -> list[tuple]:
 
 
 def workers_of(process: int) -> list[psutil.Process]:
-    """The worker processes below a process."""
-    return [child for child in psutil.Process(process).children(recursive=True)
-            if "spawn_main" in " ".join(child.cmdline())]
+    """The worker processes below a process: those that its fork server made."""
+    family = psutil.Process(process).children(recursive=True)
+    servers = {child.pid for child in family if "forkserver" in " ".join(child.cmdline())}
+    return [child for child in family if child.ppid() in servers]
 
 
 def begun(store, run) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 from sparserobust import files, paths
 from sparserobust.errors import UserError
 from sparserobust.provenance import cores, gpus
+from sparserobust.running import cluster_process
+from sparserobust.running.cluster_process import LOOPBACK
 
-LOOPBACK = "127.0.0.1"
 ADDRESS = "DASK_SCHEDULER_ADDRESS"  # environment variable: a scheduler file, or an address such as tls://host:8786
 DASHBOARD_PORT = 8787
 PATIENCE = 300  # seconds that a worker waits for its scheduler
@@ -57,20 +58,21 @@ def make_certificates(folder: Path) -> list[Path]:
 
 def security():
     """What schedulers, workers and drivers of this user's clusters show each other. `UserError` if it is not made."""
-    from distributed.security import Security
-
-    certificate, key = certificates_folder() / "cluster.crt", certificates_folder() / "cluster.key"
-    for path in (certificate, key):
+    files = [certificates_folder() / name for name in ("cluster.crt", "cluster.key")]
+    for path in files:
         if not path.exists():
             raise UserError(f"{path} is missing: `sparserobust cluster certificates` makes it, once; copy "
                             f"{certificates_folder()} to each machine that takes part")
-    return _security(Security, str(certificate), str(key))
+    return _security(*map(str, files))
 
 
-def _security(form, certificate: str, key: str):
+def _security(certificate: str, key: str):
+    """From files or their text, for all roles."""
+    from distributed.security import Security
+
     roles = {f"tls_{role}_{what}": value for role in ("client", "scheduler", "worker")
              for what, value in (("cert", certificate), ("key", key))}
-    return form(require_encryption=True, tls_ca_file=certificate, **roles)
+    return Security(require_encryption=True, tls_ca_file=certificate, **roles)
 
 
 # ---------------------------------------------------------------------------------------------- schedulers, workers
@@ -79,12 +81,10 @@ def _security(form, certificate: str, key: str):
 def run_scheduler(file: str, host: str | None, port: int, idle_timeout: float | None) -> None:
     """Run a scheduler here, on all addresses of this machine or on `host`, until it is stopped or has had no work for
     so many minutes; `file` tells workers and drivers where it is. Its dashboard is on loopback."""
-    from sparserobust.running import cluster_process
-
     def said(scheduler) -> None:
         dashboard = scheduler.http_server.port
         print(f"scheduler at {scheduler.address}, as {file} says; whoever has its certificate can run code here as you",
-              f"dashboard at http://{cluster_process.LOOPBACK}:{dashboard}/status, on this machine only", sep="\n",
+              f"dashboard at http://{LOOPBACK}:{dashboard}/status, on this machine only", sep="\n",
               flush=True)
 
     if idle_timeout is not None and idle_timeout <= 0:
@@ -92,15 +92,13 @@ def run_scheduler(file: str, host: str | None, port: int, idle_timeout: float | 
     paths.writable(Path(file).absolute().parent)
     _until_stopped(cluster_process.serve(security(), said, {
         "host": host, "port": port, "scheduler_file": file, "dashboard": True,
-        "dashboard_address": f"{cluster_process.LOOPBACK}:{DASHBOARD_PORT}",
+        "dashboard_address": f"{LOOPBACK}:{DASHBOARD_PORT}",
         "idle_timeout": idle_timeout and f"{idle_timeout} minutes"}))
 
 
 def run_workers(where: str, count: int | None, per_gpu: int) -> None:
     """Run workers here for a scheduler, given by its file, which may not be there yet, or its address, until that is
     gone: so many, or `per_gpu` for each GPU, or else one per core."""
-    from sparserobust.running import cluster_process
-
     if per_gpu < 1 or (count is not None and count < 1):
         raise UserError("--count and --per-gpu should be whole numbers from 1")
     count = count or (len(gpus()) * per_gpu or cores())
@@ -118,6 +116,7 @@ def _there(where: str) -> str:
 
 
 def _until_stopped(serving) -> None:
+    cluster_process.prepare()
     logging.getLogger("distributed").setLevel(logging.WARNING)
     with suppress(KeyboardInterrupt):
         asyncio.run(serving)
@@ -188,20 +187,21 @@ def _client(address: str, secret, unreachable: str) -> Iterator:
 def _local(wanted: list[dict[str, str]]) -> Iterator[tuple]:
     """A scheduler and workers on loopback, in a process of their own and a session of its own, so that an interrupt
     from the keyboard is this process's to handle; with a certificate that nobody else has."""
-    from distributed.security import Security
-
-    made = Security.temporary()
-    form = _security(dict, made.tls_scheduler_cert, made.tls_scheduler_key)
-    process = subprocess.Popen([sys.executable, "-P", Path(__file__).with_name("cluster_process.py")], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    # whoever imports modules of his own from a folder on the path, so do the workers
+    process = subprocess.Popen([sys.executable, "-P", Path(cluster_process.__file__)], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert process.stdin is not None and process.stdout is not None  # pipes
     try:
-        process.stdin.write(json.dumps({"security": form, "environments": wanted, "path": sys.path}) + "\n")
+        process.stdin.write(json.dumps(wanted) + "\n")
         process.stdin.flush()
-        address = process.stdout.readline().strip()
-        if not address:
+        import distributed  # noqa: F401  # which takes a second, in both processes
+
+        answer = process.stdout.readline()
+        if not answer:
             raise UserError(f"worker processes could not be started (exit code {process.wait()})")
-        yield address, made
+        address, *secret = json.loads(answer)
+        yield address, _security(*secret)
     finally:
         process.stdin.close()  # it ends with that, and its workers with it
         process.wait()

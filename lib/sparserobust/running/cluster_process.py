@@ -1,43 +1,63 @@
 """A Dask scheduler, workers, or both, until they are told to end.
 
 As a script it is the local cluster of one sweep: it reads an order, one line of JSON, from standard input, answers with
-the scheduler's address on standard output, and ends with its standard input, that is, with the process that started it.
-It imports neither torch nor this library, so that it is up within a second.
+the scheduler's address and the certificate that was made for it, and ends with its standard input, that is, with the
+process that started it.
 """
+
+# Imports neither torch nor this library, and Dask only where it is used: workers are forked from a server that has
+# imported all of it once, and begins with that while this process is still busy with its own imports.
 
 import asyncio
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import dask
-from distributed import Nanny, Scheduler
-from distributed.security import Security
+if TYPE_CHECKING:
+    from distributed import Nanny, Scheduler
+    from distributed.security import Security
 
 LOOPBACK = "127.0.0.1"
+FORKS = sys.platform == "linux"
 # For glibc: freed memory is kept for the next step instead of going back to the system and coming again page by page,
 # an eighth of an ensemble's training time
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33),
                "MALLOC_TOP_PAD_": str(2**26)}
 # A worker that ends with its scheduler logs an error in itself
 QUIET = {"DASK_LOGGING": str({"distributed": "warning", "distributed.nanny": "critical"})}
-SETTINGS = {
+SETTINGS: dict[str, object] = {
     "distributed.scheduler.worker-saturation": 1.0,  # a worker gets its next run when it is through with one
     "distributed.scheduler.allowed-failures": 2,  # of workers, after which what they did is given up
-    "distributed.nanny.pre-spawn-environ": KEEP_MEMORY | QUIET,
+    "distributed.worker.multiprocessing-method": "forkserver" if FORKS else "spawn",
+    "distributed.nanny.pre-spawn-environ": {},
     "distributed.admin.tick.limit": "1 h",  # a loop that torch holds up is no news
 }
 
 
-async def serve(security: Security, said: Callable[[Scheduler], object], scheduler: dict,
+def prepare() -> None:
+    """Before anything else of this module is used: the environment of the workers, and the server they come from."""
+    for name, value in (KEEP_MEMORY | QUIET).items():
+        os.environ.setdefault(name, value)
+    if FORKS:
+        multiprocessing.set_forkserver_preload(["sparserobust.running.engine", "distributed"])
+        forkserver.ensure_running()
+
+
+async def serve(security: "Security", said: "Callable[[Scheduler], object]", scheduler: dict,
                 environments: Sequence[dict] = (), **options) -> None:
     """Run a scheduler, and workers beside it, with these options, until it ends; `said` is called once it listens."""
+    import dask
+    from distributed import Scheduler
+
     with dask.config.set(SETTINGS):
         async with Scheduler(security=security, protocol="tls://", **scheduler) as running:
             said(running)
@@ -45,16 +65,20 @@ async def serve(security: Security, said: Callable[[Scheduler], object], schedul
             await running.finished()
 
 
-async def work(security: Security, address: str, environments: Sequence[dict], **options) -> None:
+async def work(security: "Security", address: str, environments: Sequence[dict], **options) -> None:
     """Run workers for the scheduler at `address` until that is gone."""
+    import dask
+
     with dask.config.set(SETTINGS):
         workers = _workers(address, security, environments, **options)
         await asyncio.gather(*workers)
         await asyncio.gather(*(worker.finished() for worker in workers))
 
 
-def _workers(address: str, security: Security, environments: Sequence[dict], **options) -> list[Nanny]:
+def _workers(address: str, security: "Security", environments: Sequence[dict], **options) -> "list[Nanny]":
     """One worker process for each of these environments, with one thread, started anew when it dies."""
+    from distributed import Nanny
+
     return [Nanny(address, security=security, nthreads=1, memory_limit=0, env=environment, dashboard=False,
                   dashboard_address=f"{LOOPBACK}:0", **options) for environment in environments]
 
@@ -69,17 +93,24 @@ def as_nice_as_its_parent() -> None:
 
 
 def main() -> None:
+    as_nice_as_its_parent()
+    prepare()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not mix with the answer
-    as_nice_as_its_parent()
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    order = json.loads(sys.stdin.readline())
-    sys.path[:] = order["path"]
+    environments = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
-    security = Security(**order["security"])
-    asyncio.run(serve(security, lambda scheduler: print(scheduler.address, file=answers),
-                      {"host": LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"},
-                      order["environments"], host=LOOPBACK))
+
+    from distributed.security import Security
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    made = Security.temporary()
+    certificate, key = made.tls_scheduler_cert, made.tls_scheduler_key
+
+    def said(scheduler: "Scheduler") -> None:
+        answers.write(json.dumps([scheduler.address, certificate, key]) + "\n")
+
+    asyncio.run(serve(made, said, {"host": LOOPBACK, "port": 0, "dashboard": False,
+                                   "dashboard_address": f"{LOOPBACK}:0"}, environments, host=LOOPBACK))
 
 
 def _end_with_standard_input() -> None:
