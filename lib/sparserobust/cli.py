@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import shlex
 import sys
+from pathlib import Path
 
 from sparserobust import __version__, files, paths
 from sparserobust.errors import UserError
@@ -94,6 +96,35 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
                       "fill one")
     part.set_defaults(do=_cluster_workers)
 
+    _add_slurm(parts)
+    _add_kubernetes(parts)
+
+
+def _add_slurm(parts) -> None:
+    part = parts.add_parser("slurm", help="write a job array of workers for SLURM; with --submit, hand it to sbatch")
+    part.add_argument("--gpus", type=int, help="elements of the array, each with one GPU")
+    part.add_argument("--cpus", type=int, help="likewise, each with one core and no GPU")
+    part.add_argument("--time", default="4:00:00", help="limit of each element, as sbatch takes it (default: 4:00:00)")
+    part.add_argument("--partition", help="default: the cluster's")
+    part.add_argument("--workers-per-gpu", type=int, default=1, metavar="K", help="runs that share a GPU (default: 1)")
+    part.add_argument("--sbatch", action="append", default=[], metavar="OPTION",
+                      help="a further option of sbatch, such as --sbatch account=abc; may be given several times")
+    part.add_argument("--idle-timeout", type=float, default=10, metavar="MINUTES",
+                      help="the array ends when there has been nothing to do for so long (default: 10)")
+    part.add_argument("--folder", help="where script, scheduler file and logs lie; all nodes must see it (default: "
+                      "cluster/ beside the data sets)")
+    part.add_argument("--submit", action="store_true", help="hand the script to sbatch")
+    part.set_defaults(do=_cluster_slurm)
+
+
+def _add_kubernetes(parts) -> None:
+    part = parts.add_parser("kubernetes", help="print a manifest of a scheduler and workers (checked by schema only)")
+    part.add_argument("--image", required=True, help="container image in which sparserobust is installed")
+    part.add_argument("--volume", required=True, metavar="CLAIM", help="claim of a volume that all nodes may write")
+    part.add_argument("--gpus", type=int, required=True, help="pods of workers, each with one GPU")
+    part.add_argument("--workers-per-gpu", type=int, default=1, metavar="K", help="runs that share a GPU (default: 1)")
+    part.set_defaults(do=_cluster_kubernetes)
+
 
 def _cluster(chosen) -> None:
     chosen.do(chosen)
@@ -116,6 +147,27 @@ def _cluster_workers(chosen) -> None:
     from sparserobust.running import cluster
 
     cluster.run_workers(chosen.file, chosen.count, chosen.per_gpu)
+
+
+def _cluster_slurm(chosen) -> None:
+    from sparserobust.running import cluster, slurm
+
+    array = slurm.Array(chosen.gpus, chosen.cpus, chosen.time, chosen.partition, chosen.workers_per_gpu,
+                        tuple(chosen.sbatch), chosen.idle_timeout)
+    cluster.security()  # not found out by a job that has waited for hours
+    script = array.write(chosen.folder and Path(chosen.folder))
+    job = slurm.submit(script) if chosen.submit else "JOB"
+    file = shlex.quote(str(slurm.scheduler_file(script, job)))
+    print(f"submitted as job {job}: squeue --me shows it, scancel {job} ends it" if chosen.submit
+          else f"written: {script}; sbatch hands it in, and says the number of its JOB")
+    print(f"until [ -s {file} ]; do sleep 5; done; sparserobust compute --scale paper --scheduler {file}")
+
+
+def _cluster_kubernetes(chosen) -> None:
+    from sparserobust.running import cluster, kubernetes
+
+    manifest = kubernetes.Manifest(chosen.image, chosen.volume, chosen.gpus, chosen.workers_per_gpu)
+    print(manifest.text(str(cluster.certificates_folder())), end="")
 
 
 def _run(chosen) -> None:

@@ -1,0 +1,209 @@
+"""What is handed to SLURM and to Kubernetes. `tests/cluster/` runs the first on a real SLURM."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator, ValidationError
+
+from sparserobust import cli
+from sparserobust.running import kubernetes, slurm
+
+ODD = "it's \"$HOME\" 100% `date`"  # a folder whose name needs quotes in bash and in sbatch
+
+
+# ------------------------------------------------------------------------------------------------------------- SLURM
+
+
+def directives(script: str) -> list[str]:
+    return re.findall(r"^#SBATCH --(.*)$", script, re.MULTILINE)
+
+
+def test_an_array_asks_for_one_gpu_an_element_and_a_core_for_each_of_its_workers(tmp_path):
+    script = slurm.Array(gpus=8, time="1-12", partition="a100", workers_per_gpu=3,
+                         options=("account=abc", "--mail-type=END")).script(tmp_path)
+    asked = directives(script)
+    assert {"array=0-7", "gres=gpu:1", "nodes=1", "ntasks=1", "cpus-per-task=3", "time=1-12", "partition=a100",
+            "account=abc", "mail-type=END"} <= set(asked)
+    first = script.splitlines().index(f"#SBATCH --{asked[0]}")
+    assert first == 1 and script.splitlines()[first + len(asked)][:8] != "#SBATCH ", "sbatch reads no further"
+    assert 'cluster workers "$file" --count 3\n' in script
+
+
+def test_an_array_for_cores_asks_for_no_gpu_and_starts_one_worker_an_element(tmp_path):
+    script = slurm.Array(cpus=64).script(tmp_path)
+    assert {"array=0-63", "cpus-per-task=1"} <= set(directives(script))
+    assert not re.search(r"gres|gpu|partition", script)
+    assert 'cluster workers "$file" --count 1\n' in script
+
+
+@pytest.fixture
+def elements(tmp_path, monkeypatch):
+    """Runs an element of an array: what it called, with its arguments, in order."""
+    def element(number: int, folder: Path, **asked) -> list[list[str]]:
+        calls = tmp_path / f"calls-{number}"
+        fake = tmp_path / "fake python"
+        fake.write_text(f'#!/bin/bash\nprintf "%s\\n" "$(printf "%s\\t" "$@")" >> {shlex.quote(str(calls))}\n'
+                        'if [ "$4" = scheduler ]; then echo > "$5"; else sleep 0.5; fi\n')  # it works
+        fake.chmod(0o755)
+        scancel = tmp_path / "bin" / "scancel"
+        scancel.parent.mkdir(exist_ok=True)
+        scancel.write_text(f'#!/bin/bash\nprintf "%s\\n" "$(printf "%s\\t" scancel "$@")" >> {shlex.quote(str(calls))}\n')
+        scancel.chmod(0o755)
+        monkeypatch.setattr(slurm.sys, "executable", str(fake))
+        script = slurm.Array(gpus=2, **asked).write(folder)
+        subprocess.run(["bash", "-n", script], check=True)
+        path = f"{scancel.parent}:/usr/bin:/bin"
+        subprocess.run(["bash", script], timeout=20, check=False, capture_output=True,
+                       env={"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": str(number), "PATH": path})
+        return [line.rstrip("\t").split("\t") for line in calls.read_text().splitlines()]
+
+    return element
+
+
+def test_the_first_element_runs_the_scheduler_and_takes_its_file_and_those_that_still_wait_with_it(elements, tmp_path):
+    folder = tmp_path / ODD
+    file = str(folder / "scheduler-17.json")
+    library = ["-m", "sparserobust.cli", "cluster"]
+    *both, last = elements(0, folder, idle_minutes=7)
+    assert sorted(both) == [[*library, "scheduler", file, "--idle-timeout", "7"],
+                            [*library, "workers", file, "--count", "1"]]
+    assert last == ["scancel", "--state=PENDING", "17"]
+    assert not Path(file).exists()
+
+
+def test_the_other_elements_run_workers_only(elements, tmp_path):
+    assert [call[3:] for call in elements(1, tmp_path / ODD, workers_per_gpu=2)] == [
+        ["workers", str(tmp_path / ODD / "scheduler-17.json"), "--count", "2"]]
+
+
+def test_the_name_of_a_log_is_quoted_as_sbatch_reads_it():
+    (log,) = [each for each in directives(slurm.Array(cpus=1).script(Path("/a") / ODD)) if each.startswith("output")]
+    assert log == 'output="/a/it\'s \\"$HOME\\" 100%% `date`/%A_%a.log"'
+
+
+def test_a_script_takes_the_settings_of_its_shell_along(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARSEROBUST_STORE", ODD)
+    script = slurm.Array(cpus=1).script(tmp_path)
+    assert f"export SPARSEROBUST_STORE={shlex.quote(ODD)}\n" in script
+
+
+@pytest.mark.parametrize("time", ["90", "30:00", "4:00:00", "1-0", "2-12:30", "1-12:00:00"])
+def test_times_as_sbatch_writes_them(time, tmp_path):
+    assert f"time={time}" in directives(slurm.Array(cpus=1, time=time).script(tmp_path))
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    *(({"time": time}, "--time should be") for time in ("", "4h", "0", "0:00:00", "-5", "4:00:00:00", "1-2-3", "4:00\n")),
+    *(({"cpus": None, option: value}, f"--{option.replace('_', '-')} should be 1 or more, not {value}")
+      for option, value in (("gpus", 0), ("gpus", -8))),
+    ({"cpus": 0}, "--cpus should be 1 or more, not 0"),
+    ({"workers_per_gpu": 0}, "--workers-per-gpu should be 1 or more, not 0"),
+    ({"idle_minutes": 0}, "--idle-timeout should be minutes, more than 0, not 0"),
+    ({"cpus": None}, "say how many"), ({"gpus": 1}, "say how many"),
+    ({"partition": "a b"}, "--partition should be a name (sinfo lists them), not 'a b'"),
+    ({"options": ("account=a\ndate",)}, "--sbatch should be one option"),
+    ({"options": ("",)}, "--sbatch should be one option"),
+])
+def test_what_slurm_would_not_take_is_told_in_one_line(wrong, told, refusal):
+    assert refusal(lambda: slurm.Array(**{"cpus": 1} | wrong)).startswith(told)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "back\\slash"])
+def test_a_folder_that_cannot_be_quoted_is_refused(name, tmp_path, refusal):
+    assert "--folder should have no line break" in refusal(slurm.Array(cpus=1).script, tmp_path / name)
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """Puts a command `sbatch` that does this in front of any other."""
+    def sbatch(body: str) -> None:
+        command = tmp_path / "bin" / "sbatch"
+        command.parent.mkdir()
+        command.write_text(f"#!/bin/sh\n{body}\n")
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
+
+    return sbatch
+
+
+def test_a_submitted_script_has_a_job_and_its_scheduler_a_file_of_that_name(sbatch, tmp_path):
+    sbatch(f'[ "$1" = --parsable ] && cat "$2" > {tmp_path}/seen && echo "4711;cluster"')
+    script = slurm.Array(cpus=1).write(tmp_path / "with space")
+    job = slurm.submit(script)
+    assert (tmp_path / "seen").read_text() == script.read_text()
+    assert slurm.scheduler_file(script, job) == tmp_path / "with space" / "scheduler-4711.json"
+
+
+def test_what_slurm_says_against_a_script_is_one_line(sbatch, refusal, tmp_path):
+    sbatch("echo 'sbatch: error: invalid partition'>&2; echo 'sbatch: error: failed' >&2; exit 1")
+    script = slurm.Array(cpus=1).write(tmp_path)
+    assert refusal(slurm.submit, script).endswith("sbatch: error: invalid partition sbatch: error: failed")
+
+
+def test_a_machine_without_slurm_says_where_to_go(monkeypatch, refusal, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no sbatch here" in refusal(slurm.submit, tmp_path / "workers.sbatch")
+
+
+# -------------------------------------------------------------------------------------------------------- Kubernetes
+
+
+SCHEMA = json.loads(Path(__file__).with_name("kubernetes-1.37.json").read_text())
+
+
+def checked(entry: dict) -> None:
+    form = "apps.v1.Deployment" if entry["kind"] == "Deployment" else f"core.v1.{entry['kind']}"
+    Draft202012Validator({"$ref": f"#/$defs/io.k8s.api.{form}"} | SCHEMA).validate(entry)
+
+
+@pytest.fixture
+def manifest(capsys) -> str:
+    assert cli.main("cluster kubernetes --image lab/sparserobust:1 --volume claim --gpus 8 --workers-per-gpu 2".split()) == 0
+    return capsys.readouterr().out
+
+
+def test_a_manifest_has_the_form_that_kubernetes_wants_and_says_that_no_more_was_checked(manifest):
+    entries = list(yaml.safe_load_all(manifest))
+    assert [entry["kind"] for entry in entries] == ["Deployment", "Service", "Deployment"]
+    for entry in entries:
+        checked(entry)
+    assert "Checked by schema only" in manifest.splitlines()[0]
+    misspelt = yaml.safe_load(manifest.split("---")[1].replace("claimName", "claim"))
+    with pytest.raises(ValidationError, match="claim"):
+        checked(misspelt)
+
+
+def test_the_parts_of_a_manifest_find_each_other(manifest):
+    scheduler, service, workers = yaml.safe_load_all(manifest)
+    pods = {part["metadata"]["name"]: part["spec"]["template"] for part in (scheduler, workers)}
+    for part in (scheduler, workers):
+        assert part["spec"]["selector"]["matchLabels"] == part["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == pods["sparserobust-scheduler"]["metadata"]["labels"]
+    assert service["spec"]["selector"] != pods["sparserobust-workers"]["metadata"]["labels"]
+    address = f"tls://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    (container,) = pods["sparserobust-workers"]["spec"]["containers"]
+    assert container["command"] == ["sparserobust", "cluster", "workers", address, "--count", "2"]
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 1}} and workers["spec"]["replicas"] == 8
+    for pod in pods.values():
+        (container,) = pod["spec"]["containers"]
+        found = {entry["name"]: entry["value"] for entry in container["env"]}
+        volumes, mounts = ({entry["name"]: entry for entry in entries}
+                           for entries in (pod["spec"]["volumes"], container["volumeMounts"]))
+        assert volumes.keys() == mounts.keys() and container["image"] == "lab/sparserobust:1"
+        assert volumes["shared"]["persistentVolumeClaim"] == {"claimName": "claim"}
+        assert f"kubectl create secret generic {volumes['certificates']['secret']['secretName']} " in manifest
+        assert found == {"DASK_SCHEDULER_ADDRESS": address, "SPARSEROBUST_DATA": mounts["shared"]["mountPath"],
+                         "SPARSEROBUST_CERTIFICATES": mounts["certificates"]["mountPath"]}
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    ({"gpus": 0}, "--gpus should be 1 or more"), ({"workers_per_gpu": -1}, "--workers-per-gpu should be 1 or more"),
+    ({"volume": "My Claim"}, "--volume should be the name of a claim"), ({"image": "a b"}, "--image should be"),
+])
+def test_what_kubernetes_would_not_take_is_told_in_one_line(wrong, told, refusal):
+    assert refusal(lambda: kubernetes.Manifest(**{"image": "i", "volume": "v", "gpus": 1} | wrong)).startswith(told)
