@@ -6,10 +6,10 @@ UV := $(BIN)/uv
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab clean lock notebooks
+.PHONY: help setup reproduce test test-slurm lab clean lock notebooks
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo "  SCALE=laptop or SCALE=paper with make reproduce; PYTHON=python3.12 for another interpreter"
 
 setup: $(READY) ## the project's own environment in .venv, from requirements.lock
@@ -33,6 +33,9 @@ test: $(READY) ## style, types, unit tests, notebooks against their stored outpu
 	@$(BIN)/lint-imports --no-logo
 	@echo "unit tests, then every notebook from an empty store"
 	@$(BIN)/python -m pytest tests -n 2 --dist loadfile
+
+test-slurm: $(READY) ## a sweep on a real SLURM, which root on Debian gets for it and loses again; else left out
+	@$(BIN)/python -m pytest tests/cluster -rs -s
 
 lab: $(READY) ## JupyterLab in the notebooks folder
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
