@@ -11,7 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 from sparserobust import cli
-from sparserobust.running import kubernetes, slurm
+from sparserobust.running import cluster, kubernetes, slurm
 
 ODD = "it's \"$HOME\" 100% `date`"  # a folder whose name needs quotes in bash and in sbatch
 
@@ -47,12 +47,13 @@ def elements(tmp_path, monkeypatch):
     def element(number: int, folder: Path, **asked) -> list[list[str]]:
         calls = tmp_path / f"calls-{number}"
         fake = tmp_path / "fake python"
-        fake.write_text(f'#!/bin/bash\nprintf "%s\\n" "$(printf "%s\\t" "$@")" >> {shlex.quote(str(calls))}\n'
-                        'if [ "$4" = scheduler ]; then echo > "$5"; else sleep 0.5; fi\n')  # it works
+        told = 'printf "%s\\n" "$(printf "%s\\t"'
+        fake.write_text(f'#!/bin/bash\n{told} "$@")" >> {shlex.quote(str(calls))}\n'
+                        'if [ "$4" = scheduler ]; then echo > "$5"; else sleep 0.5; fi\n')  # a worker works for a while
         fake.chmod(0o755)
         scancel = tmp_path / "bin" / "scancel"
         scancel.parent.mkdir(exist_ok=True)
-        scancel.write_text(f'#!/bin/bash\nprintf "%s\\n" "$(printf "%s\\t" scancel "$@")" >> {shlex.quote(str(calls))}\n')
+        scancel.write_text(f'#!/bin/bash\n{told} scancel "$@")" >> {shlex.quote(str(calls))}\n')
         scancel.chmod(0o755)
         monkeypatch.setattr(slurm.sys, "executable", str(fake))
         script = slurm.Array(gpus=2, **asked).write(folder)
@@ -98,7 +99,7 @@ def test_times_as_sbatch_writes_them(time, tmp_path):
 
 
 @pytest.mark.parametrize(("wrong", "told"), [
-    *(({"time": time}, "--time should be") for time in ("", "4h", "0", "0:00:00", "-5", "4:00:00:00", "1-2-3", "4:00\n")),
+    *(({"time": time}, "--time should be") for time in ("", "4h", "0", "0:00:00", "-5", "4:00:00:00", "1-2-3", "4\n")),
     *(({"cpus": None, option: value}, f"--{option.replace('_', '-')} should be 1 or more, not {value}")
       for option, value in (("gpus", 0), ("gpus", -8))),
     ({"cpus": 0}, "--cpus should be 1 or more, not 0"),
@@ -150,6 +151,23 @@ def test_a_machine_without_slurm_says_where_to_go(monkeypatch, refusal, tmp_path
     assert "no sbatch here" in refusal(slurm.submit, tmp_path / "workers.sbatch")
 
 
+def test_the_command_submits_and_says_how_to_go_on(sbatch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SPARSEROBUST_CERTIFICATES", str(tmp_path / "certificates"))
+    sbatch(f'echo x >> {tmp_path}/submitted; echo 4711')
+    command = ["cluster", "slurm", "--cpus", "2", "--idle-timeout", "0.5", "--folder", str(tmp_path / ODD)]
+    assert cli.main([*command, "--submit"]) == 1
+    assert "cluster.crt is missing" in capsys.readouterr().err
+    cluster.make_certificates(cluster.certificates_folder())
+    assert cli.main(command) == 0
+    assert not (tmp_path / "submitted").exists()
+    assert cli.main([*command, "--submit"]) == 0
+    assert (tmp_path / "submitted").read_text() == "x\n"
+    first, last = capsys.readouterr().out.splitlines()[-2:]
+    assert "job 4711" in first
+    assert shlex.split(last)[-1] == str(tmp_path / ODD / "scheduler-4711.json")
+    assert '--idle-timeout 0.5 &' in (tmp_path / ODD / "workers.sbatch").read_text()
+
+
 # -------------------------------------------------------------------------------------------------------- Kubernetes
 
 
@@ -163,7 +181,8 @@ def checked(entry: dict) -> None:
 
 @pytest.fixture
 def manifest(capsys) -> str:
-    assert cli.main("cluster kubernetes --image lab/sparserobust:1 --volume claim --gpus 8 --workers-per-gpu 2".split()) == 0
+    assert cli.main(["cluster", "kubernetes", "--image", "lab/sparserobust:1", "--volume", "claim", "--gpus", "8",
+                     "--workers-per-gpu", "2"]) == 0
     return capsys.readouterr().out
 
 

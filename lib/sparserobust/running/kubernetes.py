@@ -1,7 +1,8 @@
-"""Workers on Kubernetes: a manifest of a scheduler and its workers. Its form is checked against the schema of Kubernetes
-1.37; nobody has tried it on a cluster yet, and it says so."""
+"""Workers on Kubernetes: a manifest of a scheduler and its workers. The tests check its form against the schema of
+Kubernetes 1.37; nobody has tried it on a cluster yet, and it says so."""
 
 import re
+import shlex
 from dataclasses import dataclass
 
 from sparserobust.errors import UserError
@@ -48,7 +49,8 @@ class Manifest:
         """YAML, with a head that says how to use it; `certificates` is the folder of the certificate and its key."""
         import yaml
 
-        return _HEAD.format(certificates=certificates) + "---\n" + yaml.safe_dump_all(self.objects(), sort_keys=False)
+        head = _HEAD.format(certificates=shlex.quote(certificates))
+        return f"{head}---\n{yaml.safe_dump_all(self.objects(), sort_keys=False)}"
 
     def objects(self) -> list[dict]:
         """The scheduler, its name in the cluster's network, and the workers."""

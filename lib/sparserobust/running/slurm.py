@@ -18,9 +18,9 @@ _TIME = re.compile(r"(?=.*[1-9])(\d+(:\d\d?){0,2}|\d+-\d\d?(:\d\d?){0,2})")
 _SCRIPT = """\
 #!/bin/bash
 {directives}
-# Workers of Sparse & Robust. Element 0 also runs the scheduler, and the array lasts as long as that: until there has been
-# nothing to do for {idle_minutes} minutes, or until its time limit. Workers die then. What they were training goes on from
-# its last epoch when this has been submitted and `sparserobust compute` called again.
+# Workers of Sparse & Robust. Element 0 also runs the scheduler, and the array lasts as long as that: until there has
+# been nothing to do for {idle_minutes} minutes, or until its time limit. Workers die then; what they were training goes
+# on from its last epoch when this has been submitted and `sparserobust compute` called again.
 {exports}
 sparserobust=({command})
 file={folder}/scheduler-$SLURM_ARRAY_JOB_ID.json
@@ -94,7 +94,7 @@ def submit(script: Path) -> str:
     try:
         done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
     except FileNotFoundError:
-        raise UserError(f"there is no sbatch here: call this on a login node, or hand {script} to sbatch there") from None
+        raise UserError(f"there is no sbatch here: call this on a login node, or hand {script} to it there") from None
     if done.returncode:
         raise UserError(f"SLURM refuses {script}: {' '.join(done.stderr.split())}")
     return done.stdout.strip().split(";")[0]
