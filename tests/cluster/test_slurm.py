@@ -209,7 +209,7 @@ def test_a_sweep_outlives_a_lost_worker_and_a_killed_driver_and_the_array_ends_b
     monkeypatch.setenv("SPARSEROBUST_STORE", str(store))
     folder = tmp_path / "it's a \"shared\" 100% folder"
     lines = told(*command("cluster", "slurm", "--gpus", "2", "--time", "5:00", "--partition", "test", "--idle-timeout",
-                          "0.3", "--folder", str(folder), "--submit")).splitlines()
+                          "0.75", "--folder", str(folder), "--submit")).splitlines()
     job = lines[0].split("job ")[1].split(":")[0]
     scheduler = folder / f"scheduler-{job}.json"
     compute = command("compute", "--scale", "small", "--scheduler", str(scheduler))
@@ -221,15 +221,15 @@ def test_a_sweep_outlives_a_lost_worker_and_a_killed_driver_and_the_array_ends_b
             assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["0", "1"]
     step("a job array: a scheduler, and two workers with a GPU each")
 
-    driver = subprocess.Popen(compute, start_new_session=True)
-    until(lambda: len(weights(store)) >= 2, 60, "the first runs")
+    driver = subprocess.Popen(compute)
+    until(lambda: driver.poll() is not None or len(weights(store)) >= 2, 60, "the first runs")
     told("scancel", f"{job}_1")
     until(lambda: told("squeue", "-h", "-r", "-t", "R", "-o", "%K") == "0", 30, "the end of the cancelled element")
     step("a worker cancelled")
     before = len(weights(store))
-    until(lambda: len(weights(store)) > before, 60, "a run after the worker was lost")
-    os.killpg(driver.pid, signal.SIGKILL)
-    assert driver.wait() == -signal.SIGKILL
+    until(lambda: driver.poll() is not None or len(weights(store)) > before, 60, "a run after the worker was lost")
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL, "it ended before it was killed"
     found = weights(store)
     assert 0 < len(found) < len(expected)
     step(f"the driver killed after {len(found)} runs")
