@@ -1,19 +1,98 @@
 """What is handed to SLURM and to Kubernetes. `tests/cluster/` runs the first on a real SLURM."""
 
-import json
 import re
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
+import torch
 import yaml
-from jsonschema import Draft202012Validator, ValidationError
+from kubernetes_validate import ValidationError
 
-from sparserobust import cli
+from sparserobust import cli, provenance
 from sparserobust.running import cluster, kubernetes, slurm
 
 ODD = "it's \"$HOME\" 100% `date`"  # a folder whose name needs quotes in bash and in sbatch
+
+
+# ------------------------------------------------------------------------------------- certificates, addresses, GPUs
+
+
+@pytest.fixture
+def certificates(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SPARSEROBUST_CERTIFICATES", str(tmp_path / "certificates"))
+    assert cli.main(["cluster", "certificates"]) == 0
+    return tmp_path / "certificates"
+
+
+def test_certificates_are_made_once_and_are_for_this_user_only(certificates, capsys):
+    assert certificates.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in certificates.iterdir()} == {
+        "cluster.crt": 0o600, "cluster.key": 0o600}
+    before = (certificates / "cluster.key").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["cluster", "certificates"]) == 1
+    assert "is there already" in capsys.readouterr().err and (certificates / "cluster.key").read_bytes() == before
+
+
+def test_without_a_certificate_nothing_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SPARSEROBUST_CERTIFICATES", str(tmp_path / "none"))
+    for part in ("scheduler", "workers"):
+        assert cli.main(["cluster", part, str(tmp_path / "scheduler.json")]) == 1
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "`sparserobust cluster certificates` makes it" in told
+    assert not (tmp_path / "scheduler.json").exists()
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (None, "there is no scheduler file"), ("{", "is no scheduler file"), ("[]", "is no scheduler file"),
+    ("{}", "is no scheduler file")])
+def test_what_is_no_scheduler_file_is_told_in_one_line(content, told, tmp_path, refusal):
+    if content:
+        (tmp_path / "file").write_text(content)
+    assert told in refusal(cluster._address, str(tmp_path / "file"))
+
+
+def test_an_address_is_one_of_dask(refusal, caplog):
+    assert "such as tls://host:8786" in refusal(cluster._address, "http://host:1")
+    assert cluster._address("tls://host:1") == "tls://host:1" and not caplog.records
+    assert cluster._address("tcp://127.0.0.1:1") == "tcp://127.0.0.1:1" and not caplog.records
+    assert cluster._address("tcp://host:1") == "tcp://host:1" and "is not encrypted" in caplog.text
+
+
+def test_a_scheduler_that_does_not_answer_is_told_in_one_line(certificates, monkeypatch, refusal):
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        monkeypatch.setenv(cluster.ADDRESS, f"tls://127.0.0.1:{nobody.getsockname()[1]}")
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster, "ANSWER", 1)
+        assert "no scheduler answers at tls://" in refusal(lambda: cluster.connected(1).__enter__())
+
+
+@pytest.mark.parametrize("words", [["workers", "x", "--count", "0"], ["workers", "x", "--per-gpu", "0"],
+                                   ["scheduler", "x", "--idle-timeout", "0"]])
+def test_counts_and_times_are_more_than_nothing(words, certificates, capsys):
+    assert cli.main(["cluster", *words]) == 1
+    assert "from 1" in (told := capsys.readouterr().err) or "more than 0" in told
+
+
+def test_each_worker_has_a_gpu_to_itself_or_shares_one_as_evenly_as_can_be():
+    assert cluster.environments(3, []) == [{}, {}, {}]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in cluster.environments(5, ["2", "GPU-a"])] == [
+        "2", "GPU-a", "2", "GPU-a", "2"]
+
+
+def test_the_gpus_are_those_that_the_environment_leaves(monkeypatch):
+    monkeypatch.setattr(provenance, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert provenance.gpus() == ["0", "1"] and provenance.side_by_side() == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    assert provenance.gpus() == ["3", "5", "7"] and provenance.side_by_side() == 3
+    monkeypatch.setattr(provenance, "device", lambda: torch.device("cpu"))
+    assert provenance.gpus() == [] and provenance.side_by_side() == provenance.cores()
 
 
 # ------------------------------------------------------------------------------------------------------------- SLURM
@@ -171,12 +250,8 @@ def test_the_command_submits_and_says_how_to_go_on(sbatch, tmp_path, monkeypatch
 # -------------------------------------------------------------------------------------------------------- Kubernetes
 
 
-SCHEMA = json.loads(Path(__file__).with_name("kubernetes-1.37.json").read_text())
-
-
 def checked(entry: dict) -> None:
-    form = "apps.v1.Deployment" if entry["kind"] == "Deployment" else f"core.v1.{entry['kind']}"
-    Draft202012Validator({"$ref": f"#/$defs/io.k8s.api.{form}"} | SCHEMA).validate(entry)
+    kubernetes_validate.validate(entry, kubernetes.SCHEMA, strict=True)
 
 
 @pytest.fixture

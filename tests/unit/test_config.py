@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import sparserobust.running.worker  # noqa: F401  (registers every kind)
+import sparserobust.running.jobs  # noqa: F401  (registers every kind)
 from sparserobust import Data, Recipe, Run, UserError
 from sparserobust.attacks import FGSM, PGD
 from sparserobust.config import Attack, Inheritance, Measurement, Model, Objective, Sparsifier

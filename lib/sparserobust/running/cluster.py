@@ -24,6 +24,7 @@ from sparserobust.running.cluster_process import LOOPBACK
 
 ADDRESS = "DASK_SCHEDULER_ADDRESS"  # environment variable: a scheduler file, or an address such as tls://host:8786
 DASHBOARD_PORT = 8787
+ANSWER = 30  # seconds in which a scheduler should answer
 PATIENCE = 300  # seconds that a worker waits for its scheduler
 log = logging.getLogger("sparserobust")
 
@@ -174,7 +175,7 @@ def _client(address: str, secret, unreachable: str) -> Iterator:
     from distributed import Client
 
     try:
-        client = Client(address, security=secret, set_as_default=False, timeout=30)
+        client = Client(address, security=secret, set_as_default=False, timeout=ANSWER)
     except (OSError, TimeoutError) as error:
         raise UserError(f"{unreachable} ({error})") from None
     try:

@@ -58,11 +58,13 @@ def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: 
     with cluster.connected(min(workers, len(tasks))) as client:
         if cluster.given():
             _upload(client, {name for order in orders.values() for name in order["modules"]})
-            workers = max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
+            workers = len(client.scheduler_info(n_workers=-1)["workers"])
+            if not workers:
+                monitor.note("no worker has come yet")
         client.subscribe_topic(TOPIC, message)
         packs: dict[str, list[Task]] = {}
         futures: dict[str, Any] = {}
-        for number, pack in enumerate(packed(tasks, sum(task.cost for task in tasks) / workers / PACK)):
+        for number, pack in enumerate(packed(tasks, sum(task.cost for task in tasks) / max(workers, 1) / PACK)):
             asked = [orders[task.key] for task in pack]
             future = client.submit(_on_worker, asked, sweep, *(futures[need] for need in pack[0].needs),
                                    key=f"{pack[0].key}-{_digest(asked)}", priority=-number)

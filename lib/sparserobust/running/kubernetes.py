@@ -1,5 +1,5 @@
-"""Workers on Kubernetes: a manifest of a scheduler and its workers. The tests check its form against the schema of
-Kubernetes 1.37; nobody has tried it on a cluster yet, and it says so."""
+"""Workers on Kubernetes: a manifest of a scheduler and its workers. The tests check its form against a schema of
+Kubernetes; nobody has tried it on a cluster yet, and it says so."""
 
 import re
 import shlex
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from sparserobust.errors import UserError
 
+SCHEMA = "1.37"  # the version of Kubernetes
 NAME, PORT = "sparserobust", 8786
 ADDRESS = f"tls://{NAME}-scheduler:{PORT}"  # by the name of the service
 SHARED, CERTIFICATES = "/shared", "/certificates"  # where the volume and the secret are in each container
 
 _HEAD = f"""\
-# A scheduler and its workers for Sparse & Robust. Checked by schema only (Kubernetes 1.37), not tried on a cluster.
+# A scheduler and its workers for Sparse & Robust. Checked by schema only (Kubernetes {SCHEMA}), not tried on a cluster.
 # Whoever can talk to the scheduler can run code in these containers: the secret holds the certificate that lets in.
 #
 #   sparserobust cluster certificates

@@ -35,6 +35,10 @@ class Monitor:
         self.bar = tqdm(desc=f"0 of {self.runs} runs", total=sum(task.cost for task in tasks), bar_format=FORMAT,
                         smoothing=0, miniters=0, position=0, **_output())
 
+    def note(self, text: str) -> None:
+        """Show what there is to say while no task is under way."""
+        self.bar.set_postfix_str(text)
+
     def message(self, task: "Task", doing: str, epochs: float) -> None:
         """What is done of a task just now, and how many epochs are trained."""
         run = task.run
