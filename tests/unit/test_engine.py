@@ -166,14 +166,18 @@ def own(tmp_path, monkeypatch):
         sys.modules.pop(path.stem, None)
 
 
-def test_what_kills_its_worker_each_time_fails_and_the_others_are_kept(store, own, tiny_run):
-    grid = [{"net": "fatal", "run": tiny_run(), "measurements": {"deadly": own("fatal_one", deadly=True)}},
-            {"net": "fine", "run": tiny_run(seed=1)}]
+def test_what_kills_its_worker_each_time_fails_and_its_neighbours_do_not(store, own, tiny_run):
+    start = tiny_run()
+    grid = [{"net": "fatal", "run": tiny_run(start=start, seed=1),
+             "measurements": {"deadly": own("fatal_one", deadly=True)}},
+            *({"net": "fine", "run": tiny_run(start=start, seed=seed)} for seed in range(2, 6))]
     with pytest.raises(UserError) as caught:
         sweep.sweep(grid, MEASURED, store, workers=1)
     first, line = str(caught.value).splitlines()
-    assert first.startswith("1 of 2 runs failed") and "fatal: " in line and "memory" in line
-    assert all(reopened(store).find(tiny_run(seed=1), m) for m in MEASURED.values())
+    assert first.startswith("1 of 5 runs failed") and "fatal" in line and "died 3 times" in line
+    for row in grid[1:]:
+        assert all(reopened(store).find(row["run"], m) for m in MEASURED.values())
+    assert {path.suffix for path in (store.folder / ".locks").iterdir()} == {".lock"}
 
 
 def test_nothing_listens_but_on_loopback_and_nobody_enters_without_the_certificate():

@@ -27,7 +27,7 @@ def pretended(monkeypatch):
     def pretended(answer=lambda order: None):
         told = SimpleNamespace(orders=[], workers=[])
 
-        def pretend(tasks, orders, workers, monitor):
+        def pretend(tasks, orders, workers, monitor, sweep):
             told.workers.append(workers)
             for task in tasks:
                 told.orders.append(orders[task.key])

@@ -36,7 +36,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": s
 QUIET = {"DASK_LOGGING": str({"distributed": "warning", "distributed.nanny": "critical"})}
 SETTINGS: dict[str, object] = {
     "distributed.scheduler.worker-saturation": 1.0,  # a worker gets its next run when it is through with one
-    "distributed.scheduler.allowed-failures": 2,  # of workers, after which what they did is given up
+    "distributed.scheduler.allowed-failures": 1_000_000,  # blames all tasks of a worker: `jobs` knows which it was
     "distributed.worker.multiprocessing-method": "forkserver" if FORKS else "spawn",
     "distributed.nanny.pre-spawn-environ": {},
     "distributed.admin.tick.limit": "1 h",  # a loop that torch holds up is no news

@@ -27,28 +27,30 @@ def work(tasks: list[Task], store: Store, workers: int | None, threads: int,
     called after each one, with why it failed."""
     orders = {task.key: jobs.order(task, store, threads) for task in tasks}
     monitor = Monitor(tasks, finished)
-    engine = _by_dask if importlib.util.find_spec("distributed") else _here
+    engine, sweep = _by_dask if importlib.util.find_spec("distributed") else _here, uuid4().hex
     try:
-        engine(tasks, orders, workers or side_by_side(), monitor)
+        engine(tasks, orders, workers or side_by_side(), monitor, sweep)
     except BaseException:  # an interrupt: what is finished is kept, what is under way goes on from its checkpoint
         monitor.close(INTERRUPTED)
         raise
+    finally:
+        jobs.clear(store, sweep)
     monitor.close()
     return monitor.failures
 
 
-def _here(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: Monitor) -> None:
+def _here(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: Monitor, sweep: str) -> None:
     failures: dict[str, str | None] = {}
     for task in tasks:
         failure = next(filter(None, (failures[need] for need in task.needs)), None)
-        failures[task.key] = failure or jobs.perform(orders[task.key], partial(monitor.message, task))
+        failures[task.key] = failure or jobs.perform(orders[task.key], partial(monitor.message, task), sweep)
         monitor.finished(task, failures[task.key])
 
 
-def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: Monitor) -> None:
+def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: Monitor, sweep: str) -> None:
     from distributed import as_completed
 
-    sweep, of_key = uuid4().hex, {task.key: task for task in tasks}
+    of_key = {task.key: task for task in tasks}
 
     def message(event: tuple) -> None:
         of_sweep, key, doing, epochs = event[1]
@@ -133,7 +135,7 @@ def _outcome(future) -> dict[str, str | None] | str:
                         "ended, then repeat the command")
     error = future.exception()
     if isinstance(error, KilledWorker):
-        return "its worker process died again and again; was memory short?"
+        return "workers died again and again while they had this to do; was memory short?"
     return f"{type(error).__name__}: {error}"
 
 

@@ -3,9 +3,11 @@
 import importlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 from sparserobust import data
 from sparserobust.config import Measurement, Run
@@ -14,6 +16,7 @@ from sparserobust.provenance import with_threads
 from sparserobust.running.store import Store
 
 LEAST = 0.1  # cost of a task
+ATTEMPTS = 3  # to do one, each of which its worker process did not survive
 
 
 class Abandoned(BaseException):
@@ -117,23 +120,50 @@ def order(task: Task, store: Store, threads: int) -> dict:
 def perform(order: dict, report: Callable[[str, float], None], sweep: str = "") -> str | None:
     """Do a task; returns None, or why it failed. What has been read of the store serves all tasks of a `sweep`."""
     try:
-        sys.path += [folder for folder in order["path"] if folder not in sys.path]
-        for name in order["modules"]:
-            importlib.import_module(name)
-        run, store = Run.parse(order["run"]), _store(sweep, *order["store"])
-        if run.identity != order["identity"]:
-            raise UserError("a worker knows this run by another name: it has another version of the library, or of a "
-                            "class of your own; start the workers again")
-        with with_threads(order["threads"]):
-            store.train(run, report)
-            for measurement in order["measurements"]:
-                store.measure(run, Measurement.parse(measurement), report)
+        with _attempt(order, sweep):
+            sys.path += [folder for folder in order["path"] if folder not in sys.path]
+            for name in order["modules"]:
+                importlib.import_module(name)
+            run, store = Run.parse(order["run"]), _store(sweep, *order["store"])
+            if run.identity != order["identity"]:
+                raise UserError("a worker knows this run by another name: it has another version of the library, or of "
+                                "a class of your own; start the workers again")
+            with with_threads(order["threads"]):
+                store.train(run, report)
+                for measurement in order["measurements"]:
+                    store.measure(run, Measurement.parse(measurement), report)
     except UserError as error:
         return str(error)
     except Exception as error:
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     return None
+
+
+@contextmanager
+def _attempt(order: dict, sweep: str) -> Iterator[None]:
+    """`UserError` if the processes that did this task in this sweep have died too often. An engine cannot tell which of
+    the tasks that a worker had killed it; so each leaves a mark while it is under way."""
+    marks = _marks(order["store"][0], sweep, order["key"])
+    marks.parent.mkdir(exist_ok=True)
+    if marks.exists() and marks.stat().st_size >= ATTEMPTS:
+        raise UserError(f"its worker process died {ATTEMPTS} times; was memory short?")
+    with marks.open("ab") as file:
+        file.write(b".")
+    try:
+        yield
+    finally:
+        marks.unlink()
+
+
+def clear(store: Store, sweep: str) -> None:
+    """Remove what tasks have left whose processes died in this sweep."""
+    for marks in _marks(store.folder, sweep, "").parent.glob(f"{sweep}-*"):
+        marks.unlink()
+
+
+def _marks(folder: Path | str, sweep: str, key: str) -> Path:
+    return Path(folder) / ".locks" / f"{sweep}-{key}"
 
 
 @lru_cache(maxsize=1)

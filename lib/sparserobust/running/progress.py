@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Set for a kernel whose standard error is passed on to the terminal of its caller: the columns of that, 0 for a log
 CALLER = "SPARSEROBUST_PROGRESS"
 FORMAT = "{percentage:5.1f}%|{bar:10}| {desc}, {remaining} left{postfix}"
+EARLY, KNOWN = FORMAT.replace("{remaining}", "?"), 0.02  # until so much is done nobody knows how long the rest takes
 INTERRUPTED = "interrupted: finished runs are kept, the others go on from their last epoch"
 LIVE, LOGGED = 0.5, 15.0  # seconds between two states of the bar where they replace each other, and in a log
 
@@ -32,7 +33,7 @@ class Monitor:
         self.current: dict[str, str] = {}
         self.failed: set[str] = set()  # runs
         self.failures: list[tuple[str, str]] = []  # of what was to be measured: (label, reason)
-        self.bar = tqdm(desc=f"0 of {self.runs} runs", total=sum(task.cost for task in tasks), bar_format=FORMAT,
+        self.bar = tqdm(desc=f"0 of {self.runs} runs", total=sum(task.cost for task in tasks), bar_format=EARLY,
                         smoothing=0, miniters=0, position=0, **_output())
 
     def note(self, text: str) -> None:
@@ -67,6 +68,7 @@ class Monitor:
         self.shares[task.key] += step
         self.bar.set_description_str(f"{self.runs - len(self.left)} of {self.runs} runs", refresh=False)
         self.bar.set_postfix_str("; ".join(self.current.values()), refresh=False)
+        self.bar.bar_format = FORMAT if self.bar.n + step * task.cost >= KNOWN * self.bar.total else EARLY
         self.bar.update(step * task.cost)
 
     def close(self, line: str | None = None) -> None:
