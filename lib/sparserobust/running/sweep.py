@@ -1,12 +1,14 @@
 """Many runs side by side: a grid of runs in, a tidy frame of measurements out."""
 
+from collections.abc import Callable, Sequence
+
 import pandas
 
 from sparserobust import data
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
 from sparserobust.running import engine
-from sparserobust.running.jobs import tasks
+from sparserobust.running.jobs import Task, tasks
 from sparserobust.running.store import Store
 
 Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the run under "run", and, if more is to be
@@ -32,9 +34,26 @@ def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None 
 def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
             threads: int = 1) -> None:
     """The first half of `sweep`: train and measure what is not known yet, and read nothing back."""
+    compute_all([grid], measurements, store, workers, threads)
+
+
+def compute_all(grids: Sequence[Grid], measurements: dict[str, Measurement], store: Store | None = None,
+                workers: int | None = None, threads: int = 1, finished: Callable[[str], object] | None = None) -> None:
+    """As `compute`, of several grids in order of importance: what the first needs is begun first. `finished` is told
+    the identity of a run once all that was missing of it is known."""
     store = store or Store()
-    jobs = missing(grid, measurements, store)
-    if jobs and (failures := engine.work(tasks(jobs, store), store, workers, threads)):
+    ranks: dict[str, int] = {}
+    for rank, grid in enumerate(grids):
+        for row in grid:
+            ranks.setdefault(row["run"].identity, rank)
+    jobs = [job | {"rank": ranks[job["run"].identity]}
+            for job in missing([row for grid in grids for row in grid], measurements, store)]
+
+    def ended(task: Task, failure: str | None) -> None:
+        if finished and task.measurements and not failure:
+            finished(task.run.identity)
+
+    if jobs and (failures := engine.work(tasks(jobs, store), store, workers, threads, ended)):
         raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
                                    *(f"  {name}: {why}" for name, why in failures)]))
 
