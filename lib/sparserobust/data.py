@@ -97,6 +97,14 @@ IMAGES = {"digits": (1, 10), "mnist": (1, 10), "fashion_mnist": (1, 10), "cifar1
           "svhn": (3, 10)}  # channels and classes, known without the files
 
 
+SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "svhn": 32}  # pixels
+
+
+def image_shape(settings: Data) -> tuple[int, int, int]:
+    """(c, h, w) of the images of a data set; its files need not be here."""
+    return channels(settings), SIDES[settings.name], SIDES[settings.name]
+
+
 def channels(settings: Data) -> int:
     """How many channels the images of a data set have; its files need not be here."""
     return IMAGES[settings.name][0]

@@ -7,31 +7,24 @@ so many looks (`claims`). What a unit has finished is published at once.
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from statistics import median
 
 import pandas
 
-from sparserobust import data, paths, studies
-from sparserobust.config import Measurement, Run
+from sparserobust import paths, studies
 from sparserobust.errors import UserError
-from sparserobust.files import read_json
-from sparserobust.provenance import provenance, side_by_side
+from sparserobust.provenance import side_by_side
 from sparserobust.reporting import claims
 from sparserobust.reporting.estimates import FEWEST
-from sparserobust.running import scales, sweep
+from sparserobust.running import forecast, scales, sweep
 from sparserobust.running.experiment import Experiment
-from sparserobust.running.jobs import needed
 from sparserobust.running.progress import duration
 from sparserobust.running.store import Store
 
 DECIDED = (claims.HOLDS, claims.FAILS, claims.SAME)
-HERE = "on this processor"
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Queue:
     not to compute; verdicts are those that the pages show."""
 
     def __init__(self, folder: Path | str | None = None):
-        self.store, self.questions = Store(folder, use_earlier=False), load_questions()
+        self.store, self.questions, self.pace = Store(folder, use_earlier=False), load_questions(), forecast.Pace()
         modules = studies.modules()
         self.experiments: dict[tuple[str, str], Experiment] = {
             (scale, paper): modules[paper].experiment(scale)
@@ -198,44 +191,8 @@ class Queue:
         jobs = sweep.missing(grid, {}, self.store)
         unknown = {job["run"].identity for job in jobs}
         return Unit(question, seed, [row for row in grid if row["run"].identity in unknown],
-                    sum(self._training(run) for run in self._untrained(jobs))
-                    + sum(self._measuring(job["run"], m) for job in jobs for m in job["measurements"]))
-
-    def _untrained(self, jobs: list[dict]) -> list[Run]:
-        """All runs that have to be trained for these jobs, each once."""
-        runs = {run.identity: run for job in jobs for run in needed(job)}
-        return [run for run in runs.values() if not self.store.trained(run)]
-
-    def _training(self, run: Run) -> float:
-        return run.cost * data.training_images(run.data) / 1e4 * self._pace("training", run)
-
-    def _measuring(self, run: Run, measurement: Measurement) -> float:
-        return run.model.cost * measurement.cost * self._pace("measuring", run)
-
-    def _pace(self, what: str, run: Run) -> float:
-        """Seconds that a unit of cost takes by one process: the median for this kind of model on this processor; if
-        there is none, for all models here; then for all that is known; then one second."""
-        return next((self._paces[key] for key in ((what, HERE, run.model.kind), (what, HERE), (what,))
-                     if key in self._paces), 1.0)
-
-    @cached_property
-    def _paces(self) -> dict[tuple[str, ...], float]:
-        """The medians of what is published."""
-        found, here = defaultdict(list), provenance()["processor"]
-
-        def add(what: str, run: Run, made: dict, cost: float) -> None:
-            keys = [(what,), *([(what, HERE), (what, HERE, run.model.kind)] if made["processor"] == here else [])]
-            for key in keys if cost else ():
-                found[key].append(made["seconds"] / cost)
-
-        for path in paths.published_folder().glob("*/*.json"):
-            entry = read_json(path)
-            run = Run.parse(entry["record"]["run"])
-            add("training", run, entry["provenance"], run.cost * data.training_images(run.data) / 1e4)
-            for result in entry["measured"].values():
-                cost = run.model.cost * Measurement.parse(result["measurement"]).cost
-                add("measuring", run, result["provenance"], cost)
-        return {key: median(values) for key, values in found.items()}
+                    sum(self.pace.training(run) for run in forecast.untrained(jobs, self.store))
+                    + sum(self.pace.measuring(job["run"], m) for job in jobs for m in job["measurements"]))
 
     def _publish(self, question: Question, rows: list[dict]) -> None:
         """Publish what is trained here and measured as a whole."""

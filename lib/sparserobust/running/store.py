@@ -98,8 +98,10 @@ class Store:
             return published["record"]
         return complete or self.train(run, report)
 
-    def seconds(self, run: Run) -> float:
-        """Training time of a run that is stored or published."""
+    def seconds(self, run: Run, measurement: Measurement | None = None) -> float:
+        """Training time of a run that is stored or published; or the time a measurement took that is stored."""
+        if measurement is not None:
+            return files.read_json(self._measured(run, measurement))["provenance"]["seconds"]
         published = self._published(run)
         if self._complete(run) is None and published:
             return published["provenance"]["seconds"]
