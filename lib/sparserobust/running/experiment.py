@@ -67,6 +67,14 @@ class Experiment(Generic[S]):
         return next(iter(self.settings_by_net.values()))
 
     @property
+    def tables(self) -> dict[str, Grid]:
+        """The grid rows that each of the paper's tables and figures shows, of those that have any. A row may be in
+        several."""
+        found = {name: [row for row in self.grid if scales.selected(row, selectors)]
+                 for name, selectors in self.settings.tables.items()}
+        return {name: rows for name, rows in found.items() if rows}
+
+    @property
     def nets(self) -> list[str]:
         """The networks of which the grid has rows."""
         present = {row["net"] for row in self.grid if "net" in row}

@@ -7,6 +7,10 @@
         ResNet-18: {stand_in: narrow ResNet-18, model: {...}}
       measurements:         in groups; `rows` says of which grid rows a group is measured, by their labels
         extended: {rows: {method: [AT, RSR], seed: first}, autoattack: {kind: accuracy, ...}}
+      tables:               by name, the grid rows that each of the paper's tables and figures shows
+        table 1: [{method: [dense, RVSM]}]
+    paper:
+      based_on: full        what is different from another scale, rather than from what all share
 
 `scales.yaml` beside them lists the scales.
 """
@@ -15,6 +19,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import field
 from functools import cache
 from typing import Any, Self, TypeVar
 
@@ -23,7 +28,7 @@ from sparserobust.errors import UserError
 from sparserobust.paths import settings_folder
 from sparserobust.settings import Settings, settings, unknown
 
-SHARED = "shared"
+SHARED, BASED_ON = "shared", "based_on"
 FIRST = "first"  # of the seeds, in a selector
 Selector = Mapping[str, Any]  # labels of grid rows: a value, or a list of them
 
@@ -57,6 +62,7 @@ class StudySettings(Settings):
     objective: Objective
     recipe: Recipe
     measurements: dict[str, Group]
+    tables: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # which grid rows each of them shows
 
     def run(self, seed: int, **changes) -> Run:
         """A run from nothing, with some of its parts changed."""
@@ -105,9 +111,8 @@ def load(scale: str, study: str, form: type[S]) -> dict[str, S]:
     `UserError` for an unknown scale, and for anything in the file that `form` does not know or misses."""
     if not has(scale, study):
         raise UserError(f"{study}.yaml has no section '{scale}': the study does not run at that scale")
-    sections = _sections(study)
     with _located(f"{study}.yaml, {scale}"):
-        section = merged(sections.get(SHARED, {}), sections[scale])
+        section = _section(_sections(study), scale)
     nets = section.pop("nets", {"": {}})
     if not isinstance(nets, Mapping) or not nets:
         raise UserError(f"{study}.yaml, {scale}: nets should map networks to their settings, not {nets!r}")
@@ -119,6 +124,18 @@ def load(scale: str, study: str, form: type[S]) -> dict[str, S]:
         with _located(where):
             found[net] = form.parse(merged(section, changes))
     return found
+
+
+def _section(sections: Mapping[str, dict], scale: str) -> dict:
+    """What holds at a scale, with what is said where it is based on another. `UserError` if that is in a circle."""
+    own = dict(sections.get(scale, {}))
+    base = own.pop(BASED_ON, SHARED)
+    if scale == SHARED:
+        return own
+    if base not in sections and base != SHARED:
+        unknown("scale", base, BASED_ON, sections)
+    below = {name: section for name, section in sections.items() if name != scale}
+    return merged(_section(below, base), own)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ direction method of multipliers), the last as released and corrected.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas
 
@@ -12,7 +13,7 @@ from sparserobust.config import Recipe, Run, Sparsifier
 from sparserobust.objectives import Natural
 from sparserobust.reporting import reported
 from sparserobust.running.experiment import Experiment, planned
-from sparserobust.running.scales import StudySettings
+from sparserobust.running.scales import StudySettings, selected
 from sparserobust.settings import settings, unknown
 
 PAPER = "fk_resnet"
@@ -37,7 +38,8 @@ Case = tuple[str, float | None]  # method and level: the paper's penalty
 class FKSettings(StudySettings):
     """`RVSM` and `RGSM` map the paper's beta or lambda1 to what stands for it, `ADMM` the methods
     of table 4 to theirs; a row without an entry here is not run. `curve` has lambda1 of figures 3
-    and 4. These figures and figure 1 may have seeds of their own."""
+    and 4. These figures and figure 1 may have seeds of their own. `one_seed` picks rows of tables
+    that have the first seed alone."""
 
     RVSM: dict[float, sparsifiers.RVSM]
     RGSM: dict[float, sparsifiers.RGSM]
@@ -46,6 +48,7 @@ class FKSettings(StudySettings):
     curve: tuple[float, ...]
     figure1_seeds: tuple[int, ...] = ()
     curve_seeds: tuple[int, ...] = ()
+    one_seed: tuple[dict[str, Any], ...] = ()
 
     def check(self):
         for name, given, known in (
@@ -102,7 +105,9 @@ def _wanted(own: FKSettings, net: str) -> Iterator[tuple[str, float | None, tupl
     for table, method in TABLES.items():
         printed = reported.load(PAPER).reported_table(table)
         for level in printed[printed["net"] == net][LEVELS[method]]:
-            yield *(("dense", None) if pandas.isna(level) else (method, level)), own.seeds
+            case = ("dense", None) if pandas.isna(level) else (method, level)
+            labels = {"net": net, "method": case[0], "level": case[1]}
+            yield *case, own.seeds[:1] if selected(labels, own.one_seed) else own.seeds
     if net in CURVE_NETS:
         for level in own.curve:
             yield "RGSM", level, own.curve_seeds or own.seeds

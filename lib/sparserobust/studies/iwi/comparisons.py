@@ -99,13 +99,15 @@ def trainings(experiment: Experiment, net: str, level: float) -> Pairs:
 
 def inheritance(experiment: Experiment[IWISettings], net: str) -> Pairs:
     """What inherits, against what would explain it away; and what a histogram does alone."""
-    kappa = experiment.settings_for(net).inheritance.kappa
+    own = experiment.settings_for(net).inheritance
+    kappa = own.kappa
 
     def of(method: str, level: float | None = None) -> dict:
         return {"net": net} | labels("inheritance", method, level)
 
     pairs: Pairs = {}
-    for source, name in IWI.items():
+    for source in own.sources:
+        name = IWI[source]
         inherited, matched = of(name, kappa), of(MATCHED[source])
         pairs |= {f"{name} - AT": (inherited, dense(net)),
                   f"{name} - AT at equal cost": (inherited, of(EQUAL[source])),
@@ -143,8 +145,9 @@ def _compared(experiment: Experiment[IWISettings]
                  if name.startswith("IWI")}
     for name, pair in inherited.items():
         yield "C4", f"{net}, {name}", "pgd20", pair, {}
-    for name in IWI.values():
-        yield "C5", f"{net}, {name} - AT", "near_zero", inherited[f"{name} - AT"], {}
+    for source in experiment.settings_for(net).inheritance.sources:
+        name = f"{IWI[source]} - AT"
+        yield "C5", f"{net}, {name}", "near_zero", inherited[name], {}
     for name, pair in tickets(experiment, net).items():
         for what, metric in TIED.items():
             direction = "increase" if "ratio" in metric else "decrease"

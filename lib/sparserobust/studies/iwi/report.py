@@ -246,4 +246,5 @@ def histograms_match(results: Results) -> bool:
     histogram it is."""
     rows = estimates.matching(inheritance_rows(results), {"metric": "near_zero"})
     shares = rows.pivot(index=["net", "seed"], columns="method", values="value")
-    return all(shares[IWI[source]].equals(shares[MATCHED[source]]) for source in IWI)
+    return all(shares[IWI[source]].equals(shares[MATCHED[source]])
+               for source in results.experiment.settings.inheritance.sources)

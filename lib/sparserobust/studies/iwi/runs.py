@@ -99,7 +99,7 @@ class PerSource(Settings):
 @settings
 class Inheriting(Settings):
     """`kappas` are tried, with the first seed or with all; everything is compared at `kappa`, and
-    inherits from a network of `narrow_width` or from the ticket of sparsity `ticket`.
+    inherits from a network of `narrow_width` or from the ticket of sparsity `ticket` (`sources`).
     `equal_epochs` of adversarial training cost at least as much as IWI with all it begins with, and
     less than one epoch more. `beta`: pull towards a histogram (`MatchedHistogram`)."""
 
@@ -110,8 +110,12 @@ class Inheriting(Settings):
     narrow_width: int
     equal_epochs: PerSource
     beta: float
+    sources: tuple[str, ...] = (NARROW, TICKET)
 
     def check(self):
+        for source in self.sources:
+            if source not in IWI:
+                unknown("source", source, self.label(), dict.fromkeys(IWI))
         self.require(self.kappa in self.kappas, "kappa is one of kappas")
 
 
@@ -134,7 +138,8 @@ class IWISettings(StudySettings):
 
     def check(self):
         level = self.inheritance.ticket
-        self.require(("adversarial", "initial") in self.tickets.asked("adversarial", level),
+        self.require(TICKET not in self.inheritance.sources
+                     or ("adversarial", "initial") in self.tickets.asked("adversarial", level),
                      f"the ticket that is inherited, of sparsity {level:g}, is not among those "
                      "that are trained adversarially from their initial weights")
 
@@ -165,7 +170,7 @@ def _rows(own: IWISettings, net: str, seed: int, first: bool) -> Iterator[dict]:
     if own.zoo:
         found += _zoo(own.zoo, at)
     inherited = labels("tickets", "initial", own.inheritance.ticket, "adversarial")
-    ticket = next(row["run"] for row in tickets if row.items() >= inherited.items())
+    ticket = next((row["run"] for row in tickets if row.items() >= inherited.items()), None)
     found += _inheritance(own.inheritance, at, ticket, first)
     for row in found:
         yield {"ours": own.stand_in} | row
@@ -221,21 +226,22 @@ def _zoo(own: Zoo, at: Run) -> Iterator[dict]:
             yield labels("zoo", method, level, "adversarial") | {"run": run}
 
 
-def _inheritance(own: Inheriting, at: Run, ticket: Run, first: bool) -> Iterator[dict]:
-    """IWI from a narrow network and from a ticket, and its controls."""
+def _inheritance(own: Inheriting, at: Run, ticket: Run | None, first: bool) -> Iterator[dict]:
+    """IWI from a narrow network and from a ticket, if there is one, and its controls."""
     small = replace(at, model=replace(at.model, width=own.narrow_width))
     natural = replace(small, objective=Natural())
 
-    def inheriting(source: Run, kappa: float) -> Run:
+    def inheriting(source: Run | None, kappa: float) -> Run:
         return replace(at, start=source, inheritance=Inheritance(kappa=kappa))
 
     yield labels("inheritance", SMALL) | {"run": small}
     yield labels("inheritance", NATURAL, retraining="natural") | {"run": natural}
-    for name, source in ((NARROW, small), (TICKET, ticket)):
+    sources = {NARROW: small, TICKET: ticket}
+    for name in own.sources:
         longer = replace(at.recipe, epochs=getattr(own.equal_epochs, name))
         yield labels("inheritance", EQUAL[name]) | {"run": replace(at, recipe=longer)}
         for kappa in own.kappas if first or own.kappas_all_seeds else [own.kappa]:
-            yield labels("inheritance", IWI[name], kappa) | {"run": inheriting(source, kappa)}
-        matched = MatchedHistogram(target=inheriting(source, own.kappa), beta=own.beta)
+            yield labels("inheritance", IWI[name], kappa) | {"run": inheriting(sources[name], kappa)}
+        matched = MatchedHistogram(target=inheriting(sources[name], own.kappa), beta=own.beta)
         yield labels("inheritance", MATCHED[name]) | {"run": replace(at, sparsifier=matched)}
     yield labels("inheritance", FROM_NATURAL, own.kappa) | {"run": inheriting(natural, own.kappa)}
