@@ -4,6 +4,8 @@ import argparse
 import os
 import shlex
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from sparserobust import __version__, files, paths
@@ -28,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser("compute", help="train and measure what all notebooks need, and execute none")
     command.add_argument("--scale", default="quick")
+    command.add_argument("--study", help="only what this study needs, such as iwi")
+    command.add_argument("--table", help="only what this table or figure of the study shows, such as 'table 1'")
+    command.add_argument("--plan", action="store_true", help="compute nothing: say how much is left to do, how long "
+                         "it takes here, how much disk it needs and what is there already")
+    command.add_argument("--gpus", type=int, help="with --plan: how long it takes on so many GPUs")
 
     command = commands.add_parser("ledger", help="print the claims ledger of a scale")
     command.add_argument("--scale", default="quick")
@@ -205,9 +212,46 @@ def _ledger(chosen) -> None:
 
 
 def _compute(chosen) -> None:
-    from sparserobust import notebook_runner, studies
+    from sparserobust.running import forecast, sweep
+    from sparserobust.running.progress import duration
+    from sparserobust.running.store import Store
 
-    notebook_runner.compute(list(studies.modules()), chosen.scale)
+    if chosen.gpus is not None and not chosen.plan:
+        raise UserError("--gpus goes with --plan: workers are on GPUs where there are some")
+    store, experiments = Store(), _chosen_experiments(chosen)
+    if chosen.plan:
+        for line in forecast.told(experiments, store, chosen.gpus):
+            print(line)
+        return
+    grid = [{"paper": name} | row for name, experiment in experiments.items() for row in experiment.grid]
+    jobs, begun = sweep.missing(grid, {}, store), time.monotonic()
+    runs = forecast.untrained(jobs, store)
+    try:
+        sweep.compute(grid, {}, store)
+    finally:
+        if jobs:
+            seconds = forecast.spent(jobs, runs, store)
+            print(f"it took {duration(time.monotonic() - begun)}, and {duration(seconds)} by all processes together")
+
+
+def _chosen_experiments(chosen) -> dict:
+    """What to compute, by study. `UserError` for a study or table that there is not."""
+    from sparserobust import studies
+    from sparserobust.settings import unknown
+
+    experiments = studies.experiments(chosen.scale)
+    if chosen.study is None:
+        if chosen.table is not None:
+            raise UserError("--table goes with --study, since many have a table 1")
+        return experiments
+    if chosen.study not in experiments:
+        unknown("study", chosen.study, f"scale {chosen.scale}", experiments)
+    experiment = experiments[chosen.study]
+    if chosen.table is None:
+        return {chosen.study: experiment}
+    if chosen.table not in experiment.tables:
+        unknown("table", chosen.table, f"{chosen.study} at scale {chosen.scale}", experiment.tables)
+    return {chosen.study: replace(experiment, grid=experiment.tables[chosen.table])}
 
 
 def _publish(chosen) -> None:

@@ -7,23 +7,28 @@ what a network asks of it (`Elsewhere`).
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from statistics import median
 
+import pandas
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparserobust import data, paths
-from sparserobust.config import Measurement, Model, Run
+from sparserobust import data, paths, training
+from sparserobust.config import Dense, Measurement, Model, Run
 from sparserobust.errors import UserError
+from sparserobust.evaluation import BATCH
 from sparserobust.files import read_json
-from sparserobust.provenance import device, has_bfloat16, with_threads, provenance, side_by_side
+from sparserobust.objectives import Natural
+from sparserobust.provenance import device, provenance, side_by_side, with_threads
 from sparserobust.running import sweep
+from sparserobust.running.experiment import Experiment
 from sparserobust.running.jobs import needed
+from sparserobust.running.progress import duration
 from sparserobust.running.store import Store
 
 TRAINING, MEASURING = "training", "measuring"
@@ -36,7 +41,8 @@ ARITHMETIC = 1e14  # operations a second by a wide network: a tenth of the H100'
 
 class Pace:
     """Seconds by one process, as published runs took them on this processor: of a unit of cost the median for this
-    kind of model; if there is none, for all models here; then for all that is known; then one second."""
+    kind of model and size of images; if there is none, for this kind of model, then for all models here; then for all
+    that is known; then one second."""
 
     def training(self, run: Run) -> float:
         return run.cost * data.training_images(run.data) / UNIT * self.unit(TRAINING, run)
@@ -50,40 +56,41 @@ class Pace:
 
     def unit(self, what: str, run: Run) -> float:
         """Seconds that a unit of cost takes, in training or in measuring."""
-        return next((self._medians[key] for key in ((what, run.model.kind), (what,), (what, None))
+        return next((self._medians[key] for key in (_key(what, run), _key(what, run)[:2], (what,), (what, None))
                      if key in self._medians), 1.0)
 
     @cached_property
     def _medians(self) -> dict[tuple, float]:
         found, here = defaultdict(list), provenance()["processor"]
         for what, made, run, seconds in _published():
-            for key in [(what, None), *([(what,), (what, run.model.kind)] if made["processor"] == here else [])]:
-                found[key].append(seconds)
+            found[what, None].append(seconds)
+            for end in (1, 2, 3) if made["processor"] == here else ():
+                found[_key(what, run)[:end]].append(seconds)
         return {key: median(values) for key, values in found.items()}
 
 
 class Here(Pace):
-    """This machine. A kind of model of which nothing is published for this processor is given a training step on random
-    images, and so is any on a GPU, as published runs shared theirs."""
+    """This machine. A kind of model of which nothing is published for this processor and size of images is given some
+    training steps, and so is any on a GPU, as published runs shared theirs."""
 
-    def __init__(self):
+    def __init__(self, gpus: int | None = None):
         self.timed: dict[tuple, float] = {}
-        self.processors = side_by_side()
-        self.name = f"{provenance()['processor']}, {self.processors} {'GPU' if _on_gpu() else 'core'}" \
-                    f"{'s' if self.processors > 1 else ''}"
+        self.processor, self.processors = "GPU" if _on_gpu() else "core", gpus or side_by_side()
+        self.name = _named(self.processors, self.processor) + f" of this machine ({provenance()['processor']})"
 
     def unit(self, what, run):
-        if (what, run.model.kind) in self._medians and not _on_gpu():
+        if _key(what, run) in self._medians and not _on_gpu():
             return super().unit(what, run)
-        key = (run.model.kind, run.model.cost) if _on_gpu() else (run.model.kind,)
+        key = (*_key(what, run), run.model.cost)
         if key not in self.timed:
-            self.timed[key] = _timed(run)
+            self.timed[key] = _timed(run, run.recipe.batch_size if what == TRAINING else BATCH)
         return self.timed[key]
 
     @property
     def source(self) -> str:
-        steps = f", and from a step of {', '.join(sorted({kind for kind, *_ in self.timed}))}, timed now"
-        return "Seconds are known from published runs on this processor" + (steps if self.timed else "") + "."
+        kinds = ", ".join(sorted({kind for _, kind, *_ in self.timed}))
+        steps = f"; those of {kinds} from steps timed now" if kinds else ""
+        return f"Seconds are known from published runs on this processor{steps}."
 
 
 class Elsewhere(Pace):
@@ -95,8 +102,9 @@ class Elsewhere(Pace):
         if not known:
             raise UserError("no published run was computed on a GPU, so its speed is not known: plan where the GPU is")
         self.processors, self.gpu = gpus, known.most_common(1)[0][0]
-        self.name = f"{gpus} {self.gpu}{'s' if gpus > 1 else ''}, not of this machine"
+        self.name = _named(gpus, self.processor) + f" that are not here ({self.gpu})"
 
+    processor = "GPU"
     source = (f"Seconds of narrow networks are known from published runs, {SHARING} of which shared a GPU; those of "
               f"wide ones are an estimate, at {ARITHMETIC:.0e} operations a second: plan where the GPU is, and a step "
               "is timed.")
@@ -121,6 +129,14 @@ class Elsewhere(Pace):
             if made["processor"] == self.gpu:
                 found[what].append(seconds * run.model.cost / size(run).calls)
         return {what: median(values) for what, values in found.items()}
+
+
+def _key(what: str, run: Run) -> tuple[str, str, tuple[int, int, int]]:
+    return what, run.model.kind, data.image_shape(run.data)
+
+
+def _named(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def _on_gpu() -> bool:
@@ -174,23 +190,21 @@ class _Calls(TorchDispatchMode):
         return function(*arguments, **(more or {}))
 
 
-def _timed(run: Run) -> float:
-    """Seconds per unit of cost of a pass forward and backward, as one process takes them: the least of three."""
+def _timed(run: Run, batch: int) -> float:
+    """Seconds per unit of cost of a training step on so many clean images, as one process takes it: the least of three.
+    For large networks the batch is smaller, unless on a GPU, so that all take about as long."""
     where, shape = device(), data.image_shape(run.data)
-    batch = 128 if _on_gpu() else min(128, max(2, round(2000 / run.model.cost)))  # about as long for all
-    model = run.model.build(shape, data.classes(run.data)).to(where, memory_format=torch.channels_last)
+    if not _on_gpu():
+        batch = min(batch, max(2, round(2000 / run.model.cost)))
+    model = run.model.build(shape, data.classes(run.data)).to(where, memory_format=torch.channels_last).train()
+    state = training.TrainingState(replace(run, sparsifier=Dense()), model, ())
     images = torch.rand(batch, *shape, device=where)
     labels = torch.zeros(batch, dtype=torch.long, device=where)
-    rough = run.recipe.precision == "bfloat16" and has_bfloat16(where.type)
     seconds = []
     with with_threads(1):
         for _ in range(4):
             begun = time.monotonic()
-            with torch.autocast(where.type, torch.bfloat16, enabled=rough):
-                loss = cross_entropy(model(images), labels)
-            loss.backward()
-            if _on_gpu():
-                torch.cuda.synchronize()
+            float(state.step(Natural(), images, labels, None, 0.01))  # a GPU is waited for
             seconds.append(time.monotonic() - begun)
     return min(seconds[1:]) / batch * UNIT / run.model.cost
 
@@ -236,6 +250,34 @@ def plan(grid: sweep.Grid, store: Store, pace: Pace) -> Plan:
     return Plan(runs=len(wanted), trained=sum(store.trained(run) for run in wanted.values()), to_train=len(training),
                 to_measure=sum(len(job["measurements"]) for job in jobs), seconds=seconds, longest=longest,
                 bytes=sum(size(run).bytes for run in training.values()))
+
+
+def told(experiments: Mapping[str, Experiment], store: Store, gpus: int | None = None) -> Iterator[str]:
+    """What is left of these experiments, in lines: on this machine, or on so many GPUs."""
+    if gpus is not None and gpus < 1:
+        raise UserError("gpus start at 1")
+    pace: Here | Elsewhere = Elsewhere(gpus) if gpus and not _on_gpu() else Here(gpus)
+    whole = plan([row for experiment in experiments.values() for row in experiment.grid], store, pace)
+    yield (f"{whole.runs} runs: {whole.trained} are trained here, {whole.to_train} have to be; "
+           f"{whole.to_measure} measurements have to be taken")
+    yield (f"on {pace.name}: {_hours(whole.seconds)} hours of a {pace.processor} in all, "
+           f"{duration(whole.wall_time(pace.processors))} until it is done, as the longest chain of runs takes "
+           f"{duration(whole.longest)}")
+    yield f"on disk: {whole.bytes / 1e9:.1f} GB of weights to come"
+    yield pace.source
+    lines = []
+    for study, experiment in experiments.items():
+        left = {"all": experiment.grid} | experiment.tables
+        for name, rows in left.items():
+            part = plan(rows, store, pace)
+            lines.append({"study": study, "table": name, "to train": part.to_train, "to measure": part.to_measure,
+                          "hours": _hours(part.seconds)})
+    yield pandas.DataFrame(lines).to_string(index=False)
+    yield "A table's hours hold all that it needs; what several need counts once where it says all, and in the whole."
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f}"
 
 
 def untrained(jobs: Iterable[dict], store: Store) -> list[Run]:
