@@ -70,8 +70,10 @@ def test_tickets_are_found_as_a_citing_benchmark_says(any_scale):
         "AT", "AT", "iterative", "unstructured", "global", "LWM"]
     net = any_scale.nets[0]
     last = any_scale.row(net=net, part="dense", retraining="adversarial")["run"]
-    for level in comparisons.levels(any_scale, net):
-        found = any_scale.row(**comparisons.ticket(net, level))["run"]
+    chain = {row["level"]: row["run"] for row in any_scale.rows(
+        net=net, pruning="adversarial", retraining="adversarial", method="initial", seed=any_scale.seeds[0])}
+    assert chain.keys() >= set(comparisons.levels(any_scale, net))
+    for level, found in sorted(chain.items()):
         pruned = found.sparsifier.pruned
         assert pruned.sparsifier == Magnitude(sparsity=level, scope="global")
         assert (pruned.start, pruned.recipe.epochs) == (last, 0) and found.start is None
@@ -114,8 +116,12 @@ def test_what_inherits_differs_from_its_controls_in_one_thing(any_scale):
         found = runs_of(any_scale, net=net, part="inheritance")
         small = found[runs.SMALL, None]
         assert small == replace(at, model=small.model) and 2 * small.model.width == at.model.width
-        ticket = any_scale.row(**comparisons.ticket(net, own.ticket))["run"]
-        for source, start in ((runs.NARROW, small), (runs.TICKET, ticket)):
+        starts = {runs.NARROW: small}
+        if runs.TICKET in own.sources:
+            starts[runs.TICKET] = any_scale.row(**comparisons.ticket(net, own.ticket))["run"]
+        assert {row["method"] for row in any_scale.rows(net=net, part="inheritance")} >= {
+            runs.IWI[source] for source in own.sources} and starts.keys() == set(own.sources)
+        for source, start in starts.items():
             iwi = found[runs.IWI[source], own.kappa]
             assert iwi == replace(at, start=start, inheritance=iwi.inheritance)
             assert iwi.inheritance.kappa == own.kappa
@@ -141,6 +147,7 @@ def test_settings_that_do_not_go_together_are_refused(quick, refusal):
         {"pruning": "natural", "retraining": "natural", "starts": [], "levels": [0.8, 0.9]}])
     assert "kappa is one of" in refusal(replace, own.inheritance, kappa=0.2)
     assert "did you mean 'random'" in refusal(runs.Cell, pruning="natural", retraining="natural", starts=["randm"])
+    assert "did you mean 'narrow'" in refusal(replace, own.inheritance, sources=["narow"])
 
 
 def test_every_comparison_finds_its_metric_on_both_sides(any_scale):
@@ -192,7 +199,7 @@ def test_the_control_of_equal_cost_is_trained_as_much_and_less_than_an_epoch_mor
     for net in any_scale.nets:
         at = runs_of(any_scale, net=net, part="dense", retraining="adversarial")["dense", 0.0]
         found, kappa = runs_of(any_scale, net=net, part="inheritance"), any_scale.settings_for(net).inheritance.kappa
-        for source in runs.IWI:
+        for source in any_scale.settings_for(net).inheritance.sources:
             control = found[runs.EQUAL[source], None]
             assert control == replace(at, recipe=replace(at.recipe, epochs=control.recipe.epochs))
             iwi, longer = costs.whole(found[runs.IWI[source], kappa], net), costs.whole(control, net)

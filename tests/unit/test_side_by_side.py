@@ -341,7 +341,7 @@ def test_all_questions_at_all_cuts_are_one_family(scale):
     lines = comparisons.ledger(rows)
     asked = [f"{name} {named(*cut)}" for cut in experiment.settings.cuts for name in QUESTIONS]
     assert lines["claim"].tolist() == lines["line"].tolist() == asked and lines["words"].is_unique
-    if scale != "paper":
+    if scale != "full":
         assert len(lines) == 22
     assert len(rows) == 2 * len(lines) and not lines["claim"].str.contains("clean").any()
     own = rows.set_index("claim").loc[asked]

@@ -88,7 +88,7 @@ SIDE_BY_SIDE = "all five", "the same network, data and budget for all"
 def readme_table() -> str:
     """The ledger of the README: a line per notebook, how many claims have which verdict at the scales that have been
     judged; then, folded, every claim in words with its verdict on real images (`laptop`). Nothing is written."""
-    scales = [scale for scale in ("quick", "laptop", "longer", "fashion", "paper")
+    scales = [scale for scale in ("quick", "laptop", "longer", "fashion", "paper", "full")
               if list(paths.figures_folder(scale, ".").glob("*/ledger.csv"))]
     ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales}
     pages = sorted(path.stem for path in (paths.PROJECT / "notebooks").glob("[0-9]*.ipynb"))
