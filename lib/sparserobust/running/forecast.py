@@ -61,7 +61,8 @@ class Pace:
 
     @cached_property
     def _medians(self) -> dict[tuple, float]:
-        found, here = defaultdict(list), provenance()["processor"]
+        found: dict[tuple, list[float]] = defaultdict(list)
+        here = provenance()["processor"]
         for what, made, run, seconds in _published():
             found[what, None].append(seconds)
             for end in (1, 2, 3) if made["processor"] == here else ():
