@@ -10,7 +10,7 @@ READY := .venv/.ready
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
-	@echo "  SCALE=laptop or SCALE=paper with make reproduce; PYTHON=python3.12 for another interpreter"
+	@echo "  SCALE=laptop or SCALE=paper with make reproduce; REDRAW=1 to execute what has not changed, too; PYTHON=python3.12 for another interpreter"
 
 setup: $(READY) ## the project's own environment in .venv, from requirements.lock
 
@@ -24,7 +24,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: $(READY) ## run every notebook, redraw every table and figure, judge every claim
-	@$(BIN)/sparserobust reproduce --scale $(SCALE)
+	@$(BIN)/sparserobust reproduce --scale $(SCALE) $(if $(REDRAW),--redraw)
 
 test: $(READY) ## style, types, unit tests, notebooks against their stored outputs
 	@echo "style (ruff), types (mypy), layers (import-linter)"

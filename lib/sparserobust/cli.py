@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser("reproduce", help="execute all notebooks, then print the claims ledger")
     command.add_argument("--scale", default="quick")
+    command.add_argument("--redraw", action="store_true", help="also those for which nothing has changed")
 
     command = commands.add_parser("compute", help="train and measure what all notebooks need, and execute none")
     command.add_argument("--scale", default="quick")
@@ -188,7 +189,7 @@ def _reproduce(chosen) -> None:
     from sparserobust.running import scales
 
     scales.check(chosen.scale)  # a misspelt scale should not cost the start of a kernel
-    lines = notebook_runner.reproduce(notebook_runner.names(), chosen.scale)
+    lines = notebook_runner.reproduce(notebook_runner.names(), chosen.scale, chosen.redraw)
     _ledger(chosen)
     print("\nwhere to look:", *lines, sep="\n  ")
 

@@ -6,17 +6,24 @@ type the notebook declares, failures end in one line, and the caller sees the pr
 import difflib
 import os
 import re
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Lock
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from sparserobust.errors import UserError
 from sparserobust.paths import PROJECT, writable
 from sparserobust.provenance import cores
 from sparserobust.running import scales
 from sparserobust.running.progress import CALLER, columns, duration, stderr
+
+if TYPE_CHECKING:
+    from sparserobust.running.experiment import Experiment
+    from sparserobust.running.jobs import Task
+    from sparserobust.running.store import Store
 
 NOTEBOOKS = PROJECT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -37,28 +44,41 @@ def find(name: str) -> Path:
     return NOTEBOOKS / f"{name}.ipynb"
 
 
-def run(name: str, parameters: dict[str, str], output: Path | None = None) -> Path:
+def run(name: str, parameters: dict[str, str], output: Path | None = None, shown: bool = True) -> Path:
     """Execute a notebook with parameters (as text, typed by the notebook's parameters cell) and return the executed
-    copy, by default `build/<scale>/<name>.ipynb`. A failure is a `UserError` in one line; the copy shows where."""
+    copy, by default `build/<scale>/<name>.ipynb`. A failure is a `UserError` in one line; the copy shows where. Unless
+    its progress is `shown` and the copy grows cell by cell, several may run in one process."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     notebook = find(name)
     values = typed(notebook, parameters)
-    output = Path(output or PROJECT / "build" / str(values.get("scale", "quick")) / notebook.name)
+    output = Path(output or copy_of(name, str(values.get("scale", "quick"))))
     writable(output.parent)
     # of a bar that was replaced many times the executed copy keeps the last state (`coalesce_streams`)
     bar = {"desc": notebook.stem, "bar_format": "{desc}: {n} of {total} cells", "leave": False, "disable": None}
-    os.environ[CALLER] = str(columns())
+    how = {"progress_bar": bar, "stderr_file": stderr()} if shown else {
+        "progress_bar": False, "request_save_on_cell_execute": False}
+    if shown:
+        os.environ[CALLER] = str(columns())
     try:
-        papermill.execute_notebook(notebook, output, values, kernel_name="python3", cwd=NOTEBOOKS, progress_bar=bar,
-                                   stderr_file=stderr(), coalesce_streams=True)
+        papermill.execute_notebook(notebook, output, values, kernel_name="python3", coalesce_streams=True,
+                                   resources={"metadata": {"path": str(NOTEBOOKS)}}, **how)
     except PapermillExecutionError as error:
         why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
         raise UserError(f"{notebook.name}, cell {error.cell_index}: {why}") from None
+    except DeadKernelError:
+        raise UserError(f"{notebook.name}: its kernel died; was memory short?") from None
     finally:
-        del os.environ[CALLER]
+        if shown:
+            del os.environ[CALLER]
     return output
+
+
+def copy_of(name: str, scale: str) -> Path:
+    """Where the executed copy of a notebook goes."""
+    return PROJECT / "build" / scale / f"{name}.ipynb"
 
 
 def typed(notebook: Path, parameters: dict[str, str]) -> dict:
@@ -87,6 +107,9 @@ def refresh(name: str) -> Path:
     run (times, paths, progress) and without widgets."""
     import nbformat
 
+    from sparserobust import kernels
+
+    kernels.fork()
     executed = run(name, {})
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
@@ -103,47 +126,105 @@ def refresh(name: str) -> Path:
     return find(name)
 
 
-def compute(chosen: list[str], scale: str, all_of_it: bool = True) -> None:
-    """Train and measure whatever these papers need at a scale and is not known yet, side by side, in one pool: no core
-    waits while a notebook draws, or for the last run of one paper. Unless `all_of_it`, papers that only redraw at this
-    scale are left out."""
-    from sparserobust import studies
+def reproduce(chosen: list[str], scale: str, redraw: bool = False) -> list[str]:
+    """Compute what notebooks need, the cheapest first, and execute each as soon as its own runs are there, as many at a
+    time as there are cores, telling how long it took; returns lines that say where to look. A notebook with nothing
+    new since the last time is executed only with `redraw`. Those for whose paper the scale has no settings are
+    named and left out. What fails leaves the others alone; `UserError` names it then."""
+    from sparserobust import kernels, studies
     from sparserobust.running import sweep
+    from sparserobust.running.jobs import tasks
     from sparserobust.running.store import Store
 
-    store = Store()
-    sweep.compute([{"paper": name} | row for name, experiment in studies.experiments(scale).items()
-                   if name in chosen and (all_of_it or not experiment.redraws(store))
-                   for row in experiment.grid], {}, store)
-
-
-def reproduce(chosen: list[str], scale: str) -> list[str]:
-    """Compute what notebooks need, then run as many of them at a time as there are cores, telling how long it took;
-    returns lines that say where to look. Those for whose paper the scale has no settings are named and left out. A
-    notebook that fails leaves the others alone; `UserError` names it then."""
-    begun = time.monotonic()
+    begun, store = time.monotonic(), Store()
     paper = {name: name.split("_", 1)[1] for name in chosen}
     if missing := [name for name in chosen if not scales.has(scale, paper[name])]:
-        print(f"scale {scale} has no settings for {', '.join(missing)}: left out", flush=True)
+        _tell(f"scale {scale} has no settings for {', '.join(missing)}: left out")
         chosen = [name for name in chosen if name not in missing]
-    print(f"computing what {len(chosen)} notebooks need at scale {scale} ...", flush=True)
-    compute([paper[name] for name in chosen], scale, all_of_it=False)
-    print(f"computed, in {duration(time.monotonic() - begun)}", flush=True)
+    found = studies.experiments(scale)
+    experiments = {name: found[paper[name]] for name in chosen}
+    grids = {name: [] if each.redraws(store) else [{"paper": paper[name]} | row for row in each.grid]
+             for name, each in experiments.items()}
+    jobs = {name: sweep.missing(grid, {}, store) for name, grid in grids.items()}
+    waits_for = {name: {job["run"].identity for job in jobs[name]} for name in chosen}
+    order = cheapest_first({name: tasks(jobs[name], store) for name in chosen})
+    runs = len(set().union(*waits_for.values()))
+    _tell(f"{len(chosen)} notebooks at scale {scale}, {runs} runs to compute ...")
+    if redraw or runs:
+        kernels.fork()  # what they need is imported meanwhile
+
+    pool, changing, interrupted = ThreadPoolExecutor(cores()), Lock(), Event()
+    futures: dict[str, Future] = {}
 
     def execute(name: str) -> str | None:
-        done = subprocess.run([sys.executable, "-m", "sparserobust.cli", "run", name, "-p", "scale", scale],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        told = duration(time.monotonic() - begun)
-        print(f"{name}: {'failed' if done.returncode else 'done'}, {told} after the start", flush=True)
-        if not done.returncode:
-            return None
-        said = done.stderr.strip().splitlines() or [f"{name}: its process died (exit code {done.returncode})"]
-        return said[-1].removeprefix("error: ")
+        why = None
+        try:
+            done = _execute(name, experiments[name], store, redraw)
+        except UserError as error:
+            done, why = "failed", str(error)
+        if not interrupted.is_set():
+            _tell(f"{name}: {done}, {duration(time.monotonic() - begun)} after the start")
+        return why
 
-    heaviest_first = sorted(chosen, key=lambda name: find(name).stat().st_size, reverse=True)  # they draw most
-    with ThreadPoolExecutor(cores()) as pool:
-        failures = [why for why in pool.map(execute, heaviest_first) if why]
+    def finished(identity: str = "") -> None:
+        with changing:
+            for name in order:
+                waits_for[name].discard(identity)
+                if not waits_for[name] and name not in futures:
+                    futures[name] = pool.submit(execute, name)
+
+    failures = []
+    try:
+        finished()  # some need nothing
+        try:
+            sweep.compute_all([grids[name] for name in order], {}, store, finished=finished)
+            if runs:
+                _tell(f"computed, in {duration(time.monotonic() - begun)}")
+        except UserError as error:
+            failures.append(str(error))
+        failures += [f"{name}: not executed, {len(waits_for[name])} of its runs failed"
+                     for name in order if name not in futures]
+        failures += [why for future in futures.values() if (why := future.result())]
+    except BaseException:  # an interrupt: threads cannot be killed, but what they wait for
+        interrupted.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        kernels.kill()
+        raise
     if failures:
         raise UserError("\n".join(failures))
     return [f"{name}: executed notebook build/{scale}/{name}.ipynb, figures and tables in figures/{scale}/{name}/"
             for name in chosen]
+
+
+def cheapest_first(tasks: "dict[str, list[Task]]") -> list[str]:
+    """Notebooks in the order in which they are worked on, from the tasks that each needs: always the one whose tasks
+    cost least, without those that an earlier one needs, too. Of several that need nothing the largest, which draws
+    most."""
+    order: list[str] = []
+    shared: set[str] = set()
+    while len(order) < len(tasks):
+        costs = {name: sum(task.cost for task in needed if task.key not in shared)
+                 for name, needed in tasks.items() if name not in order}
+        order.append(min(costs, key=lambda name: (costs[name], -find(name).stat().st_size)))
+        shared |= {task.key for task in tasks[order[-1]]}
+    return order
+
+
+def _execute(name: str, experiment: "Experiment", store: "Store", redraw: bool) -> str:
+    """Execute a notebook at the scale of its experiment unless nothing has changed; returns "done" or "unchanged"."""
+    from sparserobust import freshness, kernels
+
+    copy, given = copy_of(name, experiment.scale), freshness.inputs(find(name), experiment, store)
+    if not redraw and not freshness.changed(copy, given):
+        return "unchanged"
+    kernels.fork()
+    freshness.forget(copy)
+    run(name, {"scale": experiment.scale}, copy, shown=False)
+    freshness.note(copy, given)
+    return "done"
+
+
+def _tell(line: str) -> None:
+    """Print a line, above the bar if one is shown."""
+    with tqdm.external_write_mode():
+        print(line, flush=True)

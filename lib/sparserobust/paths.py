@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from threading import get_ident
 
 from sparserobust.errors import UserError
 
@@ -37,7 +38,7 @@ def writable(folder: Path) -> Path:
     """Make `folder` if need be and return it; a folder that cannot be written is a `UserError`, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
+        probe = folder / f".writable-{os.getpid()}-{get_ident()}"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -1,17 +1,22 @@
 """Many notebooks at once: what is computed for them, and how they are run."""
 
-import subprocess
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
 import pytest
 
 from scaffolding import experiment_of
-from sparserobust import Accuracy, Store, cli, notebook_runner, paths, studies
+from sparserobust import Accuracy, Data, Store, cli, files, freshness, kernels, notebook_runner, paths, studies
 from sparserobust.analysis import WeightSparsity
 from sparserobust.errors import UserError
-from sparserobust.reporting import artifacts, claims
-from sparserobust.running import scales
+from sparserobust.provenance import provenance
+from sparserobust.reporting import artifacts, claims, reported
+from sparserobust.running import scales, sweep
+from sparserobust.running.jobs import Task
+
+MEASURED = {"sparsity": WeightSparsity()}
 
 
 def test_every_notebook_of_a_paper_has_its_module():
@@ -20,63 +25,151 @@ def test_every_notebook_of_a_paper_has_its_module():
 
 
 @pytest.mark.slow
-def test_all_that_papers_measure_is_computed_in_one_sweep(tmp_path, monkeypatch, tiny_run):
+def test_compute_does_all_that_papers_measure_or_one_of_them_and_says_what_it_cost(
+        tmp_path, monkeypatch, tiny_run, capsys):
     runs = [tiny_run(seed=seed) for seed in (0, 1)]
 
     def paper(run, **also):
         grid = [{"net": "n", "run": run, "measurements": {"sparsity": WeightSparsity()} | also}]
         return SimpleNamespace(experiment=lambda scale: experiment_of(grid, scale))
 
-    found = {"one": paper(runs[0], clean=Accuracy()), "two": paper(runs[1]), "three": paper(tiny_run(seed=2))}
+    found = {"one": paper(runs[0], clean=Accuracy()), "two": paper(runs[1])}
     monkeypatch.setattr(studies, "modules", lambda: found)
     monkeypatch.setattr(scales, "has", lambda scale, paper: True)
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path))
-    notebook_runner.compute(["one", "two"], "quick")
-    store = Store()
-    assert store.find(runs[0], Accuracy()) and store.find(runs[0], WeightSparsity())
-    assert store.find(runs[1], WeightSparsity()) and not store.find(runs[1], Accuracy())
-    assert not (tmp_path / tiny_run(seed=2).identity).exists()
+    assert cli.main(["compute", "--study", "one"]) == 0
+    assert Store().find(runs[0], Accuracy()) and Store().find(runs[0], WeightSparsity())
+    assert not Store().trained(runs[1])
+    assert cli.main(["compute"]) == 0
+    assert Store().find(runs[1], WeightSparsity()) and not Store().find(runs[1], Accuracy())
+    assert capsys.readouterr().out.count("by all processes together") == 2
+
+
+# ------------------------------------------------------------------------------------- which page, when
 
 
 @pytest.fixture
-def executed(monkeypatch, tmp_path) -> list[list[str]]:
-    """Commands that would have been run; those that name 02_b fail. The later a notebook, the larger it is."""
-    commands = []
-
-    def find(name):
-        path = tmp_path / name
-        path.write_bytes(bytes(int(name[:2])))
-        return path
-
-    def run(words, **_):
-        commands.append(words[1:])
-        bad = "02_b" in words
-        told = "warning\nerror: 02_b.ipynb, cell 3: why\n" if bad else ""
-        return subprocess.CompletedProcess(words, int(bad), stderr=told)
-
-    monkeypatch.setattr(notebook_runner, "find", find)
+def project(tmp_path, monkeypatch, tiny_run) -> SimpleNamespace:
+    """A project with three pages, whose papers need the runs of these seeds at the scale quick; `executed` lists the
+    pages that were executed (nothing but a figure comes of it), `bad` those that fail."""
+    needed = {"a": (0,), "b": (0, 1), "c": (2, 3, 4)}
+    for name, text in {"notebooks/01_a.ipynb": "from own import method", "notebooks/02_b.ipynb": "a longer page, " * 9,
+                       "notebooks/03_c.ipynb": "page", "notebooks/own.py": "1", "notebooks/settings/scales.yaml": "1",
+                       "lib/part/one.py": "1", "reported/a.yaml": "1", "published/quick/other.json": "{}",
+                       **{f"notebooks/settings/{paper}.yaml": "1" for paper in needed}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    experiments = {paper: experiment_of([{"seed": seed, "run": tiny_run(seed=seed), "measurements": MEASURED}
+                                         for seed in seeds], "quick", study=paper) for paper, seeds in needed.items()}
+    monkeypatch.setattr(studies, "experiments", lambda scale: experiments)
+    monkeypatch.setattr(scales, "has", lambda scale, paper: paper in experiments)
+    monkeypatch.setattr(notebook_runner, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(notebook_runner, "PROJECT", tmp_path)
     monkeypatch.setattr(notebook_runner, "cores", lambda: 1)
-    monkeypatch.setattr(notebook_runner.subprocess, "run", run)
-    monkeypatch.setattr(notebook_runner, "compute", lambda names, scale, all_of_it: commands.append(
-        ["compute", names, scale, all_of_it]))
-    monkeypatch.setattr(scales, "has", lambda scale, paper: paper != "absent")
-    return commands
+    monkeypatch.setattr(paths, "settings_folder", lambda: tmp_path / "notebooks" / "settings")
+    monkeypatch.setattr(paths, "published_folder", lambda: tmp_path / "published")
+    monkeypatch.setattr(paths, "figures_folder", lambda scale, notebook: tmp_path / "figures" / scale / notebook)
+    monkeypatch.setattr(reported, "FOLDER", tmp_path / "reported")
+    monkeypatch.setattr(freshness, "LIBRARY", tmp_path / "lib")
+    monkeypatch.setattr(kernels, "fork", lambda: None)
+    monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "runs"))
+    found = SimpleNamespace(folder=tmp_path, experiments=experiments, executed=[], bad=[], grids=None)
+
+    def run(name, parameters, output, shown):
+        assert not shown and parameters == {"scale": "quick"}
+        found.executed.append(name)
+        if name in found.bad:
+            raise UserError(f"{name}.ipynb, cell 3: why")
+        out = artifacts.Artifacts("quick", name)
+        out.table(pandas.DataFrame({"x": [len(found.executed)]}), "table", "A table.")
+        out.finish()
+        files.write(output, name.encode())
+        return output
+
+    monkeypatch.setattr(notebook_runner, "run", run)
+    return found
 
 
-def test_notebooks_are_run_once_all_is_computed(executed, capsys):
-    lines = notebook_runner.reproduce(["01_a", "03_c_d"], "laptop")
-    assert executed[0] == ["compute", ["a", "c_d"], "laptop", False]
-    assert executed[1:] == [["-m", "sparserobust.cli", "run", name, "-p", "scale", "laptop"]
-                            for name in ("03_c_d", "01_a")]
-    assert [line.split(":")[0] for line in lines] == ["01_a", "03_c_d"] and "figures/laptop/03_c_d/" in lines[1]
-    assert "03_c_d: done" in capsys.readouterr().out
+@pytest.fixture
+def computed(project):
+    """All that the pages need is there."""
+    for experiment in project.experiments.values():
+        for row in experiment.grid:
+            Store().measure(row["run"], WeightSparsity())
+    return project
 
 
-def test_notebooks_without_settings_at_a_scale_are_named_and_left_out(executed, capsys):
-    lines = notebook_runner.reproduce(["01_a", "02_absent", "03_c_d"], "laptop")
-    assert executed[0] == ["compute", ["a", "c_d"], "laptop", False] and len(executed) == 3 and len(lines) == 2
+def pretend(monkeypatch, project, failing=()) -> None:
+    """Runs end one after another in the order of the grids, those of the seeds in `failing` badly; each page that can
+    be executed then is executed before the next run ends."""
+    def compute_all(grids, measurements, store, finished):
+        project.grids = [[row["paper"] for row in grid] for grid in grids]
+        for row in [row for grid in grids for row in grid]:
+            if row["seed"] not in failing and store.find(row["run"], WeightSparsity()) is None:
+                store.measure(row["run"], WeightSparsity())
+                project.executed.append(row["seed"])
+                finished(row["run"].identity)
+                time.sleep(0.3)
+        if failing:
+            raise UserError("1 of 5 runs failed, the others are kept:\n  seed 3: why")
+
+    monkeypatch.setattr(sweep, "compute_all", compute_all)
+
+
+def test_each_page_is_executed_as_soon_as_its_own_runs_are_there_the_cheapest_first(project, monkeypatch, capsys):
+    pretend(monkeypatch, project)
+    lines = notebook_runner.reproduce(["03_c", "02_b", "01_a"], "quick")
+    assert project.executed == [0, "01_a", 1, "02_b", 2, 3, 4, "03_c"]
+    assert project.grids == [["a"], ["b", "b"], ["c", "c", "c"]]
+    assert [line.split(":")[0] for line in lines] == ["03_c", "02_b", "01_a"] and "figures/quick/02_b/" in lines[1]
+    told = capsys.readouterr().out
+    assert told.startswith("3 notebooks at scale quick, 5 runs to compute") and "02_b: done" in told
+
+
+def test_runs_that_papers_share_count_for_the_first_of_them(project, tiny_run):
+    def tasks(*epochs):
+        return [Task(tiny_run(data=Data(), epochs=each), (), "", ()) for each in epochs]
+
+    assert notebook_runner.cheapest_first({"01_a": tasks(10, 9), "02_b": tasks(6, 5), "03_c": tasks(10, 6)}) == [
+        "02_b", "03_c", "01_a"]  # 11; then 10 of 16, and 9 of 19
+    assert notebook_runner.cheapest_first({"01_a": [], "02_b": [], "03_c": []})[0] == "02_b", "the largest page"
+
+
+def test_a_page_whose_runs_failed_is_not_executed_and_named(project, monkeypatch):
+    pretend(monkeypatch, project, failing=[3])
+    with pytest.raises(UserError) as caught:
+        notebook_runner.reproduce(["01_a", "02_b", "03_c"], "quick")
+    assert str(caught.value).splitlines() == ["1 of 5 runs failed, the others are kept:", "  seed 3: why",
+                                              "03_c: not executed, 1 of its runs failed"]
+    assert "02_b" in project.executed and "03_c" not in project.executed
+
+
+def test_a_page_that_fails_leaves_the_others_alone_is_named_and_counts_as_not_executed(computed, capsys):
+    computed.bad.append("02_b")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^02_b\.ipynb, cell 3: why$"):
+            notebook_runner.reproduce(["01_a", "02_b", "03_c"], "quick")
+        assert "02_b: failed" in capsys.readouterr().out
+    assert sorted(computed.executed) == ["01_a", "02_b", "02_b", "03_c"]
+
+
+def test_an_interrupt_kills_the_kernels_and_is_passed_on(project, monkeypatch):
+    def compute_all(*_, finished):
+        raise KeyboardInterrupt
+
+    killed = []
+    monkeypatch.setattr(sweep, "compute_all", compute_all)
+    monkeypatch.setattr(kernels, "kill", lambda: killed.append(True))
+    with pytest.raises(KeyboardInterrupt):
+        notebook_runner.reproduce(["01_a"], "quick")
+    assert killed
+
+
+def test_notebooks_without_settings_at_a_scale_are_named_and_left_out(computed, capsys):
+    lines = notebook_runner.reproduce(["01_a", "02_absent"], "quick")
+    assert computed.executed == ["01_a"] and len(lines) == 1
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "scale laptop has no settings for 02_absent: left out" and "what 2 notebooks need" in told[1]
+    assert told[0] == "scale quick has no settings for 02_absent: left out" and told[1].startswith("1 notebooks")
 
 
 def test_experiments_are_those_of_papers_that_the_scale_has(monkeypatch):
@@ -86,18 +179,91 @@ def test_experiments_are_those_of_papers_that_the_scale_has(monkeypatch):
     assert studies.experiments("quick") == {"here": "all at quick"}
 
 
-def test_a_notebook_that_fails_leaves_the_others_alone_and_is_named(executed, capsys):
-    with pytest.raises(UserError, match=r"^02_b\.ipynb, cell 3: why$"):
-        notebook_runner.reproduce(["01_a", "02_b", "03_c"], "quick")
-    assert len(executed) == 4
-    assert "02_b: failed" in capsys.readouterr().out
+# ------------------------------------------------------------------------------------- whether a page is executed
 
 
-def test_a_notebook_that_dies_without_a_word_is_named(executed, monkeypatch):
-    monkeypatch.setattr(notebook_runner.subprocess, "run",
-                        lambda words, **_: subprocess.CompletedProcess(words, -9, stderr=""))
-    with pytest.raises(UserError, match=r"^01_a: its process died \(exit code -9\)$"):
-        notebook_runner.reproduce(["01_a"], "quick")
+def write(name: str):
+    """Another byte in a file, or a new file."""
+    def change(project):
+        with (project.folder / name).open("a") as file:
+            file.write("2")
+
+    return change
+
+
+def rewrite(pattern: str):
+    """Another byte in a file of the run of seed 0."""
+    def change(project):
+        (path,) = project.folder.glob(f"runs/{project.experiments['a'].grid[0]['run'].identity}/{pattern}")
+        path.write_bytes(path.read_bytes() + b" ")
+
+    return change
+
+
+def publish(project) -> None:
+    identity = project.experiments["a"].grid[0]["run"].identity
+    (project.folder / "published" / "quick" / f"{identity}.json").write_text("{}")
+
+
+@pytest.mark.parametrize("change, kind", [
+    (write("notebooks/01_a.ipynb"), "page"), (write("notebooks/own.py"), "modules beside it"),
+    (write("lib/part/one.py"), "library"), (write("lib/part/two.py"), "library"),
+    (write("notebooks/settings/a.yaml"), "settings"), (write("notebooks/settings/scales.yaml"), "settings"),
+    (write("reported/a.yaml"), "reported numbers"), (rewrite("record.json"), "records"),
+    (rewrite("provenance.json"), "records"), (rewrite("model.safetensors"), "records"),
+    (rewrite("measured/*.json"), "records"), (publish, "records"),
+    (write("build/quick/01_a.ipynb"), "outputs"), (write("figures/quick/01_a/table.csv"), "outputs"),
+    (lambda project: (project.folder / "figures/quick/01_a/table.md").unlink(), "outputs"),
+    (lambda project: (project.folder / "figures/quick/01_a/manifest.json").unlink(), "outputs"),
+    (lambda project: (project.folder / "build/quick/01_a.json").unlink(), "outputs")])
+def test_whatever_has_changed_the_page_counts_as_changed(computed, change, kind):
+    notebook_runner.reproduce(["01_a"], "quick")
+    executed = computed.folder / "build" / "quick" / "01_a.ipynb"
+
+    def changed():
+        given = freshness.inputs(computed.folder / "notebooks/01_a.ipynb", computed.experiments["a"], Store())
+        return freshness.changed(executed, given)
+
+    assert changed() == []
+    change(computed)
+    assert changed() == [kind]
+
+
+def test_other_packages_another_machine_and_another_scale_count_as_changes(computed, monkeypatch):
+    page, experiment = computed.folder / "notebooks/01_a.ipynb", computed.experiments["a"]
+    before = freshness.inputs(page, experiment, Store())
+    assert freshness.inputs(page, replace(experiment, scale="laptop"), Store()) | {"scale": "quick"} == before
+    monkeypatch.setattr(freshness, "provenance", lambda: provenance() | {"commit": "another"})
+    assert freshness.inputs(page, experiment, Store()) == before
+    monkeypatch.setattr(freshness, "provenance", lambda: provenance() | {"torch": "another"})
+    assert freshness.inputs(page, experiment, Store())["machine"] != before["machine"]
+    monkeypatch.setattr(freshness, "provenance", provenance)
+    (computed.folder / "numpy-99.dist-info").mkdir()
+    monkeypatch.syspath_prepend(computed.folder)
+    assert freshness.inputs(page, experiment, Store())["machine"] != before["machine"]
+
+
+def test_a_page_is_executed_again_only_if_something_has_changed_for_it_or_it_is_asked_for(computed, capsys):
+    def reproduced(**options):
+        computed.executed.clear()
+        notebook_runner.reproduce(["01_a", "02_b", "03_c"], "quick", **options)
+        return sorted(computed.executed)
+
+    assert reproduced() == ["01_a", "02_b", "03_c"] and reproduced() == []
+    assert "02_b: unchanged" in capsys.readouterr().out
+    write("notebooks/own.py")(computed)  # which one page imports
+    assert reproduced() == ["01_a"] and reproduced() == []
+    rewrite("measured/*.json")(computed)  # of a run that two papers share
+    assert reproduced() == ["01_a", "02_b"] and reproduced() == []
+    write("notebooks/settings/c.yaml")(computed)
+    assert reproduced() == ["03_c"] and reproduced(redraw=True) == ["01_a", "02_b", "03_c"]
+
+
+def test_the_command_line_passes_on_what_is_asked_for(monkeypatch, judged):
+    asked = []
+    monkeypatch.setattr(notebook_runner, "reproduce", lambda names, scale, redraw: asked.append(redraw) or [])
+    assert cli.main(["reproduce"]) == 0 and cli.main(["reproduce", "--redraw"]) == 0
+    assert asked == [False, True]
 
 
 # ----------------------------------------------------------------------------------------------------- the ledger

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -662,6 +663,12 @@ def test_publishing_damaged_files_is_refused_in_one_line(name, fresh, tiny_run, 
 
 
 # --------------------------------------------------------------------------------------------------- disks
+
+
+def test_threads_may_ask_at_once_for_a_folder_to_write_to(tmp_path):
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(paths.writable, [tmp_path / "folder"] * 2000)) == {tmp_path / "folder"}
+    assert not list((tmp_path / "folder").iterdir())
 
 
 def test_an_unwritable_store_is_one_line_before_any_work(tmp_path, trained, refusal):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from sparserobust import Data, UserError
+from sparserobust import Data, Measurement, Run, UserError
 from sparserobust.analysis import ChannelSparsity, RadiusOrder, RemainingParameters, WeightHistogram, WeightSparsity
 from sparserobust.attacks import PGD, CarliniWagnerL2, DeepFool
 from sparserobust.evaluation import Accuracy, Distance
@@ -139,6 +139,35 @@ def test_guessing_is_right_once_in_as_many_times_as_there_are_classes(pretended,
     two = tiny_run(data=Data(classes=(3, 8)))
     rows = sweep.sweep([{"run": tiny_run()}, {"run": two}], {"sparsity": WeightSparsity()}, store, workers=1)
     assert rows.set_index("run")["chance"].to_dict() == {tiny_run().identity: 0.1, two.identity: 0.5}
+
+
+def test_of_several_grids_the_first_is_worked_off_first_and_each_run_is_told_of_once_all_of_it_is_known(
+        pretended, store, tiny_run):
+    short, shared, long, bad = tiny_run(), tiny_run(epochs=3), tiny_run(epochs=50), tiny_run(epochs=40)
+    failing, finished = {bad.identity}, []
+
+    def answer(order):
+        run = Run.parse(order["run"])
+        if run.identity in failing:
+            return "no"
+        for measurement in order["measurements"]:
+            store.measure(run, Measurement.parse(measurement))
+        return None
+
+    told = pretended(answer)
+    left = {"measurements": {"left": RemainingParameters()}}
+    grids = [[{"net": "a", "run": short}, {"net": "b", "run": shared}],
+             [{"net": "c", "run": long}, {"net": "d", "run": shared} | left, {"net": "e", "run": bad}]]
+
+    def tell(identity):
+        finished.append(identity)
+        if identity == shared.identity:  # with what only the second grid asks of it
+            assert Store(store.folder, use_published=False).find(shared, RemainingParameters())
+
+    with pytest.raises(UserError, match="1 of 4 runs failed"):
+        sweep.compute_all(grids, MEASURED, store, workers=1, finished=tell)
+    assert [order["run"] for order in told.orders] == [run.plain() for run in (shared, short, long, bad)]
+    assert finished == [run.identity for run in (shared, short, long)]
 
 
 def test_what_is_wanted_by_two_rows_is_asked_for_once_and_only_if_it_is_missing(pretended, store, tiny_run):

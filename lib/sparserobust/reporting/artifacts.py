@@ -122,7 +122,7 @@ def png(figure, dpi: int) -> bytes:
     from PIL import Image  # comes with matplotlib
 
     full, small = BytesIO(), BytesIO()
-    figure.savefig(full, format="png", dpi=dpi, bbox_inches="tight")
+    figure.savefig(full, format="png", dpi=dpi, bbox_inches="tight", pil_kwargs={"compress_level": 0})
     Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
     return small.getvalue()
 

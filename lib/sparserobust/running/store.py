@@ -122,6 +122,13 @@ class Store:
         """Whether there is a record of it here, without a look at whether it is whole."""
         return (self._home(run) / "record.json").exists()
 
+    def places(self, run: Run, measurements: Iterable[Measurement] = ()) -> list[Path]:
+        """The files, there or not, that hold what is known of a run and of these measurements on it."""
+        names = ("record.json", "provenance.json", "model.safetensors")
+        published = sorted(paths.published_folder().glob(f"*/{run.identity}.json")) if self.use_published else []
+        return [*(self._home(run) / name for name in names), *(self._measured(run, m) for m in measurements),
+                *published]
+
     # ------------------------------------------------------------------------------------------------ working
 
     def train(self, run: Run, report: Report = _silent) -> dict:
