@@ -16,22 +16,32 @@ class Corrupt(Exception):
     """A file is there but is not what was once written."""
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write aside, then rename. A full disk or a read-only folder is one clear line; the old file, if any, stays."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+@contextlib.contextmanager
+def one_line(path: Path):
+    """What the disk refuses inside the block, where `path` is written, is a `UserError`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {path}: free some and start again, finished work is kept") from None
         raise UserError(f"cannot write {path} ({error.strerror}): finished work is kept") from None
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write aside, then rename. A full disk or a read-only folder is one clear line; the old file, if any, stays."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with one_line(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
 
 
 def six_digits(value: float) -> float:

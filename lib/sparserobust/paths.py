@@ -1,8 +1,8 @@
 """Where things lie. No other module builds a path of the project by hand."""
 
 import os
+import tempfile
 from pathlib import Path
-from threading import get_ident
 
 from sparserobust.errors import UserError
 
@@ -38,9 +38,7 @@ def writable(folder: Path) -> Path:
     """Make `folder` if need be and return it; a folder that cannot be written is a `UserError`, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}-{get_ident()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()  # it has no name, so that nobody who is killed here leaves it behind
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): free it, or name another folder") from None
     return folder

@@ -737,6 +737,34 @@ def test_a_disk_full_at_a_measurement_keeps_the_run(fresh, trained, monkeypatch,
     assert len(trained) == 1
 
 
+def test_a_disk_that_is_full_when_a_run_is_whole_is_one_line(fresh, trained, monkeypatch, tiny_run, refusal):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", no_space)
+        assert "no space left" in refusal(fresh().train, tiny_run())
+    assert not fresh().trained(tiny_run())
+    fresh().train(tiny_run())
+    assert names(fresh().folder / tiny_run().identity) == PARTS
+
+
+def test_a_lock_that_cannot_be_made_is_one_line(fresh, monkeypatch, tiny_run, refusal):
+    fresh().train(tiny_run())
+    (lock,) = (fresh().folder / ".locks").iterdir()
+    opened = os.open
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda path, *more: no_space() if str(path) == str(lock) else opened(path, *more))
+        message = refusal(fresh().measure, tiny_run(), WeightSparsity())
+    assert "no space left" in message and str(lock) in message
+
+
+def test_what_a_killed_write_of_a_measurement_left_is_removed_by_the_next(fresh, tiny_run):
+    fresh().train(tiny_run())
+    measured = fresh().folder / tiny_run().identity / "measured"
+    measured.mkdir()
+    (measured / f".{WeightSparsity().identity}.json.4711").write_text("{")
+    fresh().measure(tiny_run(), WeightSparsity())
+    assert names(measured) == {f"{WeightSparsity().identity}.json"}
+
+
 def test_tensors_survive_and_damage_is_seen(tmp_path):
     tensors = {"a/b": torch.randn(3, 2, 4, 4).to(memory_format=torch.channels_last), "n": torch.tensor(3),
                "h": torch.ones(2, dtype=torch.bfloat16), "t": torch.randn(4, 5).T}

@@ -13,7 +13,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,14 +135,12 @@ class Store:
     def train(self, run: Run, report: Report = _silent) -> dict:
         """Train a run unless it is complete, and return its record. Of several processes that want the same run one
         trains and the others wait."""
-        from filelock import FileLock
-
         complete = self._complete(run)
         if complete:
             return complete
         for needed in run.needs:
             self.train(needed, report)
-        with FileLock(paths.writable(self.folder / ".locks") / f"{run.identity}.lock"):
+        with self._locked(run):
             return self._complete(run) or self._train(run, report)
 
     def _train(self, run: Run, report: Report) -> dict:
@@ -165,7 +164,8 @@ class Store:
         files.write_json(aside / "record.json", record)
         for leftover in (checkpoint, *aside.glob(".*")):  # of writes that were killed
             leftover.unlink(missing_ok=True)
-        aside.rename(home)
+        with files.one_line(home):
+            aside.rename(home)
         complete = self._complete(run)
         assert complete is not None  # it was written just now
         return complete
@@ -180,7 +180,25 @@ class Store:
         result = measurement(model, data.load(run.data, device()), *others)
         entry = {"measurement": measurement.plain(), "result": result,
                  "provenance": provenance() | {"seconds": time.monotonic() - begun}}
-        files.write_json(self._measured(run, measurement), entry)
+        path = self._measured(run, measurement)
+        with self._locked(run):
+            files.write_json(path, entry)
+            for leftover in path.parent.glob(".*"):  # of writes that were killed
+                leftover.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, run: Run) -> Iterator[None]:
+        """One process at a time is inside the block: the others wait."""
+        from filelock import FileLock
+
+        path = paths.writable(self.folder / ".locks") / f"{run.identity}.lock"
+        lock = FileLock(path)
+        with files.one_line(path):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     # ---------------------------------------------------------------------------------------------- publishing
 
