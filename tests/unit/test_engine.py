@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from sparserobust.analysis import WeightSparsity
 from sparserobust.cli import main
 from sparserobust.evaluation import Accuracy
 from sparserobust.imagewise import unpack
-from sparserobust.running import cluster, engine, progress, sweep
+from sparserobust.running import cluster, cluster_process, engine, progress, sweep
 from sparserobust.running.store import Store
 from sparserobust.sparsifiers import RGSM, Magnitude
 
@@ -133,6 +134,57 @@ def test_a_run_goes_on_from_its_checkpoint_when_its_worker_is_killed(store, undi
     killer.join()
     assert frame.value.tolist() == [undisturbed.measure(long_run, m)["value"] for m in MEASURED.values()]
     assert files_of(store, long_run) == files_of(undisturbed, long_run)
+
+
+@contextmanager
+def killed_when_begun(store, run, name: str):
+    """Inside the block the first process whose command has this name in it is killed when the run has a checkpoint;
+    yields all that were there."""
+    family: list[psutil.Process] = []
+
+    def kill():
+        begun(store, run)
+        family.extend(psutil.Process().children(recursive=True))
+        next(process for process in family if name in " ".join(process.cmdline())).kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    yield family
+    killer.join()
+
+
+def test_a_killed_fork_server_is_replaced(store, undisturbed, long_run):
+    with killed_when_begun(store, long_run, "forkserver"):
+        sweep.compute([{"net": "long", "run": long_run}], MEASURED, store, workers=1)
+    assert files_of(store, long_run) == files_of(undisturbed, long_run)
+
+
+def test_a_lost_cluster_process_is_one_line_and_takes_its_workers_along(store, tiny_run, refusal):
+    with killed_when_begun(store, tiny_run(epochs=2000), "cluster_process") as family:
+        message = refusal(sweep.compute, [{"run": tiny_run(epochs=2000)}], MEASURED, store, workers=1)
+    assert "worker processes have ended: finished runs are kept" in message
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+
+
+def test_a_worker_that_is_not_replaced_ends_the_sweep(refusal):
+    async def closed(dask_worker):
+        await dask_worker.close()
+
+    def wait_in_vain():
+        with cluster.connected(2) as client:
+            client.wait_for_workers(2)
+            lost = next(iter(client.scheduler_info()["workers"]))
+            client.run(closed, nanny=True, wait=False, workers=[lost])
+            client.submit(time.sleep, 120).result()
+
+    assert "worker processes have ended" in refusal(wait_in_vain)
+
+
+def test_a_cluster_whose_driver_is_gone_before_it_asks_ends():
+    done = subprocess.run([sys.executable, "-P", cluster_process.__file__], stdin=subprocess.DEVNULL, timeout=60,
+                          capture_output=True, text=True, start_new_session=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, "", "")
 
 
 OWN = """

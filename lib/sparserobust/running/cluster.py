@@ -174,6 +174,7 @@ def _address(where: str) -> str:
 def _client(address: str, secret, unreachable: str) -> Iterator:
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # that a scheduler is lost is said in one line
     try:
         client = Client(address, security=secret, set_as_default=False, timeout=ANSWER)
     except (OSError, TimeoutError) as error:
@@ -189,20 +190,26 @@ def _local(wanted: list[dict[str, str]]) -> Iterator[tuple]:
     """A scheduler and workers on loopback, in a process of their own and a session of its own, so that an interrupt
     from the keyboard is this process's to handle; with a certificate that nobody else has."""
     # whoever imports modules of his own from a folder on the path, so do the workers
-    process = subprocess.Popen([sys.executable, "-P", Path(cluster_process.__file__)], text=True,
+    process = subprocess.Popen([sys.executable, "-P", Path(cluster_process.__file__)], bufsize=0,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
                                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert process.stdin is not None and process.stdout is not None  # pipes
     try:
-        process.stdin.write(json.dumps(wanted) + "\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # then it does not answer
+            process.stdin.write(json.dumps(wanted).encode() + b"\n")
         import distributed  # noqa: F401  # which takes a second, in both processes
 
         answer = process.stdout.readline()
         if not answer:
             raise UserError(f"worker processes could not be started (exit code {process.wait()})")
         address, *secret = json.loads(answer)
-        yield address, _security(*secret)
+        try:
+            yield address, _security(*secret)
+        except Exception:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)  # whatever the client made of that
+                raise UserError("the worker processes have ended: finished runs are kept, run it again") from None
+            raise
     finally:
         process.stdin.close()  # it ends with that, and its workers with it
         process.wait()

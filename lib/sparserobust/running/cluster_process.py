@@ -32,8 +32,9 @@ FORKS = sys.platform == "linux"
 # an eighth of an ensemble's training time
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33),
                "MALLOC_TOP_PAD_": str(2**26)}
-# A worker that ends with its scheduler logs an error in itself
-QUIET = {"DASK_LOGGING": str({"distributed": "warning", "distributed.nanny": "critical"})}
+# A worker that ends with its scheduler logs an error in itself; who counts semaphores warns when this process is killed
+QUIET = {"DASK_LOGGING": str({"distributed": "warning", "distributed.nanny": "critical"}),
+         "PYTHONWARNINGS": "ignore:resource_tracker"}
 SETTINGS: dict[str, object] = {
     "distributed.scheduler.worker-saturation": 1.0,  # a worker gets its next run when it is through with one
     "distributed.scheduler.allowed-failures": 1_000_000,  # blames all tasks of a worker: `jobs` knows which it was
@@ -54,15 +55,18 @@ def prepare() -> None:
 
 async def serve(security: "Security", said: "Callable[[Scheduler], object]", scheduler: dict,
                 environments: Sequence[dict] = (), **options) -> None:
-    """Run a scheduler, and workers beside it, with these options, until it ends; `said` is called once it listens."""
+    """Run a scheduler, and workers beside it, with these options, until it ends, or one of them for good; `said` is
+    called once it listens."""
     import dask
     from distributed import Scheduler
 
     with dask.config.set(SETTINGS):
         async with Scheduler(security=security, protocol="tls://", **scheduler) as running:
             said(running)
-            await asyncio.gather(*_workers(running.address, security, environments, **options))
-            await running.finished()
+            workers = _workers(running.address, security, environments, **options)
+            await asyncio.gather(*workers)
+            ends = [asyncio.ensure_future(each.finished()) for each in (running, *workers)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def work(security: "Security", address: str, environments: Sequence[dict], **options) -> None:
@@ -97,7 +101,10 @@ def main() -> None:
     prepare()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not mix with the answer
-    environments = json.loads(sys.stdin.readline())
+    order = sys.stdin.readline()
+    if not order:  # the process that started it is gone
+        _end_with_standard_input()
+    environments = json.loads(order)
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
 
     from distributed.security import Security
