@@ -2,9 +2,9 @@
 
     python benchmarks/engine.py [--runs 300] [--seconds 1] [--workers 2]
 
-Each run sleeps, so that other work on the machine matters little. The pool hands out the same tasks without a scheduler,
-progress, dependencies or encryption. Both start their processes in the time that counts, and both begin with an empty
-store; the order of the two alternates with each `--repeats`.
+Each run sleeps, so that other work on the machine matters little. The pool hands out the same tasks without a
+scheduler, progress, dependencies or encryption. Both start their processes in the time that counts, and both begin with
+an empty store; the order of the two alternates with each `--repeats`.
 """
 
 import argparse
@@ -55,8 +55,8 @@ def main() -> None:
                 engine(grid, Store(folder, use_published=False), chosen.workers)
                 seconds[name].append(time.perf_counter() - begun)
     pool, dask = median(seconds["pool"]), median(seconds["Dask"])
-    print(f"{chosen.runs} runs of {chosen.seconds:g} s by {chosen.workers} workers: pool {pool:.1f} s, Dask {dask:.1f} s, "
-          f"{dask / pool - 1:+.1%}")
+    print(f"{chosen.runs} runs of {chosen.seconds:g} s by {chosen.workers} workers: pool {pool:.1f} s, "
+          f"Dask {dask:.1f} s, {dask / pool - 1:+.1%}")
 
 
 if __name__ == "__main__":

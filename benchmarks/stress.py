@@ -41,7 +41,7 @@ from sparserobust.sparsifiers import RGSM, Magnitude
 
 MARK = "SPARSEROBUST_STRESS"  # environment variable by which the processes of a driver are known
 WORKERS = 2
-LIMIT = 120  # seconds after which a driver hangs
+LIMIT = 300  # seconds after which a driver hangs
 ORPHANED = 5  # seconds that processes may outlive their driver
 PAGE = 4096
 MEASURED = {"clean": Accuracy(images=100), "sparsity": WeightSparsity()}
@@ -101,7 +101,7 @@ class Driver:
     """A sweep of these rows in a process of its own."""
 
     def __init__(self, store: Path, chosen: list[int]):
-        self.mark = uuid4().hex
+        self.mark, self.store = uuid4().hex, store
         self.out, self.err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--sweep", store, "--rows", *map(str, chosen)], stdout=self.out, stderr=self.err,
@@ -137,14 +137,21 @@ class Driver:
                 return True
         return False
 
+    def wait_for_work(self) -> None:
+        """Until it has begun to train, or has ended."""
+        while self.process.poll() is None and not any(self.store.glob(".partial-*")):
+            time.sleep(0.02)
+
     def wait(self) -> int | None:
         """Its exit code; None, and it is killed, if it hangs."""
         try:
             return self.process.wait(LIMIT)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
             return None
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
 
     def said(self) -> tuple[str, str]:
         """What it printed, on standard output and as errors."""
@@ -210,10 +217,10 @@ def different(store: Path, chosen: list[int]) -> str:
     return f"missing, too much or different: {', '.join(wrong)}" if wrong else ""
 
 
-def unclear(code: int | None, errors: str, word: str) -> str:
-    """What is wrong with how a driver ended that should finish, or say with this word why not."""
+def unclear(code: int | None, errors: str, word: str | None) -> str:
+    """What is wrong with how a driver ended that should finish, or, if there is a word, say with it why not."""
     last = errors.strip().splitlines()[-1:] or [""]
-    if code == 0 or (code == 1 and word in last[0] and "Traceback" not in errors):
+    if "Traceback" not in errors and (code == 0 or (code == 1 and word and word in last[0])):
         return ""
     return f"hangs, and says: {errors}" if code is None else f"ends with {code}, and says: {errors}"
 
@@ -224,32 +231,38 @@ def unclear(code: int | None, errors: str, word: str) -> str:
 def kills(number: int) -> Iterator[str]:
     chance, everything = random.Random(0), list(range(len(rows())))
     with tempfile.TemporaryDirectory() as folder:
-        undisturbed(*everything)
-        begun = time.monotonic()
-        assert unfinished(Path(folder), everything) == "", "a sweep that nobody disturbs"
-        seconds = time.monotonic() - begun
+        times, driver = [time.monotonic()], Driver(Path(folder), everything)
+        for wait in (driver.wait_for_work, driver.wait):
+            wait()
+            times.append(time.monotonic())
+        assert driver.process.returncode == 0, driver.said()[1]
     for n in range(number):
-        victims, problem = VICTIMS[n % len(VICTIMS)], None
+        victims, problem, early = VICTIMS[n % len(VICTIMS)], None, n % 4 == 3
         while problem is None:
-            problem = killed(victims, chance.uniform(0, seconds))
+            problem = killed(victims, early, chance.uniform(0, times[1] - times[0] if early else times[2] - times[1]))
         yield problem
 
 
-def killed(victims: dict[str, signal.Signals], moment: float) -> str | None:
-    """What is wrong after these were killed so many seconds after the start of a sweep; None if it had ended before."""
+def killed(victims: dict[str, signal.Signals], early: bool, moment: float) -> str | None:
+    """What is wrong after these were killed so many seconds after a sweep was started (`early`) or had begun to train;
+    None if it had ended before."""
     everything = list(range(len(rows())))
     with tempfile.TemporaryDirectory() as folder:
         driver = Driver(Path(folder), everything)
+        if not early:
+            driver.wait_for_work()
         time.sleep(moment)
         struck, code = driver.kill(victims), driver.wait()
         if not struck:
             return None
+        word = "run it again" if "cluster" in victims else None
         orphans, measured = driver.orphans(), len(list(Path(folder).glob("*/measured/*.json")))
         problems = [f"alive are {orphans}" if orphans else "",
-                    "" if "driver" in victims else unclear(code, driver.said()[1], "run it again"),
+                    "" if "driver" in victims else unclear(code, driver.said()[1], word),
                     unfinished(Path(folder), everything)]
         names = " and ".join(f"{role} {deadly.name}" for role, deadly in victims.items())
-        print(f"  {names} after {moment:.1f} s, {measured} measured, code {code}", file=sys.stderr, flush=True)
+        when = f"{moment:.1f} s after {'its start' if early else 'work began'}"
+        print(f"  {names} {when}, {measured} measured, exit code {code}", file=sys.stderr, flush=True)
         return "; ".join(f"{names}: {problem}" for problem in problems if problem)
 
 
@@ -283,7 +296,7 @@ def disk(number: int) -> Iterator[str]:
             subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=10000", store], check=True)
             serially(store, chosen)
             after = different(store, chosen)
-            print(f"  {limit}: code {code}", file=sys.stderr, flush=True)
+            print(f"  {limit}: exit code {code}", file=sys.stderr, flush=True)
             yield "; ".join(f"{limit}: {each}" for each in (problem, after) if each)
 
 
@@ -295,7 +308,7 @@ def mounted(limit: str) -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def main() -> int:
@@ -308,6 +321,7 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.sweep:
         return drive(chosen.sweep, chosen.rows)
+    signal.signal(signal.SIGTERM, lambda *caught: sys.exit(1))  # no file system stays mounted
     parts = {"kills": lambda: kills(chosen.kills), "crowd": crowd, "disk": lambda: disk(chosen.disks)}
     failed = 0
     for name, part in parts.items():

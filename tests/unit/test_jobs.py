@@ -1,5 +1,8 @@
 """What is handed to an engine: tasks, their order, and packs of small ones."""
 
+import errno
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -155,6 +158,29 @@ def test_what_waits_for_a_run_that_failed_fails_for_the_same_reason(monkeypatch,
     assert sorted(engine.work(tasks, store, 2, 1)) == [("net 1", "no"), ("net 2", "no")]
     assert performed == [f"train-{start.identity}", f"train-{other.identity}"]
     assert "1 runs trained and measured, 3 failed" in capsys.readouterr().err
+
+
+def test_a_disk_without_space_for_its_mark_fails_a_task_in_one_line(monkeypatch, store, tiny_run, capsys):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (task,) = jobs.tasks([job(tiny_run())], store)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        failure = jobs.perform(jobs.order(task, store, 1), print, "sweep")
+    assert failure and failure.startswith("no space left") and "\n" not in failure
+    assert capsys.readouterr().err == ""
+
+
+def test_a_task_that_is_given_up_need_not_find_its_mark(store, tiny_run):
+    def given_up(doing, epochs):
+        jobs.clear(store, "sweep")
+        raise jobs.Abandoned
+
+    (task,) = jobs.tasks([job(tiny_run())], store)
+    with pytest.raises(jobs.Abandoned):
+        jobs.perform(jobs.order(task, store, 1), given_up, "sweep")
+    assert {path.suffix for path in (store.folder / ".locks").iterdir()} == {".lock"}
 
 
 def test_a_class_of_the_notebook_itself_is_refused(store, tiny_run, monkeypatch, refusal):

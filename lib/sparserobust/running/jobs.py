@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from sparserobust import data
+from sparserobust import data, files
 from sparserobust.config import Measurement, Run
 from sparserobust.errors import UserError
 from sparserobust.provenance import with_threads
@@ -145,15 +145,16 @@ def _attempt(order: dict, sweep: str) -> Iterator[None]:
     """`UserError` if the processes that did this task in this sweep have died too often. An engine cannot tell which of
     the tasks that a worker had killed it; so each leaves a mark while it is under way."""
     marks = _marks(order["store"][0], sweep, order["key"])
-    marks.parent.mkdir(exist_ok=True)
     if marks.exists() and marks.stat().st_size >= ATTEMPTS:
         raise UserError(f"its worker process died {ATTEMPTS} times; was memory short?")
-    with marks.open("ab") as file:
-        file.write(b".")
+    with files.one_line(marks):
+        marks.parent.mkdir(exist_ok=True)
+        with marks.open("ab") as file:
+            file.write(b".")
     try:
         yield
     finally:
-        marks.unlink()
+        marks.unlink(missing_ok=True)  # whoever gave the task up has cleared it
 
 
 def clear(store: Store, sweep: str) -> None:
