@@ -142,7 +142,8 @@ def connected(workers: int) -> Iterator:
                      f"{ADDRESS}") as client:
             yield client
     else:
-        with _local(environments(workers)) as (address, secret), _client(address, secret, "internal") as client:
+        with _local(environments(workers)) as (address, secret), _client(
+                address, secret, "the worker processes do not answer") as client:
             yield client
 
 
