@@ -35,6 +35,8 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": s
 # A worker that ends with its scheduler logs an error in itself; who counts semaphores warns when this process is killed
 QUIET = {"DASK_LOGGING": str({"distributed": "warning", "distributed.nanny": "critical"}),
          "PYTHONWARNINGS": "ignore:resource_tracker"}
+# The driver says in one line that its workers are gone; that these miss their scheduler, too, is no news
+QUIET_WORKERS = {"DASK_LOGGING": str({"distributed": "critical", "distributed.nanny": "critical"})}
 SETTINGS: dict[str, object] = {
     "distributed.scheduler.worker-saturation": 1.0,  # a worker gets its next run when it is through with one
     "distributed.scheduler.allowed-failures": 1_000_000,  # blames all tasks of a worker: `jobs` knows which it was
@@ -44,9 +46,9 @@ SETTINGS: dict[str, object] = {
 }
 
 
-def prepare() -> None:
+def prepare(quiet: dict[str, str] = QUIET) -> None:
     """Before anything else of this module is used: the environment of the workers, and the server they come from."""
-    for name, value in (KEEP_MEMORY | QUIET).items():
+    for name, value in (KEEP_MEMORY | quiet).items():
         os.environ.setdefault(name, value)
     if FORKS:
         multiprocessing.set_forkserver_preload(["sparserobust.running.engine", "distributed"])
@@ -98,7 +100,7 @@ def as_nice_as_its_parent() -> None:
 
 def main() -> None:
     as_nice_as_its_parent()
-    prepare()
+    prepare(QUIET | QUIET_WORKERS)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not mix with the answer
     order = sys.stdin.readline()
