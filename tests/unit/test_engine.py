@@ -1,6 +1,7 @@
 """Worker processes: they agree with this process, outlive what dies beside them, and end with whoever started them."""
 
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -181,6 +182,12 @@ def test_a_worker_that_is_not_replaced_ends_the_sweep(refusal):
     assert "worker processes have ended" in refusal(wait_in_vain)
 
 
+def test_a_cluster_process_that_dies_at_its_start_is_one_line(monkeypatch, refusal):
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))  # ends, and reads nothing
+    message = refusal(cluster.connected(1).__enter__)
+    assert "could not be started (exit code 0)" in message and "run it again" in message
+
+
 def test_a_cluster_whose_driver_is_gone_before_it_asks_ends():
     done = subprocess.run([sys.executable, "-P", cluster_process.__file__], stdin=subprocess.DEVNULL, timeout=60,
                           capture_output=True, text=True, start_new_session=True)
@@ -189,6 +196,7 @@ def test_a_cluster_whose_driver_is_gone_before_it_asks_ends():
 
 OWN = """
 import os
+import shutil
 
 from sparserobust.config import Measurement
 from sparserobust.settings import settings

@@ -202,7 +202,8 @@ def _local(wanted: list[dict[str, str]]) -> Iterator[tuple]:
 
         answer = process.stdout.readline()
         if not answer:
-            raise UserError(f"worker processes could not be started (exit code {process.wait()})")
+            raise UserError(f"worker processes could not be started (exit code {process.wait()}): finished runs are "
+                            "kept, run it again")
         address, *secret = json.loads(answer)
         try:
             yield address, _security(*secret)
