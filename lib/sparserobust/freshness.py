@@ -55,10 +55,11 @@ def changed(executed: Path, given: dict[str, str]) -> list[str]:
 
 
 def _outputs(executed: Path, scale: str) -> dict[str, str]:
-    """A hash of the executed copy, of the manifest of its figures, and of each file that this lists."""
-    folder = paths.figures_folder(scale, executed.stem)
-    found = [executed, folder / "manifest.json"]
-    found += [folder / name for name in files.read_json(found[1])["files"]]
+    """A hash of the executed copy, and, if it draws anything, of the manifest of its figures and of each file that this
+    lists."""
+    manifest, found = paths.figures_folder(scale, executed.stem) / "manifest.json", [executed]
+    if manifest.exists():
+        found += [manifest, *(manifest.with_name(name) for name in files.read_json(manifest)["files"])]
     return {path.name: files.sha256(path) for path in found}
 
 
