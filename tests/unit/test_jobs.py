@@ -4,11 +4,13 @@ import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparserobust import Data
 from sparserobust.analysis import WeightSparsity
 from sparserobust.attacks import FGSM, PGD
 from sparserobust.evaluation import Accuracy
@@ -18,6 +20,7 @@ from sparserobust.running.store import Store
 from sparserobust.sparsifiers import Magnitude
 
 MEASURED = (WeightSparsity(),)
+NOTHING: Any = SimpleNamespace(has_record=lambda run: False)  # a store that is empty
 
 
 @pytest.fixture
@@ -77,6 +80,25 @@ def test_of_two_ranks_the_first_goes_first_with_all_that_it_needs(store, tiny_ru
     shared = [job(tiny_run(seed=2, start=start), rank=1), job(tiny_run(seed=3, start=start), rank=0)]
     found = jobs.tasks([job(long, rank=1), *shared], store)
     assert [(task.run.seed, task.rank) for task in found] == [(1, 0), (3, 0), (0, 1), (2, 1)]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9), st.booleans()), max_size=8))
+def test_whatever_the_ranks_each_task_comes_after_those_it_needs(tiny_run, plan):
+    """Runs that begin with one of those before (or with none), are of some rank, and are asked for or not."""
+    runs, asked = [], []
+    for start, rank, epochs, wanted in plan:
+        runs.append(tiny_run(data=Data(), seed=len(runs), epochs=epochs,
+                             start=runs[start] if start < len(runs) else None))
+        asked += [job(runs[-1], rank=rank)] if wanted else []
+    found = jobs.tasks(asked, NOTHING)
+    done: set[str] = set()
+    for task in found:
+        assert done.issuperset(task.needs)
+        done.add(task.key)
+    assert len(done) == len(found)
+    assert {task.run for task in found} == {run for each in asked for run in jobs.needed(each)}
+    assert [task.rank for task in found] == sorted(task.rank for task in found)
 
 
 def test_a_task_that_costs_nothing_takes_time(store, tiny_run):

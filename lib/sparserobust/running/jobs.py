@@ -59,26 +59,29 @@ def needed(job: dict) -> list[Run]:
 def tasks(jobs: list[dict], store: Store) -> list[Task]:
     """One task for each run that has to be trained, with its measurements; these are a task of their own where others
     wait for the run. Those that hold up most work come first, and each after those that it needs."""
-    before: dict[str, tuple[Run, dict]] = {}  # runs that others wait for, with the first of these jobs
-    for job in jobs:
+    before = {run.identity for job in jobs for run in needed(job)
+              if run.identity != job["run"].identity and not store.has_record(run)}  # others wait for these
+    first: dict[str, tuple[Run, dict]] = {}  # each of them with the first of the jobs that need it
+    for job in sorted(jobs, key=_rank):
         for run in needed(job):
-            if run.identity != job["run"].identity and not store.has_record(run):
-                known = before.get(run.identity)
-                if known is None or job.get("rank", 0) < known[1].get("rank", 0):
-                    before[run.identity] = run, job
+            if run.identity in before:
+                first.setdefault(run.identity, (run, job))
 
     def waits_for(*runs: Run) -> tuple[str, ...]:
         return tuple(dict.fromkeys(f"train-{run.identity}" for run in runs if run.identity in before))
 
-    found = [Task(run, (), job["label"], waits_for(*run.needs), rank=job.get("rank", 0))
-             for run, job in before.values()]
+    found = [Task(run, (), job["label"], waits_for(*run.needs), rank=_rank(job)) for run, job in first.values()]
     for job in jobs:
         run, alone = job["run"], job["run"].identity not in before
         others = [other for m in job["measurements"] for other in m.required_runs]
         found.append(Task(run, tuple(job["measurements"]), job["label"],
-                          waits_for(*(run.needs if alone else (run,)), *others), alone, job.get("rank", 0)))
+                          waits_for(*(run.needs if alone else (run,)), *others), alone, _rank(job)))
     chains = _chains(found)
     return sorted(found, key=lambda task: (task.rank, -chains[task.key]))
+
+
+def _rank(job: dict) -> int:
+    return job.get("rank", 0)
 
 
 def _chains(found: list[Task]) -> dict[str, float]:
