@@ -240,6 +240,16 @@ def test_what_kills_its_worker_each_time_fails_and_its_neighbours_do_not(store, 
     assert {path.suffix for path in (store.folder / ".locks").iterdir()} == {".lock"}
 
 
+def test_all_of_the_first_grid_is_done_before_a_worker_begins_with_the_second(store, tiny_run):
+    """Also what is not ready when the worker is idle for a moment."""
+    first = tiny_run()
+    grids = [[{"run": first}, {"run": tiny_run(start=first)}],
+             [{"run": tiny_run(epochs=20, seed=seed)} for seed in (1, 2)]]
+    finished: list[str] = []
+    sweep.compute_all(grids, MEASURED, store, workers=1, finished=finished.append)
+    assert set(finished[:2]) == {row["run"].identity for row in grids[0]} and len(finished) == 4
+
+
 def test_nothing_listens_but_on_loopback_and_nobody_enters_without_the_certificate():
     with cluster.connected(1) as client:
         client.wait_for_workers(1)

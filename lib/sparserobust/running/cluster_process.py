@@ -111,7 +111,7 @@ def main() -> None:
 
     from distributed.security import Security
 
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # the driver says what there is to say
     made = Security.temporary()
     certificate, key = made.tls_scheduler_cert, made.tls_scheduler_key
 

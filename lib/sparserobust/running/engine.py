@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
@@ -66,17 +67,29 @@ def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: 
         client.subscribe_topic(TOPIC, message)
         packs: dict[str, list[Task]] = {}
         futures: dict[str, Any] = {}
-        for number, pack in enumerate(packed(tasks, sum(task.cost for task in tasks) / max(workers, 1) / PACK)):
-            asked = [orders[task.key] for task in pack]
-            future = client.submit(_on_worker, asked, sweep, *(futures[need] for need in pack[0].needs),
-                                   key=f"{pack[0].key}-{_digest(asked)}", priority=-number)
-            futures |= {task.key: future for task in pack}
-            packs[future.key] = pack
+        small = sum(task.cost for task in tasks) / max(workers, 1) / PACK
+        ranks = [list(rank) for _, rank in groupby(packed(tasks, small), lambda pack: pack[0].rank)]
+        under_way = as_completed(loop=client.loop)
+
+        def submit_next() -> None:
+            for pack in ranks.pop(0):
+                asked = [orders[task.key] for task in pack]
+                future = client.submit(_on_worker, asked, sweep, *(futures[need] for need in pack[0].needs),
+                                       key=f"{pack[0].key}-{_digest(asked)}", priority=-len(packs))
+                futures.update({task.key: future for task in pack})
+                packs[future.key] = pack
+                under_way.add(future)
+
         try:
-            for future in as_completed(set(futures.values()), loop=client.loop):
+            submit_next()
+            for future in under_way:
                 outcome = _outcome(future)
                 for task in packs[future.key]:
                     monitor.finished(task, outcome[task.key] if isinstance(outcome, dict) else outcome)
+                # a worker without work takes what is ready, and what is more important then waits for it: so tasks of
+                # the next rank are kept back until one would be idle
+                if ranks and under_way.count() < max(len(client.scheduler_info(n_workers=-1)["workers"]), 1):
+                    submit_next()
         finally:
             client.cancel(list(futures.values()))
 
