@@ -67,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     chosen = parser.parse_args(arguments)
     if where := getattr(chosen, "scheduler", None):
-        os.environ["DASK_SCHEDULER_ADDRESS"] = where  # kernels of notebooks inherit it
+        from sparserobust.running import cluster
+
+        os.environ[cluster.ADDRESS] = where  # kernels of notebooks inherit it
     try:
         globals()[f"_{chosen.command}"](chosen)
     except UserError as error:

@@ -27,12 +27,11 @@ from sparserobust.objectives import Natural
 from sparserobust.provenance import device, provenance, side_by_side, with_threads
 from sparserobust.running import sweep
 from sparserobust.running.experiment import Experiment
-from sparserobust.running.jobs import needed
+from sparserobust.running.jobs import UNIT, measuring_cost, needed, training_cost
 from sparserobust.running.progress import duration
 from sparserobust.running.store import Store
 
 TRAINING, MEASURING = "training", "measuring"
-UNIT = 1e4  # images: of one forward and backward pass by a model of cost 1
 # When the published runs of 06_side_by_side were computed, ten processes shared a GPU: half an hour of work by each
 # seed's runs took three minutes. So narrow networks leave nine tenths of it to others.
 SHARING = 10
@@ -45,10 +44,10 @@ class Pace:
     that is known; then one second."""
 
     def training(self, run: Run) -> float:
-        return run.cost * data.training_images(run.data) / UNIT * self.unit(TRAINING, run)
+        return training_cost(run) * self.unit(TRAINING, run)
 
     def measuring(self, run: Run, measurement: Measurement) -> float:
-        return run.model.cost * measurement.cost * self.unit(MEASURING, run)
+        return measuring_cost(run, measurement) * self.unit(MEASURING, run)
 
     def share(self, run: Run) -> float:
         """Of a processor: how much a process with this model keeps busy."""
@@ -149,10 +148,10 @@ def _published() -> Iterator[tuple[str, dict, Run, float]]:
     for path in sorted(paths.published_folder().glob("*/*.json")):
         entry = read_json(path)
         run = Run.parse(entry["record"]["run"])
-        if cost := run.cost * data.training_images(run.data) / UNIT:
+        if cost := training_cost(run):
             yield TRAINING, entry["provenance"], run, entry["provenance"]["seconds"] / cost
         for result in entry["measured"].values():
-            if cost := run.model.cost * Measurement.parse(result["measurement"]).cost:
+            if cost := measuring_cost(run, Measurement.parse(result["measurement"])):
                 yield MEASURING, result["provenance"], run, result["provenance"]["seconds"] / cost
 
 

@@ -15,6 +15,7 @@ from sparserobust.errors import UserError
 from sparserobust.provenance import with_threads
 from sparserobust.running.store import Store
 
+UNIT = 1e4  # images, of a pass that costs 1
 LEAST = 0.1  # cost of a task
 ATTEMPTS = 3  # to do one, each of which its worker process did not survive
 
@@ -43,11 +44,21 @@ class Task:
     def cost(self) -> float:
         """Of training and measuring, about seconds of a processor core; never nothing, since a measurement takes time
         even where its cost counts as nothing."""
-        return max(self.training_cost + self.run.model.cost * sum(m.cost for m in self.measurements), LEAST)
+        return max(self.training_cost + sum(measuring_cost(self.run, m) for m in self.measurements), LEAST)
 
     @property
     def training_cost(self) -> float:
-        return self.run.cost * data.training_images(self.run.data) / 1e4 if self.trains else 0.0
+        return training_cost(self.run) if self.trains else 0.0
+
+
+def training_cost(run: Run) -> float:
+    """Of training a run: one is what a forward and backward pass of ten thousand images takes a model of cost 1."""
+    return run.cost * data.training_images(run.data) / UNIT
+
+
+def measuring_cost(run: Run, measurement: Measurement) -> float:
+    """Of a measurement on a run, in the same unit."""
+    return run.model.cost * measurement.cost
 
 
 def needed(job: dict) -> list[Run]:
