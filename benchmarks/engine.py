@@ -29,7 +29,7 @@ def silent(doing: str, epochs: float) -> None:
 def by_pool(grid: sweep.Grid, store: Store, workers: int) -> None:
     tasks = jobs.tasks(sweep.missing(grid, {}, store), store)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        asked = [pool.submit(jobs.perform, jobs.order(task, store, 1), silent) for task in tasks]
+        asked = [pool.submit(jobs.perform, jobs.order(task, store), silent) for task in tasks]
         assert not any(future.result() for future in asked)
 
 

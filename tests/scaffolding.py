@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from sparserobust import training
+from sparserobust import files, training
+from sparserobust.config import Measurement, Run
 from sparserobust.data import Split, Splits
 from sparserobust.models import PreActResNet
 from sparserobust.models.gates import GatedConv2d
-from sparserobust.running import scales
+from sparserobust.running import records, scales
 from sparserobust.running.experiment import Experiment, Results
 from sparserobust.seeding import stream
 
@@ -163,3 +164,20 @@ def experiment_of(grid: list[dict], scale: str = "s", seeds: Sequence[int] = (0,
 def results_of(experiment: Any, store: Any, frame: Any) -> Results:
     """Results with as much of an experiment and a store as a test needs; None where it needs nothing of them."""
     return Results(experiment, store, frame)
+
+
+# --- published records
+
+
+def published_entry(run: Run, measured: dict[str, tuple[Measurement, dict]] | None = None, weights: str = "0",
+                    made: dict | None = None, **record) -> dict:
+    """What another machine may have published of a run: `measured` has measurements and results by identity, `made`
+    is its provenance, `record` more of its record."""
+    made = {"seconds": 1, "processor": "P"} | (made or {})
+    whole = {"format": records.FORMAT, "identity": run.identity, "run": run.plain(), "weights_sha256": weights} | record
+    taken = {identity: {"identity": identity, "measurement": measurement.plain(), "weights": {run.identity: weights},
+                        "result": result, "provenance": made}
+             for identity, (measurement, result) in (measured or {}).items()}
+    return {"record": files.sealed(whole, "record"),
+            "provenance": files.sealed({"identity": run.identity} | made, "provenance"),
+            "measured": {identity: files.sealed(entry, identity) for identity, entry in taken.items()}}

@@ -52,10 +52,19 @@ def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
     return model(images.repeat(draws, 1, 1, 1)).float().view(draws, len(images), -1).mean(0)
 
 
+class NotFinite(UserError):
+    """A network gave answers that are not numbers."""
+
+
 def predicted(model: nn.Module, images: Tensor) -> Tensor:
-    """Predicted classes (n,) of one forward pass in eval mode."""
+    """Predicted classes (n,) of one forward pass in eval mode. `NotFinite` for logits that are not finite, of which
+    `argmax` would make class 0."""
     with torch.no_grad(), under_attack(model):
-        return model(images).argmax(1)
+        logits = model(images)
+    if not logits.isfinite().all():
+        raise NotFinite("the network answers with numbers that are not finite, so that nothing can be counted: look at "
+                        "its weights and at the images")
+    return logits.argmax(1)
 
 
 def runner_up(logits: Tensor, labels: Tensor) -> Tensor:

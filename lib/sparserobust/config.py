@@ -176,8 +176,10 @@ class Recipe(Settings):
     watched: bool = False  # accuracy under attack on the validation split after every epoch, not only after the last
     stop: int | None = None  # end after so many epochs of the schedule: the weights that a whole run has by then
     precision: str = "bfloat16"  # bfloat16 autocast where the processor has it | float32
+    threads: int = 1  # of a CPU, in training and in measuring: another number adds up in another order
 
     def check(self):
+        self.require(self.threads > 0, "threads start at 1")
         self.require(self.epochs >= 0, "epochs cannot be negative")
         self.require(self.stop is None or 0 <= self.stop <= self.epochs, "stop lies between 0 and epochs")
         self.require(self.batch_size > 0, "batch_size must be positive")

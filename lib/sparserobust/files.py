@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch import Tensor
 from sparserobust.errors import UserError
 
 
-class Corrupt(Exception):
-    """A file is there but is not what was once written."""
+class Corrupt(UserError):
+    """A file that should be there is not, or is not what was once written."""
 
 
 @contextlib.contextmanager
@@ -50,21 +51,51 @@ def six_digits(value: float) -> float:
 
 
 def write_json(path: Path, content) -> None:
-    """As `write`, keys in alphabetical order."""
-    write(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    """As `write`, keys in alphabetical order. `UserError` for a number that is not finite, which JSON does not know."""
+    write(path, (_json(content, path, indent=1) + "\n").encode())
 
 
 def read_json(path: Path):
-    """Parsed content; `Corrupt` if it is no JSON."""
+    """Parsed content; `Corrupt` if there is no such file or it is no JSON."""
     try:
-        return json.loads(path.read_text())
-    except ValueError:
+        return json.loads(_content(path), parse_constant=_not_json)
+    except (ValueError, RecursionError):
         raise Corrupt(f"{path} is not valid JSON") from None
 
 
+def sealed(content: dict, what: object) -> dict:
+    """JSON-ready content with the hash of all of it under `sha256`, so that `check_seal` sees any change. `UserError`
+    for a number that is not finite in it, that is in `what`."""
+    content = json.loads(_json(content, what))
+    return content | {"sha256": _digest(content)}
+
+
+def check_seal(content: object, what: object) -> dict:
+    """The content if it is as it was sealed; `Corrupt` otherwise, also if it never was."""
+    if not isinstance(content, dict) or content.get("sha256") != _digest(
+            {key: value for key, value in content.items() if key != "sha256"}):
+        raise Corrupt(f"{what} is not what was once written")
+    return content
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _json(content, what: object, indent: int | None = None) -> str:
+    try:
+        return json.dumps(content, indent=indent, sort_keys=True, allow_nan=False)
+    except ValueError:
+        raise UserError(f"{what}: one of its numbers is not finite, so that it is not stored") from None
+
+
+def _not_json(name: str):
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """As safetensors: nothing is ever pickled."""
-    write(path, packed(tensors, metadata))
+    """As safetensors: nothing is ever pickled. With metadata also a hash of all is written."""
+    write(path, packed(tensors, metadata and metadata | {"sha256": _hash(tensors, metadata)}))
 
 
 def packed(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -75,16 +106,46 @@ def packed(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -
 
 
 def load_tensors(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata; `Corrupt` if the file was cut or altered."""
+    """Tensors and metadata; `Corrupt` if the file was cut, or if it has metadata and anything in it was altered."""
     from safetensors import SafetensorError, safe_open
 
+    _content(path, 0)
     try:
         with safe_open(path, "pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise Corrupt(f"{path} cannot be read ({error})") from None
+    if metadata and metadata.pop("sha256", None) != _hash(tensors, metadata):
+        raise Corrupt(f"{path} is not what was once written")
+    return tensors, metadata
+
+
+def _hash(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Of tensors with their names, and of metadata."""
+    return hashlib.sha256(packed(tensors) + json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """Of the content, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of the content, in hexadecimal digits; `Corrupt` if there is no such file."""
+    return hashlib.sha256(_content(path)).hexdigest()
+
+
+def _content(path: Path, size: int = -1) -> bytes:
+    """The first bytes of a file, or all. `Corrupt` if it is none, `UserError` if it is not for this user to read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise Corrupt(f"{path} is not there, or is no file") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): mend that, or name another folder") from None
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a whole folder, if it is there."""
+    with one_line(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import files
-from sparserobust.attacks import PGD, predicted
+from sparserobust.attacks import PGD, NotFinite, predicted
 from sparserobust.config import Objective, Recipe, Run
 from sparserobust.data import Split, Splits, augmented
 from sparserobust.errors import UserError
 from sparserobust.inheritance import inherit
 from sparserobust.models import gated, noise_scales
 from sparserobust.optimisers import SGD
-from sparserobust.provenance import has_bfloat16
+from sparserobust.provenance import has_bfloat16, with_threads
 from sparserobust.seeding import global_seed, stream
 from sparserobust.sparsity import channel_sparsity, sparsity
 
@@ -50,6 +50,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
           others: Sequence[dict[str, Tensor]] = ()) -> TrainingResult:
     """Train a run on the device on which `splits` lies.
 
+    As many threads as the recipe says are used, whatever torch is set to: another number would give another network.
     `start` is a state dictionary to begin from; `checkpoint` a file that is written after each epoch and taken up if it
     is there; `report` is called now and then with the number of epochs done; `others` are the state dictionaries of the
     runs that the sparsifier needs.
@@ -63,34 +64,31 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
     elif start is not None:
         model.load_state_dict(start)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    job = TrainingState(run, model, others)
-    job.resume(checkpoint)
-    recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
-    last_report = time.monotonic()
-    for epoch in range(job.epoch, recipe.trained_epochs):
-        model.train()
-        objective = run.objective.at(epoch)
-        order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch)).to(device)
-        augmentation = stream(run.seed, "augmentation", epoch, device=device)
-        attack = stream(run.seed, "attack", epoch, device=device)
-        losses = torch.zeros((), device=device)
-        with global_seed(run.seed, "noise", epoch):
-            for step, index in enumerate(order.split(recipe.batch_size)):
-                images = augmented(splits.train.images[index], run.data, augmentation)
-                lr = learning_rate(recipe, epoch, step / batches)
-                losses += job.step(objective, images, splits.train.labels[index], attack, lr) * len(index)
-                if time.monotonic() - last_report > 2:
-                    report(epoch + (step + 1) / batches)
-                    last_report = time.monotonic()
-        loss = float(losses) / len(splits.train)
-        if not math.isfinite(loss):
-            raise UserError(f"the training loss of run {run.identity} is {loss} after epoch {epoch + 1}: "
-                            "lower lr, or the sparsifier's beta times lr (a pull above 2 diverges)")
-        job.end_epoch(epoch, loss, splits.validation)
-        if checkpoint is not None:
-            job.save(checkpoint)
-        report(epoch + 1)
-    model.load_state_dict(job.final_weights(), strict=False)
+    with with_threads(run.recipe.threads):
+        job = TrainingState(run, model, others)
+        job.resume(checkpoint)
+        recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
+        last_report = time.monotonic()
+        for epoch in range(job.epoch, recipe.trained_epochs):
+            model.train()
+            objective = run.objective.at(epoch)
+            order = torch.randperm(len(splits.train), generator=stream(run.seed, "order", epoch)).to(device)
+            augmentation = stream(run.seed, "augmentation", epoch, device=device)
+            attack = stream(run.seed, "attack", epoch, device=device)
+            losses = torch.zeros((), device=device)
+            with global_seed(run.seed, "noise", epoch):
+                for step, index in enumerate(order.split(recipe.batch_size)):
+                    images = augmented(splits.train.images[index], run.data, augmentation)
+                    lr = learning_rate(recipe, epoch, step / batches)
+                    losses += job.step(objective, images, splits.train.labels[index], attack, lr) * len(index)
+                    if time.monotonic() - last_report > 2:
+                        report(epoch + (step + 1) / batches)
+                        last_report = time.monotonic()
+            job.end_epoch(epoch, float(losses) / len(splits.train), splits.validation)
+            if checkpoint is not None:
+                job.save(checkpoint)
+            report(epoch + 1)
+        model.load_state_dict(job.final_weights(), strict=False)
     return TrainingResult(model.eval(), job.history)
 
 
@@ -174,6 +172,11 @@ class TrainingState:
         run, model = self.run, self.model
         run.sparsifier.after_epoch(model, self.state)
         weights = self.exported_weights()
+        diverged = UserError(f"run {run.identity} diverged in epoch {epoch + 1}, with a loss of {loss:.3g}: "
+                             "lower lr, or the sparsifier's beta times lr (a pull above 2 diverges)")
+        tensors = [*model.state_dict().values(), *weights.values()]
+        if not (math.isfinite(loss) and all(t.isfinite().all() for t in tensors)):
+            raise diverged
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}
         if scales := noise_scales(model):
             row["noise_scales"] = {name: float(scale.detach().abs().mean()) for name, scale in scales.items()}
@@ -181,7 +184,10 @@ class TrainingState:
             row["gates"] = {name: float(gate.open_probability().detach().mean()) for name, gate in gates.items()}
         with weights_replaced(model, weights), self.autocast():
             row |= {"sparsity": sparsity(model), "channel_sparsity": channel_sparsity(model)}
-            row |= self._validated(validation.first(VALIDATION_IMAGES), epoch)
+            try:
+                row |= self._validated(validation.first(VALIDATION_IMAGES), epoch)
+            except NotFinite:  # with finite weights, which are too large
+                raise diverged from None
             if run.recipe.select == "best" and row["validation"] >= max(
                     (r["validation"] for r in self.history), default=0):
                 self.best = {n: t.clone() for n, t in model.state_dict().items()}
@@ -241,9 +247,11 @@ class TrainingState:
             return
         try:
             tensors, metadata = files.load_tensors(path)
+            if not metadata:
+                raise files.Corrupt(f"{path} is no checkpoint")
         except files.Corrupt as error:
             log.warning("run %s: its checkpoint is damaged, training starts anew (%s)", self.run.identity, error)
-            path.unlink()
+            files.discard(path)
             return
         if metadata.get("run") != self.run.identity:
             raise UserError(f"{path} belongs to another run: delete it, or name another file")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from scaffolding import published_entry
 from sparserobust import cli, data, files, paths
 from sparserobust.attacks import PGD
 from sparserobust.config import Data, Recipe, Run
@@ -28,9 +29,8 @@ def publish(tmp_path, monkeypatch):
 
     def publish(run, seconds, made=None, measurements=()):
         where = (made or {"processor": provenance()["processor"], "device": "cpu"}) | {"seconds": seconds}
-        files.write_json(paths.writable(tmp_path / "data/published/laptop") / f"{run.identity}.json", {
-            "record": {"format": 1, "run": run.plain(), "weights_sha256": ""}, "provenance": where,
-            "measured": {m.identity: {"measurement": m.plain(), "provenance": where} for m in measurements}})
+        files.write_json(paths.writable(tmp_path / "data/published/laptop") / f"{run.identity}.json",
+                         published_entry(run, {m.identity: (m, {}) for m in measurements}, made=where))
 
     return publish
 

@@ -108,7 +108,7 @@ def test_a_task_that_costs_nothing_takes_time(store, tiny_run):
 
 def test_a_worker_that_knows_a_run_by_another_name_does_not_train_it(store, tiny_run):
     (task,) = jobs.tasks([job(tiny_run())], store)
-    order = jobs.order(task, store, 1)
+    order = jobs.order(task, store)
     assert "another version" in jobs.perform(order | {"identity": "0" * 12}, print)
     assert not store.trained(tiny_run())
     assert jobs.perform(order, lambda doing, epochs: None) is None
@@ -167,7 +167,7 @@ def test_without_dask_this_process_does_one_after_the_other(monkeypatch, store, 
     start = tiny_run()
     tasks = jobs.tasks([job(tiny_run(start=start, seed=seed)) for seed in (1, 2)], store)
     performed, ended = pretended(monkeypatch, lambda order: None), []
-    assert engine.work(tasks, store, 2, 1, lambda task, failure: ended.append((task.key, failure))) == []
+    assert engine.work(tasks, store, 2, lambda task, failure: ended.append((task.key, failure))) == []
     assert performed == [task.key for task in tasks] and ended == [(task.key, None) for task in tasks]
     assert "3 runs trained and measured, in" in capsys.readouterr().err
 
@@ -177,7 +177,7 @@ def test_what_waits_for_a_run_that_failed_fails_for_the_same_reason(monkeypatch,
     chain = [job(tiny_run(start=start, seed=seed), label=f"net {seed}") for seed in (1, 2)]
     tasks = jobs.tasks([*chain, job(other) | {"label": "other"}], store)
     performed = pretended(monkeypatch, lambda order: "no" if order["identity"] == start.identity else None)
-    assert sorted(engine.work(tasks, store, 2, 1)) == [("net 1", "no"), ("net 2", "no")]
+    assert sorted(engine.work(tasks, store, 2)) == [("net 1", "no"), ("net 2", "no")]
     assert performed == [f"train-{start.identity}", f"train-{other.identity}"]
     assert "1 runs trained and measured, 3 failed" in capsys.readouterr().err
 
@@ -189,7 +189,7 @@ def test_a_disk_without_space_for_its_mark_fails_a_task_in_one_line(monkeypatch,
     (task,) = jobs.tasks([job(tiny_run())], store)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
-        failure = jobs.perform(jobs.order(task, store, 1), print, "sweep")
+        failure = jobs.perform(jobs.order(task, store), print, "sweep")
     assert failure and failure.startswith("no space left") and "\n" not in failure
     assert capsys.readouterr().err == ""
 
@@ -201,7 +201,7 @@ def test_a_task_that_is_given_up_need_not_find_its_mark(store, tiny_run):
 
     (task,) = jobs.tasks([job(tiny_run())], store)
     with pytest.raises(jobs.Abandoned):
-        jobs.perform(jobs.order(task, store, 1), given_up, "sweep")
+        jobs.perform(jobs.order(task, store), given_up, "sweep")
     assert {path.suffix for path in (store.folder / ".locks").iterdir()} == {".lock"}
 
 

@@ -3,8 +3,12 @@
 import errno
 import importlib
 import json
+import math
 import os
+import re
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +16,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scaffolding import Interrupt, experiment_of
-from sparserobust import UserError, cli, data, files, imagewise, paths, studies, training
+from scaffolding import Interrupt, experiment_of, published_entry
+from sparserobust import UserError, cli, data, files, imagewise, paths, provenance, studies, training
 from sparserobust.analysis import WeightSparsity, WithoutBlankPixels
+from sparserobust.attacks import FGSM
 from sparserobust.config import Measurement, Run, Sparsifier
 from sparserobust.evaluation import Accuracy
-from sparserobust.running import engine, scales, sweep
+from sparserobust.running import engine, records, scales, sweep
 from sparserobust.running import store as store_module
 from sparserobust.running.store import Store
 from sparserobust.settings import settings
@@ -196,15 +201,55 @@ def no_weights(home):
     (home / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut_record, empty_record, other_settings, altered_weights, no_weights])
+def one_digit(path):
+    """Changes the first digit of a result, or of the seconds it took."""
+    text, changed = re.subn(r'("value"|"seconds"): (\d)', lambda m: f"{m[1]}: {(int(m[2]) + 1) % 10}", path.read_text(),
+                            count=1)
+    assert changed
+    path.write_text(text)
+
+
+def another_count(home):
+    record = json.loads((home / "record.json").read_text())
+    record["history"][0]["loss"] += 1e-9
+    (home / "record.json").write_text(json.dumps(record))
+
+
+def of_another_run(home):
+    other = Store(home.parent.parent / "other")
+    run = Run.parse(json.loads((home / "record.json").read_text())["run"] | {"seed": 77})
+    other.train(run)
+    for name in PARTS:
+        (home / name).write_bytes((other.folder / run.identity / name).read_bytes())
+
+
+def a_folder(home):
+    (home / "record.json").unlink()
+    (home / "record.json").mkdir()
+
+
+def weights_are_a_folder(home):
+    (home / "model.safetensors").unlink()
+    (home / "model.safetensors").mkdir()
+
+
+def without_seal(home):
+    record = json.loads((home / "record.json").read_text())
+    (home / "record.json").write_text(json.dumps({key: v for key, v in record.items() if key != "sha256"}))
+
+
+@pytest.mark.parametrize("damage", [
+    cut_record, empty_record, other_settings, altered_weights, no_weights, another_count, of_another_run, a_folder,
+    weights_are_a_folder, without_seal])
 def test_a_damaged_run_is_said_and_trained_anew(damage, fresh, trained, caplog, tiny_run):
     run, home = tiny_run(), fresh().folder / tiny_run().identity
     value = fresh().measure(run, Accuracy())
     whole = content(home)
     damage(home)
+    trained.clear()
     fresh().train(run)
     assert any(run.identity in line and "damaged" in line and "\n" not in line for line in caplog.messages)
-    assert trained == [run.identity] * 2
+    assert trained == [run.identity]
     assert content(home) == whole
     assert fresh().find(run, Accuracy()) is None  # measured on weights that are gone
     assert fresh().measure(run, Accuracy()) == value
@@ -222,11 +267,136 @@ def test_a_damaged_measurement_is_said_and_taken_anew(damage, fresh, trained, ca
     assert files.read_json(path)["result"]["value"] == value["value"]
 
 
+@pytest.mark.parametrize("damage", [
+    one_digit,
+    lambda path: path.write_text(re.sub('"value": [0-9.]+', '"value": 7', path.read_text())),
+    lambda path: path.write_text(path.read_text().replace('"value": ', '"value": NaN, "x": ')),
+    lambda path: (path.unlink(), path.mkdir()),
+    lambda path: path.write_text("[" * 100_000),
+])
+def test_no_number_is_believed_that_was_changed_since_it_was_measured(damage, fresh, trained, caplog, tiny_run):
+    run = tiny_run()
+    found = fresh().measure(run, Accuracy(images=30))
+    (path,) = (fresh().folder / run.identity / "measured").iterdir()
+    damage(path)
+    assert fresh().find(run, Accuracy(images=30)) is None
+    assert any(run.identity in line and path.name in line and "\n" not in line for line in caplog.messages)
+    assert fresh().measure(run, Accuracy(images=30)) == found
+    assert trained == [run.identity]
+
+
+def test_a_measurement_copied_from_another_run_or_of_another_measurement_is_taken_anew(fresh, caplog, tiny_run):
+    runs = tiny_run(), tiny_run(seed=1)
+    few, fewer = Accuracy(images=30), Accuracy(images=20)
+    right = {(n, m): fresh().measure(run, m)["count"] for n, run in enumerate(runs) for m in (few, fewer)}
+
+    def place(n, measurement):
+        return fresh().folder / runs[n].identity / "measured" / f"{measurement.identity}.json"
+
+    for source in ((1, few), (0, fewer)):
+        place(0, few).write_bytes(place(*source).read_bytes())
+        caplog.clear()
+        assert fresh().measure(runs[0], few)["count"] == right[0, few]
+        assert len(caplog.messages) == 1 and place(0, few).name in caplog.messages[0]
+
+
+def test_a_transfer_attack_from_a_network_that_has_other_weights_now_is_taken_anew(fresh, tiny_run, caplog):
+    run, source = tiny_run(), tiny_run(seed=1)
+    transfer = Accuracy(attack=FGSM(epsilon=0.1), images=30, source=source)
+    first = fresh().measure(run, transfer)
+    (path,) = (fresh().folder / run.identity / "measured").iterdir()
+    taken = files.read_json(path)
+    assert taken["weights"] == {each.identity: fresh().record(each)["weights_sha256"] for each in (run, source)}
+    other = {key: value for key, value in taken.items() if key != "sha256"}
+    other["weights"][source.identity] = "0"
+    files.write_json(path, files.sealed(other, "test"))
+    assert fresh().find(run, transfer) is None and "other weights" in caplog.messages[0]
+    assert fresh().measure(run, transfer) == first
+
+
+@pytest.mark.parametrize("part", ["record", "provenance", "measured"])
+@pytest.mark.parametrize("change", [
+    lambda text: re.sub('"(value|loss|seconds)": ', '"\\1": 7', text),
+    lambda text: text.replace('"sha256": "', '"sha256": "0'),
+    lambda text: text.replace('"identity": "', '"identity": "0'),
+    lambda text: text.replace('"sha256"', '"sha255"'),
+])
+def test_a_changed_published_record_is_named_and_not_believed(part, change, fresh, published, tmp_path, tiny_run,
+                                                              refusal):
+    run = tiny_run()
+    fresh().measure(run, Accuracy(images=30))
+    (path,) = fresh().publish([run], "quick")
+    entry = json.loads(path.read_text())
+    entry[part] = json.loads(change(json.dumps(entry[part])))
+    path.write_text(json.dumps(entry))
+    assert path.name in refusal(Store(tmp_path / "elsewhere").find, run, Accuracy(images=30))
+
+
+def test_the_published_record_of_another_run_is_not_believed(fresh, published, tmp_path, tiny_run, refusal):
+    fresh().train(tiny_run())
+    (path,) = fresh().publish([tiny_run()], "quick")
+    copy = path.with_name(f"{tiny_run(seed=1).identity}.json")
+    copy.write_bytes(path.read_bytes())
+    assert copy.name in refusal(Store(tmp_path / "elsewhere").record, tiny_run(seed=1))
+
+
+def test_a_result_that_is_not_finite_is_not_stored(fresh, monkeypatch, tiny_run, refusal):
+    monkeypatch.setattr(WeightSparsity, "__call__", lambda *_: {"value": 0.5, "parts": {"norm": math.nan}})
+    message = refusal(fresh().measure, tiny_run(), WeightSparsity())
+    assert WeightSparsity.kind in message and "not finite" in message
+    assert fresh().find(tiny_run(), WeightSparsity()) is None
+
+
+def test_damaged_provenance_is_said_where_it_is_asked_for(fresh, tiny_run, refusal):
+    fresh().train(tiny_run())
+    one_digit(fresh().folder / tiny_run().identity / "provenance.json")
+    assert "provenance.json" in refusal(fresh().seconds, tiny_run())
+    assert fresh().measure(tiny_run(), WeightSparsity())["value"] == 0  # which needs it not
+
+
+def test_the_number_of_threads_is_the_recipes(fresh, tmp_path, tiny_run):
+    """Whatever torch is set to: another number would add up in another order, to another network."""
+    run, two = tiny_run(epochs=2), tiny_run(epochs=2, threads=2)
+    with provenance.with_threads(2):
+        Store(tmp_path / "other").measure(run, Accuracy(images=30))
+        assert torch.get_num_threads() == 2
+    fresh().measure(run, Accuracy(images=30))
+    assert content(tmp_path / "other" / run.identity) == content(fresh().folder / run.identity)
+    (path,) = (fresh().folder / run.identity / "measured").iterdir()
+    made = [files.read_json(path)["provenance"], files.read_json(fresh().folder / run.identity / "provenance.json")]
+    assert [each["threads"] for each in made] == [1, 1]
+    used = []
+    fresh().train(two, lambda *_: used.append(torch.get_num_threads()))
+    assert set(used) == {2} and two.identity != run.identity
+
+
+def test_whoever_waits_for_another_process_says_for_whom_and_since_when(fresh, tmp_path, monkeypatch, caplog, tiny_run):
+    store, holds, done = fresh(), threading.Event(), threading.Event()
+    monkeypatch.setattr(store_module, "PATIENCE", 0.1)
+
+    def hold():
+        with store._locked(tiny_run()):
+            holds.set()
+            while not caplog.messages and not done.is_set():
+                time.sleep(0.01)
+
+    with ThreadPoolExecutor() as threads:
+        held = threads.submit(hold)
+        holds.wait()
+        try:
+            fresh().train(tiny_run())
+        finally:
+            done.set()
+        held.result()
+    assert f"waiting for process {os.getpid()} on " in caplog.messages[0] and time.strftime("%Y") in caplog.messages[0]
+    assert names(store.folder / ".locks") == {f"{tiny_run().identity}.lock"}
+
+
 def test_another_format_is_trained_anew(fresh, trained, monkeypatch, tiny_run):
     run = tiny_run()
-    assert fresh().train(run)["format"] == store_module.FORMAT
-    monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
-    assert fresh().train(run)["format"] == store_module.FORMAT
+    assert fresh().train(run)["format"] == records.FORMAT
+    monkeypatch.setattr(records, "FORMAT", records.FORMAT + 1)
+    assert fresh().train(run)["format"] == records.FORMAT
     assert trained == [run.identity] * 2
 
 
@@ -329,20 +499,14 @@ def test_a_published_record_has_no_weights_to_begin_with(fresh, trained, tmp_pat
 def test_published_records_of_another_format_do_not_count(fresh, trained, published, monkeypatch, tmp_path, tiny_run):
     fresh().train(tiny_run())
     fresh().publish([tiny_run()], "quick")
-    monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
-    assert Store(tmp_path / "elsewhere").record(tiny_run())["format"] == store_module.FORMAT
+    monkeypatch.setattr(records, "FORMAT", records.FORMAT + 1)
+    assert Store(tmp_path / "elsewhere").record(tiny_run())["format"] == records.FORMAT
     assert len(trained) == 2
 
 
 def test_only_complete_runs_are_published(fresh, published, tiny_run, refusal):
     assert tiny_run().identity in refusal(fresh().publish, [tiny_run()], "quick")
     assert not published.exists()
-
-
-def entry(run: Run, **changes) -> dict:
-    """A published record of a run, as another machine may have made it."""
-    record = {"format": store_module.FORMAT, "run": run.plain(), "weights_sha256": "0"}
-    return {"record": record, "provenance": {"seconds": 1}, "measured": {}} | changes
 
 
 def everything(folder: Path) -> dict[Path, bytes]:
@@ -353,7 +517,7 @@ def test_publishing_keeps_what_another_machine_computed_and_whatever_else_is_the
     ours, theirs, other = (tiny_run(seed=seed) for seed in (0, 1, 2))
     fresh().train(ours)
     for run in (theirs, other):
-        files.write_json(published / "quick" / f"{run.identity}.json", entry(run))
+        files.write_json(published / "quick" / f"{run.identity}.json", published_entry(run))
     files.write(published / "laptop" / "0123.json", b"another scale")
     before = everything(published)
     written = fresh().publish([ours, theirs], "quick")
@@ -366,7 +530,7 @@ def test_publishing_keeps_what_another_machine_computed_and_whatever_else_is_the
 
 def test_nothing_is_written_unless_all_that_is_asked_for_is_known(fresh, published, tiny_run, refusal):
     fresh().train(tiny_run())
-    files.write_json(published / "quick" / f"{tiny_run(seed=1).identity}.json", entry(tiny_run(seed=1)))
+    files.write_json(published / "quick" / f"{tiny_run(seed=1).identity}.json", published_entry(tiny_run(seed=1)))
     before = everything(published)
     message = refusal(fresh().publish, [tiny_run(seed=seed) for seed in (0, 1, 2, 0)], "quick")
     assert "1 of 3 runs" in message and tiny_run(seed=2).identity in message
@@ -393,12 +557,13 @@ def test_what_a_run_begins_with_does_not_replace_what_was_measured_of_other_weig
     """Pages show those measurements, and of the new weights none may be known."""
     first = tiny_run()
     second = tiny_run(start=first)
-    path, measured = published / "quick" / f"{first.identity}.json", {"x": {"result": {"value": 0.1}}}
-    files.write_json(path, entry(first, measured=measured))
+    path, theirs = published / "quick" / f"{first.identity}.json", published_entry(
+        first, {Accuracy().identity: (Accuracy(), {"value": 0.1})})
+    files.write_json(path, theirs)
     store = fresh()
     store.train(second)
     store.publish([second], "quick")
-    assert files.read_json(path) == entry(first, measured=measured)
+    assert files.read_json(path) == theirs
     store.publish([first, second], "quick")  # unless it is asked for
     assert files.read_json(path)["record"]["weights_sha256"] == store.record(first)["weights_sha256"]
 
@@ -415,14 +580,14 @@ def test_an_earlier_result_on_fewer_images_stands_in_only_where_that_is_asked_fo
 
 def test_of_two_published_records_that_of_the_scale_counts(fresh, published, tiny_run):
     run = tiny_run()
-    same, here, there = ({"result": {"value": value}} for value in (0.1, 0.2, 0.3))
-    files.write_json(published / "a" / f"{run.identity}.json", entry(run, measured={"x": there, "y": same}))
-    files.write_json(published / "b" / f"{run.identity}.json", entry(run, measured={"x": here}))
-    other = entry(run, measured={"z": there})
-    other["record"] |= {"weights_sha256": "1"}
-    files.write_json(published / "c" / f"{run.identity}.json", other)
+    x, y, z = WeightSparsity(), Accuracy(images=7), Accuracy(images=8)
+    same, here, there = ({"value": value} for value in (0.1, 0.2, 0.3))
+    other = published_entry(run, {z.identity: (z, there)}, weights="1")
+    for scale, known in (("a", published_entry(run, {x.identity: (x, there), y.identity: (y, same)})),
+                         ("b", published_entry(run, {x.identity: (x, here)})), ("c", other)):
+        files.write_json(published / scale / f"{run.identity}.json", known)
     (path,) = fresh().publish([run], "b")
-    assert files.read_json(path) == entry(run, measured={"x": here, "y": same})
+    assert files.read_json(path) == published_entry(run, {x.identity: (x, here), y.identity: (y, same)})
     (path,) = fresh().publish([run], "c")
     assert files.read_json(path) == other
 
@@ -496,7 +661,7 @@ def test_publishing_where_nothing_is_computed_says_so_and_removes_nothing(option
 
 def test_a_record_of_another_format_is_not_kept(fresh, published, tiny_run, refusal):
     path = published / "quick" / f"{tiny_run().identity}.json"
-    files.write_json(path, {"record": {"format": store_module.FORMAT - 1}})
+    files.write_json(path, {"record": {"format": records.FORMAT - 1}})
     assert tiny_run().identity in refusal(fresh().publish, [tiny_run()], "quick")
 
 
@@ -504,11 +669,9 @@ def test_a_record_of_another_format_is_not_kept(fresh, published, tiny_run, refu
 def test_published_numbers_are_not_mixed_with_those_of_other_weights(same, fresh, published, tiny_run):
     run = tiny_run()
     record = fresh().train(run)
-    known = {"measurement": Accuracy(images=7).plain(), "result": {"value": 0.5},
-             "provenance": {"processor": "another"}}
-    path = published / "quick" / f"{run.identity}.json"
-    files.write_json(path, {"record": record | ({} if same else {"weights_sha256": "0"}), "provenance": {"seconds": 1},
-                            "measured": {Accuracy(images=7).identity: known}})
+    path, known = published / "quick" / f"{run.identity}.json", Accuracy(images=7)
+    files.write_json(path, published_entry(run, {known.identity: (known, {"value": 0.5})},
+                                           record["weights_sha256"] if same else "0"))
     found = fresh().find(run, Accuracy(images=7))
     assert (found is not None) == same
     fresh().publish([run], "quick")
@@ -578,10 +741,9 @@ def earlier(published, fresh):
     def earlier(name, measurement, result, **newer):
         run = Run.parse({"data": {"name": name}, "model": {"kind": "resnet", "depth": 8, "width": 2},
                          "objective": {"kind": "natural"}, "recipe": {"epochs": 1}})
-        measured = {measurement.first_identity: result} | newer
-        files.write_json(published / "laptop" / f"{run.identity}.json", entry(run, measured={
-            key: {"measurement": measurement.plain(), "result": result, "provenance": {"processor": "P"}}
-            for key, result in measured.items()}))
+        measured = {identity: (measurement, each)
+                    for identity, each in ({measurement.first_identity: result} | newer).items()}
+        files.write_json(published / "laptop" / f"{run.identity}.json", published_entry(run, measured))
         return run, lambda **more: fresh(**more).find(run, measurement)
 
     return earlier
@@ -621,9 +783,8 @@ def test_an_earlier_result_of_other_weights_does_not_count(fresh, published, tin
     run, measurement = tiny_run(), Accuracy(images=7)
     record = fresh().train(run)
     for weights, there in ((record["weights_sha256"], True), ("0", False)):
-        files.write_json(published / "quick" / f"{run.identity}.json", entry(
-            run, record=record | {"weights_sha256": weights}, measured={measurement.first_identity: {
-                "measurement": measurement.plain(), "result": {"value": 0.5}, "provenance": {"processor": "P"}}}))
+        files.write_json(published / "quick" / f"{run.identity}.json", published_entry(
+            run, {measurement.first_identity: (measurement, {"value": 0.5})}, weights))
         assert (fresh().find(run, measurement) is not None) == there
         assert fresh().find(run, Accuracy(images=8)) is None
 

@@ -64,10 +64,10 @@ def test_one_job_for_each_distinct_run_with_what_is_missing_the_longest_first(pr
     store.measure(known, MEASURED["clean"])
     grid = [{"net": "a", "run": known}, {"net": "b", "run": long}, {"net": "a again", "run": known}]
     with pytest.raises(UserError, match="2 of 2 runs failed"):
-        sweep.sweep(grid, MEASURED, store, workers=1, threads=3)
+        sweep.sweep(grid, MEASURED, store, workers=1)
     assert [order["run"] for order in told.orders] == [long.plain(), known.plain()]
     assert told.orders[1]["measurements"] == [MEASURED["sparsity"].plain()]
-    assert told.workers == [1] and {order["threads"] for order in told.orders} == {3}
+    assert told.workers == [1]
 
 
 def test_what_one_row_wants_also_is_taken_of_that_row_only(pretended, store, tiny_run):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from scaffolding import Interrupt, assert_same_training, interrupted, weights_of
@@ -369,6 +371,37 @@ def test_a_damaged_checkpoint_is_said_and_training_begins_anew(damage, tiny_run,
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_no_bit_of_a_checkpoint_may_change(seed, tiny_run, digits, tmp_path, caplog, whole_checkpoint):
+    run, content, undisturbed = whole_checkpoint
+    place = random.Random(seed).randrange(8 * len(content))
+    content[place // 8] ^= 1 << place % 8
+    (tmp_path / "checkpoint").write_bytes(content)
+    assert_same_training(training.train(run, digits, checkpoint=tmp_path / "checkpoint"), undisturbed)
+    assert len(caplog.messages) == 1 and "damaged" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("change", [{"epoch": "1"}, {"steps": "7"}, {"history": "[]"}, {"run": "0"}, None])
+def test_nothing_that_a_checkpoint_says_of_itself_may_change(change, digits, tmp_path, caplog, whole_checkpoint):
+    run, content, undisturbed = whole_checkpoint
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.write_bytes(content)
+    with safe_open(checkpoint, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, checkpoint, None if change is None else metadata | change)
+    assert_same_training(training.train(run, digits, checkpoint=checkpoint), undisturbed)
+    assert len(caplog.messages) == 1 and "damaged" in caplog.messages[0]
+
+
+@pytest.fixture
+def whole_checkpoint(tiny_run, digits, tmp_path_factory):
+    """A run, the content of its last checkpoint but one, and how it comes out."""
+    run, checkpoint, kept = tiny_run(epochs=3), tmp_path_factory.mktemp("whole") / "checkpoint", []
+    undisturbed = training.train(run, digits, checkpoint=checkpoint,
+                                 report=lambda epochs: kept.append(checkpoint.read_bytes()) if epochs == 2 else None)
+    return run, bytearray(kept[0]), undisturbed
+
+
 def test_the_checkpoint_of_another_run_is_refused(tiny_run, digits, tmp_path, refusal):
     training.train(tiny_run(), digits, checkpoint=tmp_path / "checkpoint")
     before = (tmp_path / "checkpoint").read_bytes()
@@ -401,6 +434,13 @@ def test_a_diverging_run_says_so(changes, tiny_run, digits, refusal):
     message = refusal(training.train, run, digits)
     assert run.identity in message
     assert "lower lr" in message
+
+
+@pytest.mark.parametrize("lr", [1e12, 1e30, 3e38])
+def test_a_run_that_diverges_in_its_last_step_says_so(lr, tiny_run, digits, refusal):
+    """The loss is that of before the step; afterwards logits, or already weights, are not finite."""
+    run = tiny_run(epochs=1, batch_size=64, lr=lr, schedule="constant")
+    assert "lower lr" in refusal(training.train, run, digits)
 
 
 def test_natural_training_learns(tiny_run, digits):

@@ -162,11 +162,11 @@ def _address(where: str) -> str:
         if where.startswith("tcp://") and "127.0.0.1" not in where and "localhost" not in where:
             log.warning("%s is not encrypted: whoever can reach it can run code as you", where)
         return where
+    if not Path(where).exists():
+        raise UserError(f"there is no scheduler file '{where}': `sparserobust cluster scheduler {where}` starts a "
+                        "scheduler that writes it")
     try:
         return files.read_json(Path(where))["address"]
-    except FileNotFoundError:
-        raise UserError(f"there is no scheduler file '{where}': `sparserobust cluster scheduler {where}` starts a "
-                        "scheduler that writes it") from None
     except (files.Corrupt, KeyError, TypeError):
         raise UserError(f"'{where}' is no scheduler file: start the scheduler anew, it writes one") from None
 

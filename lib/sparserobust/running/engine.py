@@ -22,11 +22,11 @@ PACK = 1000  # tasks that cost less than this part of a worker's share of all go
 Finished = Callable[[Task, str | None], None]
 
 
-def work(tasks: list[Task], store: Store, workers: int | None, threads: int,
+def work(tasks: list[Task], store: Store, workers: int | None,
          finished: Finished | None = None) -> list[tuple[str, str]]:
     """Do the tasks, in this order as far as they need not wait; returns what failed, as (label, reason). `finished` is
     called after each one, with why it failed."""
-    orders = {task.key: jobs.order(task, store, threads) for task in tasks}
+    orders = {task.key: jobs.order(task, store) for task in tasks}
     monitor = Monitor(tasks, finished)
     engine, sweep = _by_dask if importlib.util.find_spec("distributed") else _here, uuid4().hex
     try:

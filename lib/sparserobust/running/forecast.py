@@ -22,10 +22,9 @@ from sparserobust import data, paths, training
 from sparserobust.config import Dense, Measurement, Model, Run
 from sparserobust.errors import UserError
 from sparserobust.evaluation import BATCH
-from sparserobust.files import read_json
 from sparserobust.objectives import Natural
 from sparserobust.provenance import device, provenance, side_by_side, with_threads
-from sparserobust.running import sweep
+from sparserobust.running import records, sweep
 from sparserobust.running.experiment import Experiment
 from sparserobust.running.jobs import UNIT, measuring_cost, needed, training_cost
 from sparserobust.running.progress import duration
@@ -146,7 +145,8 @@ def _on_gpu() -> bool:
 def _published() -> Iterator[tuple[str, dict, Run, float]]:
     """Training or measuring, provenance, the run, and seconds per unit of cost: of all published records."""
     for path in sorted(paths.published_folder().glob("*/*.json")):
-        entry = read_json(path)
+        if (entry := records.published(path)) is None:
+            continue
         run = Run.parse(entry["record"]["run"])
         if cost := training_cost(run):
             yield TRAINING, entry["provenance"], run, entry["provenance"]["seconds"] / cost

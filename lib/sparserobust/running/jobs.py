@@ -12,7 +12,6 @@ from pathlib import Path
 from sparserobust import data, files
 from sparserobust.config import Measurement, Run
 from sparserobust.errors import UserError
-from sparserobust.provenance import with_threads
 from sparserobust.running.store import Store
 
 UNIT = 1e4  # images, of a pass that costs 1
@@ -123,11 +122,11 @@ def modules(task: Task) -> list[str]:
     return sorted(name for name in found if name.split(".")[0] != "sparserobust")
 
 
-def order(task: Task, store: Store, threads: int) -> dict:
+def order(task: Task, store: Store) -> dict:
     """A task in JSON, as it crosses to another process."""
     return {"key": task.key, "identity": task.run.identity, "run": task.run.plain(),
             "measurements": [m.plain() for m in task.measurements],
-            "store": [str(store.folder), store.use_published, store.use_earlier], "threads": threads,
+            "store": [str(store.folder), store.use_published, store.use_earlier],
             "modules": modules(task), "path": sys.path}
 
 
@@ -142,10 +141,9 @@ def perform(order: dict, report: Callable[[str, float], None], sweep: str = "") 
             if run.identity != order["identity"]:
                 raise UserError("a worker knows this run by another name: it has another version of the library, or of "
                                 "a class of your own; start the workers again")
-            with with_threads(order["threads"]):
-                store.train(run, report)
-                for measurement in order["measurements"]:
-                    store.measure(run, Measurement.parse(measurement), report)
+            store.train(run, report)
+            for measurement in order["measurements"]:
+                store.measure(run, Measurement.parse(measurement), report)
     except UserError as error:
         return str(error)
     except Exception as error:

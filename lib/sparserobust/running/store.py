@@ -6,16 +6,17 @@
                            measured/*.json     one file per measurement
     data/published/<scale>/<run identity>.json record, provenance and measurements of a run, without weights
 
-Same settings, same machine: the record is the same bit for bit, whether training was interrupted or not.
+What was altered since it was written, or is of another run, is said and computed anew; published records are not
+replaced in silence, so that a damaged one is an error. Same settings, same kind of processor: the record is the same
+bit for bit, whether training was interrupted or not.
 """
 
-import json
 import logging
-import shutil
+import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -23,9 +24,10 @@ import torch
 from sparserobust import data, files, imagewise, paths, sparsity, training
 from sparserobust.config import Measurement, Run
 from sparserobust.errors import UserError
-from sparserobust.provenance import device, provenance
+from sparserobust.provenance import device, provenance, with_threads
+from sparserobust.running import records
 
-FORMAT = 1  # raised when a change of the library makes stored results wrong: they are then computed anew
+PATIENCE = 2  # seconds, after which is said for whom it waits
 log = logging.getLogger("sparserobust")
 Report = Callable[[str, float], None]  # what is being done, and the epochs done
 
@@ -60,21 +62,28 @@ class Store:
     def find(self, run: Run, measurement: Measurement, fewer_images: bool = False) -> dict | None:
         """As `measure`, but None where it would have to be computed. With `fewer_images` an earlier result on fewer
         images than are asked for may stand in while there is no other (its `total` says of how many)."""
-        path = self._measured(run, measurement)
-        if path.exists() and self._complete(run):
+        path, complete = self._measured(run, measurement), self._complete(run)
+        if path.exists() and complete:
             try:
-                entry = files.read_json(path)
+                entry = records.read(path, measurement.identity)
+                if not self._of_these_weights(entry, run, measurement):
+                    raise files.Corrupt(f"{path} was taken of other weights")
                 return entry["result"] | {"where": "store", "processor": entry["provenance"]["processor"]}
-            except (files.Corrupt, KeyError, TypeError):
-                log.warning("run %s: %s is damaged, it is measured anew", run.identity, path.name)
-                path.unlink()
-        published, complete = self._published(run), self._complete(run)
-        # trained here with other weights (another machine): its numbers are not those of the published network
-        if not published or (complete and complete["weights_sha256"] != published["record"]["weights_sha256"]):
+            except files.Corrupt as error:
+                log.warning("run %s: %s; it is measured anew", run.identity, error)
+                files.discard(path)
+        if not (published := self._published(run)):
             return None
-        entry = (published["measured"].get(measurement.identity)
+        known = (published["measured"].get(measurement.identity)
                  or self._earlier(published, run, measurement, fewer_images))
-        return entry and entry["result"] | {"where": "published", "processor": entry["provenance"]["processor"]}
+        if known is None or not self._of_these_weights(known, run, measurement):  # those were of another machine
+            return None
+        return known["result"] | {"where": "published", "processor": known["provenance"]["processor"]}
+
+    def _of_these_weights(self, entry: dict, run: Run, measurement: Measurement) -> bool:
+        """Whether a measurement was taken of the weights that are known here of the runs it needs."""
+        known = {each.identity: record for each in (run, *measurement.required_runs) if (record := self._known(each))}
+        return all(entry["weights"].get(identity) == record["weights_sha256"] for identity, record in known.items())
 
     def _earlier(self, published: dict, run: Run, measurement: Measurement, fewer_images: bool) -> dict | None:
         """What the first revision of a measurement published, while there is nothing newer: its images were the first
@@ -83,7 +92,7 @@ class Store:
         if not self.use_earlier or run.data.name in data.ORDERED:
             return None
         known = published["measured"]
-        others = _of_fewer_images(measurement, known.values()) if fewer_images else []
+        others = records.of_fewer_images(measurement, known.values()) if fewer_images else []
         entry = next((known[m.first_identity] for m in (measurement, *others) if m.first_identity in known), None)
         if entry is None:
             return None
@@ -94,19 +103,16 @@ class Store:
 
     def record(self, run: Run, report: Report = _silent) -> dict:
         """Settings, history and counts of a run, trained if it is nowhere to be found."""
-        complete = self._complete(run)
-        if complete is None and (published := self._published(run)):
-            return published["record"]
-        return complete or self.train(run, report)
+        return self._known(run) or self.train(run, report)
 
     def seconds(self, run: Run, measurement: Measurement | None = None) -> float:
         """Training time of a run that is stored or published; or the time a measurement took that is stored."""
         if measurement is not None:
-            return files.read_json(self._measured(run, measurement))["provenance"]["seconds"]
+            return records.read(self._measured(run, measurement), measurement.identity)["provenance"]["seconds"]
         published = self._published(run)
         if self._complete(run) is None and published:
             return published["provenance"]["seconds"]
-        return files.read_json(self._home(run) / "provenance.json")["seconds"]
+        return self._made(run)["seconds"]
 
     def model(self, run: Run) -> torch.nn.Module:
         """The trained network, in eval mode on this machine's device; trained now if its weights are not here."""
@@ -126,7 +132,7 @@ class Store:
     def places(self, run: Run, measurements: Iterable[Measurement] = ()) -> list[Path]:
         """The files, there or not, that hold what is known of a run and of these measurements on it."""
         names = ("record.json", "provenance.json", "model.safetensors")
-        published = sorted(paths.published_folder().glob(f"*/{run.identity}.json")) if self.use_published else []
+        published = records.of_run(run, paths.published_folder()) if self.use_published else []
         return [*(self._home(run) / name for name in names), *(self._measured(run, m) for m in measurements),
                 *published]
 
@@ -155,13 +161,14 @@ class Store:
                                  [self._weights(other) for other in run.sparsifier.required_runs])
         files.save_tensors(aside / "model.safetensors", trained.model.state_dict())
         record = {
-            "format": FORMAT, "run": run.plain(), "history": trained.history,
+            "format": records.FORMAT, "identity": run.identity, "run": run.plain(), "history": trained.history,
             "parameters": sparsity.parameters(trained.model), "sparsity": sparsity.sparsity(trained.model),
             "channel_sparsity": sparsity.channel_sparsity(trained.model),
             "weights_sha256": files.sha256(aside / "model.safetensors"),
         }
-        files.write_json(aside / "provenance.json", provenance() | {"seconds": time.monotonic() - begun})
-        files.write_json(aside / "record.json", record)
+        made = {"identity": run.identity, **_provenance(run, begun)}
+        for name, part in (("provenance.json", made), ("record.json", record)):
+            files.write_json(aside / name, files.sealed(part, f"run {run.identity}"))
         for leftover in (checkpoint, *aside.glob(".*")):  # of writes that were killed
             leftover.unlink(missing_ok=True)
         with files.one_line(home):
@@ -177,27 +184,40 @@ class Store:
         model, others = self._at_hand[1], [self.model(other) for other in measurement.required_runs]
         report(f"measuring {measurement.kind}", run.recipe.trained_epochs)
         begun = time.monotonic()
-        result = measurement(model, data.load(run.data, device()), *others)
-        entry = {"measurement": measurement.plain(), "result": result,
-                 "provenance": provenance() | {"seconds": time.monotonic() - begun}}
+        with with_threads(run.recipe.threads):
+            result = measurement(model, data.load(run.data, device()), *others)
+        weights = {each.identity: self.train(each)["weights_sha256"] for each in (run, *measurement.required_runs)}
+        entry = {"identity": measurement.identity, "measurement": measurement.plain(), "weights": weights,
+                 "result": result, "provenance": _provenance(run, begun)}
         path = self._measured(run, measurement)
         with self._locked(run):
-            files.write_json(path, entry)
+            files.write_json(path, files.sealed(entry, f"{measurement.label()} of run {run.identity}"))
             for leftover in path.parent.glob(".*"):  # of writes that were killed
                 leftover.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self, run: Run) -> Iterator[None]:
-        """One process at a time is inside the block: the others wait."""
-        from filelock import FileLock
+        """One process at a time is inside the block: the others wait, and say for whom."""
+        from filelock import FileLock, Timeout
 
         path = paths.writable(self.folder / ".locks") / f"{run.identity}.lock"
-        lock = FileLock(path)
+        lock, holder = FileLock(path), path.with_suffix(".holder")
         with files.one_line(path):
-            lock.acquire()
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                whom = ""
+                with suppress(OSError):  # it may be through just now
+                    whom = holder.read_text()
+                log.warning("run %s: waiting for %s", run.identity, whom or "another process")
+                lock.acquire()
         try:
+            with files.one_line(holder):
+                holder.write_text(f"process {os.getpid()} on {platform.node()}, which has it since "
+                                  f"{time.strftime('%Y-%m-%d %H:%M')}")
             yield
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
 
     # ---------------------------------------------------------------------------------------------- publishing
@@ -224,27 +244,32 @@ class Store:
         at this scale; with measurements of the same weights that are published at any scale. Unless
         it is `asked` for, what is published stays if it has other weights and was measured: pages
         show it, and nobody has measured the new weights as a whole."""
-        found = sorted(paths.published_folder().glob(f"*/{run.identity}.json"),
-                       key=lambda path: (path.parent.name != scale, path))
-        published = [entry for path in found if (entry := _published(path))]
-        record, home = self._complete(run), self._home(run)
+        found = sorted(records.of_run(run, paths.published_folder()), key=lambda path: path.parent.name != scale)
+        published = [entry for path in found if (entry := records.published(path))]
+        record = self._complete(run)
         others = [entry for entry in published if record and entry["measured"]
                   and entry["record"]["weights_sha256"] != record["weights_sha256"]]
         if record and (asked or not others):
             try:
-                measured = {p.stem: files.read_json(p) for p in (home / "measured").glob("*.json")}
-                made = files.read_json(home / "provenance.json")
+                measured = {path.stem: records.read(path, path.stem)
+                            for path in (self._home(run) / "measured").glob("*.json")}
             except files.Corrupt as error:
                 raise UserError(f"{error}: delete it, sweep again, then publish") from None
-            published.insert(0, {"record": record, "provenance": made, "measured": measured})
-        return _merged(published)
+            measured = {identity: entry for identity, entry in measured.items()
+                        if entry["weights"].get(run.identity) == record["weights_sha256"]}
+            published.insert(0, {"record": record, "provenance": self._made(run), "measured": measured})
+        return records.merged(published)
 
     def _published(self, run: Run) -> dict | None:
         """The published record of a run with its measurements, read once; None if there is none."""
         if self.use_published and run.identity not in self._read:
-            found = sorted(paths.published_folder().glob(f"*/{run.identity}.json"))
-            self._read[run.identity] = _merged([entry for path in found if (entry := _published(path))])
+            found = records.of_run(run, paths.published_folder())
+            self._read[run.identity] = records.merged([entry for path in found if (entry := records.published(path))])
         return self._read.get(run.identity)
+
+    def _known(self, run: Run) -> dict | None:
+        """The record of a run, from here or else as published."""
+        return self._complete(run) or (self._published(run) or {}).get("record")
 
     # ------------------------------------------------------------------------------------------------- layout
 
@@ -257,57 +282,40 @@ class Store:
     def _measured(self, run: Run, measurement: Measurement) -> Path:
         return self._home(run) / "measured" / f"{measurement.identity}.json"
 
+    def _made(self, run: Run) -> dict:
+        """The provenance of a run that is here."""
+        try:
+            return records.read(self._home(run) / "provenance.json", run.identity)
+        except files.Corrupt as error:
+            raise UserError(f"{error}: delete the folder around it, and the run is trained anew") from None
+
     def _complete(self, run: Run) -> dict | None:
-        """The record of a run if it is whole: readable, of this format and these settings, its weights unaltered."""
+        """The record of a run if it is whole: as it was written, of this format and run, its weights unaltered."""
         if run.identity in self._verified:
             return self._verified[run.identity]
         home = self._home(run)
         if not (home / "record.json").exists():
             return None
         try:
-            record = files.read_json(home / "record.json")
-            if record["format"] != FORMAT:
+            record = records.read(home / "record.json", run.identity)
+            if record["format"] != records.FORMAT:
                 return None
-            if record["run"] != json.loads(json.dumps(run.plain())):
-                raise files.Corrupt(f"{home / 'record.json'} holds other settings")
             if files.sha256(home / "model.safetensors") != record["weights_sha256"]:
                 raise files.Corrupt(f"{home / 'model.safetensors'} is not what was written")
-        except (files.Corrupt, OSError, KeyError, TypeError) as error:
+        except files.Corrupt as error:
             log.warning("run %s is damaged and will be trained anew: %s", run.identity, error)
             return None
         self._verified[run.identity] = record
         return record
 
 
-def _published(path: Path) -> dict | None:
-    """A published record with its measurements; None if it is of another format."""
-    try:
-        entry = files.read_json(path)
-        return entry if entry["record"]["format"] == FORMAT else None
-    except (files.Corrupt, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: restore it with git checkout -- {path.name}") from None
-
-
-def _of_fewer_images(measurement: Measurement, entries: Iterable[dict]) -> list[Measurement]:
-    """The same measurement of fewer images, as many as one of these entries has, most images first."""
-    if measurement.revision == 1 or not hasattr(measurement, "images"):
-        return []
-    counts = {entry["measurement"].get("images") for entry in entries} - {None}
-    return [replace(measurement, images=n) for n in sorted(counts, reverse=True)
-            if measurement.images is None or n < measurement.images]
-
-
-def _merged(entries: list[dict]) -> dict | None:
-    """The first of several records of a run, with the measurements that any has of the same weights; None of none."""
-    measured: dict[str, dict] = {}
-    for entry in reversed(entries):  # what comes first counts
-        if entry["record"]["weights_sha256"] == entries[0]["record"]["weights_sha256"]:
-            measured |= entry["measured"]
-    return entries[0] | {"measured": measured} if entries else None
+def _provenance(run: Run, begun: float) -> dict:
+    return provenance() | {"threads": run.recipe.threads, "seconds": time.monotonic() - begun}
 
 
 def _set_aside(home: Path) -> None:
     """Move a damaged or outdated run out of the way, replacing an earlier one."""
     aside = home.with_name(f".damaged-{home.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    home.rename(aside)
+    files.discard(aside)
+    with files.one_line(home):
+        home.rename(aside)

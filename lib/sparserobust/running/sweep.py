@@ -15,30 +15,30 @@ Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the
 # measured on it than on all rows, a dictionary of those measurements under "measurements"
 
 
-def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
-          threads: int = 1) -> pandas.DataFrame:
+def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None
+          ) -> pandas.DataFrame:
     """Train what is not trained yet, measure what is not measured yet, and return one row per grid row and measurement:
     the grid row's labels, `run` (its identity), `chance` (what guessing would get), `metric` (the measurement's name in
     `measurements`), `value`, `count`, `total`, `where` and `processor`; `sampled`, whether it depends on the images
     that were drawn, and `each`, the values of single images as `imagewise.unpack` reads them (None where they were not
     kept). Where a measurement has `parts`, each is a row of its own, `<name> <part>`.
 
-    `workers` processes of `threads` threads work side by side (default: one per core, or per GPU). A run that fails
+    `workers` processes work side by side (default: one per core, or per GPU). A run that fails
     leaves the others alone; when all are through, `UserError` names the failed ones with their reasons.
     """
     store = store or Store()
-    compute(grid, measurements, store, workers, threads)
+    compute(grid, measurements, store, workers)
     return frame_of(grid, measurements, store)
 
 
-def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None,
-            threads: int = 1) -> None:
+def compute(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None
+            ) -> None:
     """The first half of `sweep`: train and measure what is not known yet, and read nothing back."""
-    compute_all([grid], measurements, store, workers, threads)
+    compute_all([grid], measurements, store, workers)
 
 
 def compute_all(grids: Sequence[Grid], measurements: dict[str, Measurement], store: Store | None = None,
-                workers: int | None = None, threads: int = 1, finished: Callable[[str], object] | None = None) -> None:
+                workers: int | None = None, finished: Callable[[str], object] | None = None) -> None:
     """As `compute`, of several grids in order of importance: what the first needs is begun first. `finished` is told
     the identity of a run once all that was missing of it is known."""
     store = store or Store()
@@ -53,7 +53,7 @@ def compute_all(grids: Sequence[Grid], measurements: dict[str, Measurement], sto
         if finished and task.measurements and not failure:
             finished(task.run.identity)
 
-    if jobs and (failures := engine.work(tasks(jobs, store), store, workers, threads, ended)):
+    if jobs and (failures := engine.work(tasks(jobs, store), store, workers, ended)):
         raise UserError("\n".join([f"{len(failures)} of {len(jobs)} runs failed, the others are kept:",
                                    *(f"  {name}: {why}" for name, why in failures)]))
 

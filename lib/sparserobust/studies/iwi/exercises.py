@@ -8,7 +8,6 @@ from torch import nn
 
 from sparserobust import data, sparsity, training
 from sparserobust.models import PreActResNet
-from sparserobust.provenance import with_threads
 from sparserobust.reporting import estimates
 from sparserobust.running.experiment import Results
 from sparserobust.seeding import global_seed
@@ -111,8 +110,7 @@ def exercise_4(answer, results: Results[IWISettings]) -> Verdict:
         if not torch.isclose(mine.abs().max(), weight.std(), rtol=1e-2):
             return not_yet(f"{name} has one size, but not its standard deviation, {float(weight.std()):.3g}")
     mask = store.model(ticket.sparsifier.pruned).state_dict()
-    with with_threads(1):  # as all runs of this size are trained
-        signs = training.train(ticket, splits, answer.state_dict(), others=[mask])
+    signs = training.train(ticket, splits, answer.state_dict(), others=[mask])
     rate, usual = (h[-1]["validation_robust"] for h in (signs.history, store.record(ticket)["history"]))
     return right(f"with signs alone the ticket keeps {100 * rate:.0f} % of {len(splits.validation.labels)} validation "
                  f"images under attack, with its values {100 * usual:.0f} %; one seed cannot show a difference, so "
