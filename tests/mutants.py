@@ -1,4 +1,4 @@
-"""Would the tests notice? Twenty-three small mistakes in the library, of the kind that crashes nothing and falsifies a
+"""Would the tests notice? Twenty-seven small mistakes in the library, of the kind that crashes nothing and falsifies a
 published number - a sign, a threshold, a norm, a mask too early, the wrong mode, split or axis - each put alone into a
 copy of the package, on which the tests that should catch it are run.
 
