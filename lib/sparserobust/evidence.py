@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas
 
-from sparserobust import paths, studies
+from sparserobust import paths, studies, yamls
 from sparserobust.errors import UserError
 from sparserobust.provenance import side_by_side
 from sparserobust.reporting import claims
@@ -23,6 +24,7 @@ from sparserobust.running import forecast, scales, sweep
 from sparserobust.running.experiment import Experiment
 from sparserobust.running.progress import duration
 from sparserobust.running.store import Store
+from sparserobust.settings import Checked, located, settings
 
 DECIDED = (claims.HOLDS, claims.FAILS, claims.SAME)
 
@@ -55,17 +57,35 @@ class Unit:
         return f"{self.question.paper} {self.question.line}, seed {self.seed}"
 
 
+@settings
+class Rank(Checked):
+    """The questions of one scale that are worth the same: the rows that judge them, by paper and line."""
+
+    scale: str
+    papers: dict[str, dict[str, tuple[dict[str, Any], ...]]]
+
+
+@settings
+class Evidence(Checked):
+    """The file: its ranks in order of worth."""
+
+    ranks: tuple[Rank, ...]
+
+
 def load_questions() -> list[Question]:
     """The questions of the file, in its order. `UserError` for a mistake in it."""
-    import yaml
-
     path, questions = paths.PROJECT / "notebooks" / "evidence.yaml", []
-    for rank, entry in enumerate(yaml.safe_load(path.read_text())["ranks"], 1):
-        scales.check(entry["scale"])
-        for paper, lines in entry["papers"].items():
-            if paper not in studies.modules():
-                raise UserError(f"{path.name}: no paper '{paper}'; known: {', '.join(studies.modules())}")
-            questions += [Question(rank, entry["scale"], paper, str(line), tuple(rows)) for line, rows in lines.items()]
+    content = yamls.parsed(yamls.text(path), path.name)
+    with located(path.name):
+        for number, rank in enumerate(Evidence.parse(content).ranks, 1):
+            scales.check(rank.scale)
+            for paper, lines in rank.papers.items():
+                if paper not in studies.modules():
+                    raise UserError(f"no paper '{paper}'; known: {', '.join(studies.modules())}")
+                for line, rows in lines.items():
+                    if not rows:
+                        raise UserError(f"{paper} {line}: no rows are named")
+                    questions.append(Question(number, rank.scale, paper, line, rows))
     return questions
 
 

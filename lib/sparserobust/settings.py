@@ -14,7 +14,8 @@ import math
 import sys
 import types
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
 from fractions import Fraction
 from functools import cache, cached_property
@@ -43,7 +44,57 @@ def settings(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
-class Settings(ABC):  # noqa: B024
+class Checked(ABC):  # noqa: B024
+    """Base of what is read from plain data: a dataclass whose fields have the types that they say, or it is a
+    `UserError` to make one."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # all members are dataclasses
+
+    def __post_init__(self):
+        for name, hint in _hints(type(self)).items():
+            object.__setattr__(self, name, _coerced(getattr(self, name), hint, f"{self.label()}: {name}"))
+        self.check()
+
+    @classmethod
+    def label(cls) -> str:
+        """What messages call this class."""
+        return cls.__name__
+
+    def check(self) -> None:  # noqa: B027
+        """Raise `UserError` if the values make no sense together."""
+
+    def require(self, condition: bool, message: str) -> None:
+        """`UserError` with this message, after the name of the settings, unless the condition is met."""
+        if not condition:
+            raise UserError(f"{self.label()}: {message}")
+
+    def choice(self, name: str, *known: str) -> None:
+        """`UserError` unless the setting `name` has one of the known values."""
+        value = getattr(self, name)
+        self.require(value in known, f"{name} is {', '.join(known[:-1])} or {known[-1]}, not '{value}'")
+
+    @classmethod
+    def parse(cls, plain: Mapping) -> Self:
+        """From plain data; an unknown key is a `UserError` that names the nearest known one, a missing key one, too."""
+        plain = cls._mapping(plain)
+        known = {f.name: f for f in fields(cls)}
+        for key in plain:
+            if key not in known:
+                unknown("setting", key, cls.label(), known)
+        for key, f in known.items():
+            if key not in plain and f.default is MISSING and f.default_factory is MISSING:
+                raise UserError(f"{cls.label()}: setting '{key}' is missing")
+        return cls(**plain)
+
+    @classmethod
+    def _mapping(cls, plain: object) -> dict:
+        if not isinstance(plain, Mapping):
+            raise UserError(f"{cls.label()}: expected settings such as {{key: value}}, got {_shown(plain)}")
+        return dict(plain)
+
+
+class Settings(Checked):
     """Base of all settings. Equal settings have equal `identity`; a setting at its default does not enter it, so a
     new setting with a default leaves every earlier result valid."""
 
@@ -51,8 +102,6 @@ class Settings(ABC):  # noqa: B024
     family: ClassVar[dict[str, type["Settings"]]] = {}
     _files: ClassVar[set[str]] = set()  # those that define a class from outside the library,
     _source: ClassVar[str | None] = None  # and the hash of their text when it was made
-    if TYPE_CHECKING:
-        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # all members are dataclasses
 
     def __init_subclass__(cls, kind: str = "", **kwargs):
         super().__init_subclass__(**kwargs)
@@ -70,27 +119,9 @@ class Settings(ABC):  # noqa: B024
             cls._files = _files(cls)
             cls._source = _source(cls._files)
 
-    def __post_init__(self):
-        for name, hint in _hints(type(self)).items():
-            object.__setattr__(self, name, _coerced(getattr(self, name), hint, f"{self.label()}: {name}"))
-        self.check()
-
     @classmethod
     def label(cls) -> str:
         return f"{cls.__name__} ({cls.kind})" if cls.kind else cls.__name__
-
-    def check(self) -> None:  # noqa: B027
-        """Raise `UserError` if the values make no sense together."""
-
-    def require(self, condition: bool, message: str) -> None:
-        """`UserError` with this message, after the name of the settings, unless the condition is met."""
-        if not condition:
-            raise UserError(f"{self.label()}: {message}")
-
-    def choice(self, name: str, *known: str) -> None:
-        """`UserError` unless the setting `name` has one of the known values."""
-        value = getattr(self, name)
-        self.require(value in known, f"{name} is {', '.join(known[:-1])} or {known[-1]}, not '{value}'")
 
     def plain(self) -> dict:
         """JSON-ready: the kind, and every field that differs from its default."""
@@ -105,24 +136,15 @@ class Settings(ABC):  # noqa: B024
     @classmethod
     def parse(cls, plain: Mapping) -> Self:
         """The inverse of `plain`; unknown kinds and keys are `UserError`s that name the nearest known one."""
-        if not isinstance(plain, Mapping):
-            raise UserError(f"{cls.label()}: expected settings such as {{key: value}}, got {plain!r}")
-        plain = dict(plain)
+        plain, member = cls._mapping(plain), cls
         if cls.family and not cls.kind:
             kind = plain.pop("kind", None)
             if kind not in list(cls.family):
                 unknown("kind", kind, cls.label(), cls.family)
-            cls = cls.family[kind]  # type: ignore[assignment]  # a member of the family, hence a subclass
+            member = cls.family[kind]  # type: ignore[assignment]  # hence a subclass
         elif cls.kind and (kind := plain.pop("kind", cls.kind)) != cls.kind:
             raise UserError(f"{cls.label()}: these are settings of kind '{kind}'")
-        known = {f.name: f for f in fields(cls)}
-        for key in plain:
-            if key not in known:
-                unknown("setting", key, cls.label(), known)
-        for key, f in known.items():
-            if key not in plain and f.default is MISSING and f.default_factory is MISSING:
-                raise UserError(f"{cls.label()}: setting '{key}' is missing")
-        return cls(**plain)
+        return super(Settings, member).parse(plain)
 
     @property
     def _classes(self) -> set[type["Settings"]]:
@@ -196,9 +218,19 @@ def _definition(cls: type[Settings]) -> str:
 
 def unknown(what: str, given: Any, where: str, known: Mapping) -> NoReturn:
     """Raise the `UserError` for a word that is not known, with the nearest known one."""
-    near = difflib.get_close_matches(str(given), known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    names = [str(name) for name in known]
+    near = difflib.get_close_matches(str(given), names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
     raise UserError(f"{where}: unknown {what} '{given}'; {hint}")
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """A `UserError` inside the block also says where in the files it was."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 @cache
@@ -217,43 +249,43 @@ def _plain(value: Any) -> Any:
 
 def _coerced(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`, where that is safe; `8/255` and `1e-6` may be written as text, as YAML needs."""
-    wrong = UserError(f"{where} should be {_type_name(hint)}, not {value!r}")
+    def wrong() -> UserError:
+        return UserError(f"{where} should be {_type_name(hint)}, not {_shown(value)}")
+
     if hint is Any:
         return value
     if get_origin(hint) in (Union, types.UnionType):
         return _first_that_fits(value, get_args(hint), where, wrong)
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
-            raise wrong
+            raise wrong()
         return tuple(_coerced(v, get_args(hint)[0], where) for v in value)
     if get_origin(hint) is dict:
         if not isinstance(value, Mapping):
-            raise wrong
+            raise wrong()
         of_key, of_value = get_args(hint)
         return {_coerced(k, of_key, where): _coerced(v, of_value, f"{where}: {k}") for k, v in value.items()}
-    if isinstance(hint, type) and issubclass(hint, Settings):
+    if isinstance(hint, type) and issubclass(hint, Checked):
         if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
-            try:
+            with located(where):
                 return hint.parse(value)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
-        raise wrong
+        raise wrong()
     if hint is float and not isinstance(value, bool):
         try:
-            number = float(Fraction(value)) if isinstance(value, str) else float(value)
+            number = float(Fraction(value) if isinstance(value, str) and "/" in value else value)
         except (ValueError, TypeError, ArithmeticError):
-            raise wrong from None
+            raise wrong() from None
         if not math.isfinite(number):
-            raise wrong
+            raise wrong()
         return number + 0.0  # minus zero is zero
-    if type(value) is not hint:
-        raise wrong
+    if type(value) is not hint or (hint is int and abs(value) >= 2**63):
+        raise wrong()
     return value
 
 
-def _first_that_fits(value: Any, hints: tuple, where: str, wrong: UserError) -> Any:
+def _first_that_fits(value: Any, hints: tuple, where: str, wrong: Callable[[], UserError]) -> Any:
     if value is None and types.NoneType in hints:
         return None
     hints = tuple(hint for hint in hints if hint is not types.NoneType)
@@ -264,7 +296,16 @@ def _first_that_fits(value: Any, hints: tuple, where: str, wrong: UserError) -> 
             return _coerced(value, hint, where)
         except UserError:
             continue
-    raise wrong
+    raise wrong()
+
+
+def _shown(value: Any) -> str:
+    """For a message: not more than a line of it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep; a number of thousands of digits
+        text = f"this {type(value).__name__}"
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _type_name(hint: Any) -> str:

@@ -20,7 +20,7 @@ from sparserobust.reporting import claims, estimates, reported
 from sparserobust.reporting.claims import FAILS, HOLDS, OPEN, SAME, UNTESTED
 from sparserobust.reporting.crossed import Estimate, crossed, log_ratio, over_looks, over_seeds, tail
 from sparserobust.reporting.estimates import Comparison, compared, compared_runs
-from sparserobust.reporting.reported import Claim, Line, Reported
+from sparserobust.reporting.reported import Citation, Claim, Line, Reported
 from sparserobust.running import sweep
 from sparserobust.running.experiment import Experiment
 from sparserobust.studies import iwi, rsr, sparsity_theory, tscnc
@@ -483,7 +483,7 @@ def test_claims_one_by_one_would_be_wrong_far_more_often():
 
 def on_record(*lines: Line, **more) -> Reported:
     known = {name: claim(id=name, margin=1.0, **more) for name in ("A", "B")}
-    return Reported("x", {}, {}, known, {}, {}, lines)
+    return Reported("x", Citation(title="x", authors=("A. Toy",), year=2026), {}, known, {}, {}, lines)
 
 
 def line(name: str, primary: str, of: str = "A") -> Line:

@@ -151,7 +151,7 @@ def test_a_selector_lists_values_and_several_selectors_are_alternatives():
     ("      fgsm:", "      clean:", "two groups measure clean of the same rows, each in its own way"),
     ("{pruned: null}", "{pruned: null, prund: null}",
      "toy.yaml, laptop: null: unknown key to take away 'prund'; known: all"),
-    ("    small: {", "    small: [{", "toy.yaml is not valid YAML"),
+    ("    small: {", "    small: [{", "toy.yaml, line 18: not valid YAML"),
     ("    small: {model: {kind: preact_resnet, depth: 8, width: 2}}", "    small: 3",
      "toy.yaml, quick, small: expected settings such as {key: value}, got 3"),
 ])

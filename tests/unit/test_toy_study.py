@@ -72,7 +72,7 @@ answer: "none"
 citation: {title: A toy, authors: [A. Toy], year: 2026}
 claims:
   - {id: C1, statement: Pruning helps, quantity: clean accuracy, unit: percentage points, direction: increase,
-     value: null, kind: open, grade: none, source: null}
+     value: null, kind: open, grade: open, source: null}
 ledger:
   - {id: C1, claim: C1, primary: C1, words: A pruned network is more accurate}
 tables: []

@@ -5,23 +5,50 @@ come out of `Claim.reported`, `Reported.reported_table` and `Reported.reported_r
 """
 
 import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cache
 from numbers import Real
-from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import pandas
-import yaml
 
+from sparserobust import yamls
 from sparserobust.errors import UserError
 from sparserobust.paths import PROJECT
+from sparserobust.settings import Checked, located, settings
 
 FOLDER = PROJECT / "data" / "reported"
 KINDS = ("reported", "companion", "anchor", "derived", "code", "open")
+GRADES = ("paper", "paper, second-hand", "code", "derived", "open")
+UNITS = ("percentage points", "percent", "percent of steps downhill", "parameters", "ratio", "l2 distance", "l2 norm")
+DIRECTIONS = ("increase", "decrease", "no worse")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
+@settings
+class Citation(Checked):
+    """What a paper is and where it appeared; `code` and the like name repositories, None where there is none."""
+
+    title: str
+    authors: tuple[str, ...]
+    authors_journal: tuple[str, ...] = ()
+    year: int
+    year_journal: int | None = None
+    arxiv: str | None = None
+    doi: str | None = None
+    venue: str | None = None
+    venue_not_checked: str | None = None
+    version: str | None = None
+    code: str | tuple[str, ...] | None = None
+    code_version: str | None = None
+    companion: "Citation | None" = None
+    related_code_same_group: tuple[str, ...] = ()
+
+
+@settings
+class Claim(Checked):
     """One claim of a paper. `value` is the number on record for `quantity`, in `unit`, whatever its kind (None: not
     on record); `direction` is increase, decrease or no worse; with `lower_bound` the paper says "at least `value`".
     With `derived`, `value` is the first of the two printed `operands` minus the second. Effects within `margin`, in
@@ -45,14 +72,24 @@ class Claim:
     companion: bool = False
     anchor: bool = False
 
+    @classmethod
+    def parse(cls, plain: Mapping) -> Self:
+        """As elsewhere, but a number is no text: what is on record is copied, never computed."""
+        operands = plain.get("operands") if isinstance(plain, Mapping) else None
+        numbers = [plain.get("value"), plain.get("margin")] if isinstance(plain, Mapping) else []
+        for number in [*numbers, *(operands.values() if isinstance(operands, Mapping) else ())]:
+            if isinstance(number, str):
+                raise UserError(f"{number!r} is not a number but text")
+        return super().parse(plain)
+
     @property
     def reported(self) -> float | None:
         """The paper's own number in `unit`, else None."""
         return self.value if self.kind == "reported" else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+@settings
+class Line(Checked):
     """One line of a paper's ledger: the claim (by its id) in words, and the name of its primary comparison among the
     rows that the study judges, named before anything is measured; it may have holes such as `{level}`."""
 
@@ -62,9 +99,9 @@ class Line:
     primary: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """One table: `rows` is a list of lists, each as long as `columns`, None where a cell is empty. Numbers are in
+@settings
+class Table(Checked):
+    """One table: each of `rows` is as long as `columns`, None where a cell is empty. Numbers are in
     `unit` (None: each column has its own); `approximate` means read off a picture."""
 
     id: str
@@ -73,16 +110,16 @@ class Table:
     grade: str
     source: str | None
     unit: str | None
-    columns: list[str]
-    rows: list[list]
-    notes: list[str]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | None, ...], ...]
+    notes: tuple[str, ...]
     approximate: bool = False
     companion: bool = False
     anchor: bool = False
 
     def frame(self) -> pandas.DataFrame:
         """The rows as a fresh DataFrame, whatever the kind."""
-        return pandas.DataFrame(self.rows, columns=self.columns)
+        return pandas.DataFrame(list(self.rows), columns=list(self.columns))
 
 
 @dataclass(frozen=True)
@@ -91,7 +128,7 @@ class Reported:
     each section has a `kind` of its own."""
 
     paper: str
-    citation: dict
+    citation: Citation
     metrics: dict[str, str]
     claims: dict[str, Claim]
     tables: dict[str, Table]
@@ -102,7 +139,7 @@ class Reported:
     @property
     def short(self) -> str:
         """What the paper is called in a sentence, such as `Guo et al. 2018`."""
-        return f"{self.citation['authors'][0].split()[-1]} et al. {self.citation['year']}"
+        return f"{self.citation.authors[0].split()[-1]} et al. {self.citation.year}"
 
     def claim(self, claim_id: str) -> Claim:
         """One claim by id; UserError if there is none."""
@@ -163,7 +200,7 @@ def load(paper: str) -> Reported:
             f"no numbers on record for paper {paper!r}: data/reported has {', '.join(papers()) or 'no YAML file'}"
         )
     path = FOLDER / f"{paper}.yaml"
-    return _read(path, path.stat().st_mtime_ns)
+    return _from_text(paper, yamls.text(path))
 
 
 def how_to_add(paper: str, entry_id: str) -> str:
@@ -180,91 +217,145 @@ def how_to_add(paper: str, entry_id: str) -> str:
     )
 
 
+@settings
+class _Sections(Checked):
+    """A file, its entries unread."""
+
+    answer: str = ""
+    citation: Citation
+    metrics: dict[str, str] = field(default_factory=dict)
+    claims: tuple[Any, ...]
+    ledger: tuple[Any, ...]
+    tables: tuple[Any, ...]
+    hyperparameters: dict[str, dict[str, Any]]
+
+    @classmethod
+    def label(cls) -> str:
+        return "sections"
+
+
 @cache
-def _read(path: Path, _changed: int) -> Reported:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from None
-    for section, shape in {"citation": dict, "claims": list, "tables": list, "hyperparameters": dict}.items():
-        if not isinstance(data, dict) or not isinstance(data.get(section), shape):
-            raise UserError(f"{path.name}: section {section} is missing or is not a {shape.__name__}")
-    entries: dict[str, Claim | Table] = {}
-    for cls, items in ((Claim, data["claims"]), (Table, data["tables"])):
-        for number, item in enumerate(items, 1):
-            name = item.get("id", number) if isinstance(item, dict) else number
-            try:
-                entry = cls(**item)
-                problem = _problem(entry) or (f"id {name} is used twice" if name in entries else None)
-            except TypeError as error:  # a key too many, a key missing, or a value of the wrong shape
-                problem = str(error)
-            if problem:
-                raise UserError(f"{path.name}, {cls.__name__.lower()} {name}: {problem}")
-            entries[entry.id] = entry
-    return Reported(
-        paper=path.stem,
-        citation=data["citation"],
-        metrics=data.get("metrics", {}),
-        claims={name: entry for name, entry in entries.items() if isinstance(entry, Claim)},
-        tables={name: entry for name, entry in entries.items() if isinstance(entry, Table)},
-        hyperparameters=data["hyperparameters"],
-        ledger=_lines(path, data.get("ledger", []), entries),
-        answer=data.get("answer", ""),
-    )
+def _from_text(paper: str, text: str) -> Reported:
+    file = f"{paper}.yaml"
+    content = yamls.parsed(text, file)
+    with located(file):
+        sections = _Sections.parse(content)
+        for name, section in sections.hyperparameters.items():
+            with located(f"hyperparameters, {name}"):
+                _one_of("kind", section.get("kind"), KINDS)
+    claims = _entries(file, Claim, "claim {}", sections.claims)
+    tables = _entries(file, Table, "table {}", sections.tables, claims)
+    lines = _entries(file, Line, "line {} of the ledger", sections.ledger)
+    if claims and not lines:
+        raise UserError(f"{file}: ledger has no line, so that none of its claims would be judged")
+    for line in lines.values():
+        with located(f"{file}, line {line.id} of the ledger"):
+            _check_line(line, claims)
+    return Reported(paper, sections.citation, sections.metrics, claims, tables, sections.hyperparameters,
+                    tuple(lines.values()), sections.answer)
 
 
-def _lines(path: Path, items: object, entries: dict[str, Claim | Table]) -> tuple[Line, ...]:
-    """The lines of the ledger; `UserError` for a key too many or missing, a name used twice, a claim that is not
-    there."""
-    if not isinstance(items, list):
-        raise UserError(f"{path.name}: section ledger is not a list")
-    lines: dict[str, Line] = {}
+E = TypeVar("E", Claim, Table, Line)
+
+
+def _entries(file: str, form: type[E], what: str, items: tuple, others: Iterable[str] = ()) -> dict[str, E]:
+    """By id. `UserError` for an entry with a mistake in it, and for an id that is used twice, or by one of the
+    others."""
+    found: dict[str, E] = {}
     for number, item in enumerate(items, 1):
-        try:
-            line = Line(**item)
-        except TypeError as error:
-            raise UserError(f"{path.name}, line {number} of the ledger: {error}") from None
-        if not all(isinstance(text, str) and text for text in vars(line).values()):
-            raise UserError(f"{path.name}, line {number} of the ledger: id, claim, words and primary are texts")
-        if line.id in lines or not isinstance(entries.get(line.claim), Claim):
-            problem = "id is used twice" if line.id in lines else f"there is no claim {line.claim}"
-            raise UserError(f"{path.name}, line {line.id} of the ledger: {problem}")
-        lines[line.id] = line
-    return tuple(lines.values())
+        with located(f"{file}, {what.format(item.get('id', number) if isinstance(item, dict) else number)}"):
+            entry = form.parse(item)
+            if empty := [key for key, value in vars(entry).items() if value == ""]:
+                raise UserError(f"{empty[0]} is empty: write null where nothing is on record")
+            if entry.id in {*found, *others}:
+                raise UserError(f"id {entry.id} is used twice")
+            if not isinstance(entry, Line):
+                _check_source(entry)
+            if isinstance(entry, Claim):
+                _check_claim(entry)
+            elif isinstance(entry, Table):
+                _check_table(entry)
+            found[entry.id] = entry
+    return found
 
 
-def _problem(entry: Claim | Table) -> str | None:
-    """What is wrong with an entry, in words, or None."""
-    if entry.kind not in KINDS:
-        return f"kind {entry.kind!r} is none of {', '.join(KINDS)}"
+def _check_source(entry: Claim | Table) -> None:
+    """Whose numbers these are, and where they are from."""
+    filled = bool(entry.rows) if isinstance(entry, Table) else entry.value is not None
+    _one_of("kind", entry.kind, KINDS)
+    _one_of("grade", entry.grade, GRADES)
+    _one_of("unit", entry.unit, (*UNITS, None))
     if entry.kind == "reported" and entry.grade != "paper":
-        return f"kind reported needs grade paper, not {entry.grade!r}"
+        raise UserError(f"kind reported needs grade paper, not {entry.grade!r}")
     for flag in ("companion", "anchor"):  # said twice, so that one slip cannot turn foreign numbers into the paper's
         if getattr(entry, flag) != (entry.kind == flag):
-            return f"kind is {entry.kind} but `{flag}` is {str(getattr(entry, flag)).lower()}: the two must agree"
-    if isinstance(entry, Claim):
-        filled = entry.value is not None
-        for key in ("value", "margin"):
-            number = getattr(entry, key)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, Real)
-                                       or not math.isfinite(number)):
-                return f"{key} {number!r} is not a number"
-        if entry.direction not in (None, "increase", "decrease", "no worse"):
-            return f"direction {entry.direction!r} is none of increase, decrease, no worse"
-        if (entry.margin is None) != (not entry.margin_why) or (entry.margin is not None and entry.margin <= 0):
-            return "a margin is positive, and margin_why gives the reason for it"
-        if entry.direction == "no worse" and entry.margin is None:
-            return "a claim of 'no worse' needs a margin: how much worse is still no worse"
-    else:
-        filled = bool(entry.rows)
-        for number, row in enumerate(entry.rows, 1):
-            if len(row) != len(entry.columns):
-                return f"row {number} has {len(row)} cells for {len(entry.columns)} columns"
+            raise UserError(f"kind is {entry.kind} but `{flag}` is {str(getattr(entry, flag)).lower()}: the two must "
+                            "agree")
     if filled and not entry.source:
-        return "it holds numbers but names no source"
+        raise UserError("it holds numbers but names no source")
     if filled and entry.kind == "open":
-        return "kind is open but it holds numbers: set kind: reported and grade: paper if they are the paper's"
-    return None
+        raise UserError("kind is open but it holds numbers: set kind: reported and grade: paper if they are the "
+                        "paper's")
+
+
+def _check_claim(claim: Claim) -> None:
+    _one_of("direction", claim.direction, (*DIRECTIONS, None))
+    if (claim.direction is None) != (claim.quantity is None):
+        raise UserError("quantity and direction are both on record, or neither is")
+    if claim.value is not None and claim.unit is None:
+        raise UserError("it holds a number but names no unit")
+    if (claim.margin is None) != (claim.margin_why is None) or (claim.margin is not None and claim.margin <= 0):
+        raise UserError("a margin is positive, and margin_why gives the reason for it")
+    if claim.direction == "no worse" and claim.margin is None:
+        raise UserError("a claim of 'no worse' needs a margin: how much worse is still no worse")
+    if claim.lower_bound and claim.value is None:
+        raise UserError("a lower bound needs its value")
+    if claim.derived and not claim.operands:
+        raise UserError("a derived value needs its two operands")
+    if claim.operands:
+        _check_operands(claim)
+
+
+def _check_operands(claim: Claim) -> None:
+    """The value is their difference, in the digits that they have (or, of a ratio, their ratio); a lower bound is not
+    above that."""
+    if len(claim.operands) != 2 or claim.value is None:
+        raise UserError("operands are two, and value is the first minus the second")
+    first, second = claim.operands.values()
+    if claim.unit == "ratio":
+        result, what, digits = first / second if second else math.inf, "divided by", 2
+    else:
+        result, what = first - second, "minus"
+        digits = max(-int(Decimal(repr(operand)).as_tuple().exponent) for operand in (first, second))
+    slack = 0.6 * 10**-digits
+    if claim.value > result + slack or (claim.value < result - slack and not claim.lower_bound):
+        raise UserError(f"value is {claim.value:g}, but {first:g} {what} {second:g} is {result:.{digits}f}")
+
+
+def _check_table(table: Table) -> None:
+    if not table.rows and table.kind != "open":
+        raise UserError(f"a table of kind {table.kind} has rows")
+    if not table.columns or len(set(table.columns)) < len(table.columns):
+        raise UserError("columns need names, each one of its own")
+    for number, row in enumerate(table.rows, 1):
+        if len(row) != len(table.columns):
+            raise UserError(f"row {number} has {len(row)} cells for {len(table.columns)} columns")
+
+
+def _check_line(line: Line, claims: dict[str, Claim]) -> None:
+    if line.claim not in claims:
+        raise UserError(f"there is no claim {line.claim}")
+    if claims[line.claim].direction is None:
+        raise UserError(f"claim {line.claim} has no direction, so that nothing can be judged")
+    if re.search(r"[{}]", re.sub(r"{[a-z_]+}", "", line.primary)):
+        raise UserError(f"primary {line.primary!r} has a brace that is not of a hole such as {{level}}")
+    if not re.match(rf"{re.escape(line.claim.split('.')[0])}\b", line.primary):
+        raise UserError(f"primary {line.primary!r} is no comparison of claim {line.claim}: its name begins otherwise")
+
+
+def _one_of(what: str, value: object, known: tuple) -> None:
+    if value not in known:
+        raise UserError(f"{what} {value!r} is none of {', '.join(str(word or 'null') for word in known)}")
 
 
 def _same(cell: object, wanted: object) -> bool:

@@ -16,17 +16,17 @@
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import field
 from functools import cache
 from typing import Any, Self, TypeVar
 
+from sparserobust import yamls
 from sparserobust.config import Data, Measurement, Model, Objective, Recipe, Run
 from sparserobust.errors import UserError
 from sparserobust.paths import settings_folder
-from sparserobust.settings import Settings, settings, unknown
+from sparserobust.settings import Settings, located, settings, unknown
 
 SHARED, BASED_ON = "shared", "based_on"
 FIRST = "first"  # of the seeds, in a selector
@@ -111,17 +111,17 @@ def load(scale: str, study: str, form: type[S]) -> dict[str, S]:
     `UserError` for an unknown scale, and for anything in the file that `form` does not know or misses."""
     if not has(scale, study):
         raise UserError(f"{study}.yaml has no section '{scale}': the study does not run at that scale")
-    with _located(f"{study}.yaml, {scale}"):
+    with located(f"{study}.yaml, {scale}"):
         section = _section(_sections(study), scale)
     nets = section.pop("nets", {"": {}})
-    if not isinstance(nets, Mapping) or not nets:
+    if not isinstance(nets, Mapping) or not nets or not all(isinstance(net, str) for net in nets):
         raise UserError(f"{study}.yaml, {scale}: nets should map networks to their settings, not {nets!r}")
     found = {}
     for net, changes in nets.items():
         where = f"{study}.yaml, {scale}{f', {net}' if net else ''}"
         if not isinstance(changes, Mapping):
             raise UserError(f"{where}: expected settings such as {{key: value}}, got {changes!r}")
-        with _located(where):
+        with located(where):
             found[net] = form.parse(merged(section, changes))
     return found
 
@@ -132,19 +132,10 @@ def _section(sections: Mapping[str, dict], scale: str) -> dict:
     base = own.pop(BASED_ON, SHARED)
     if scale == SHARED:
         return own
-    if base not in sections and base != SHARED:
+    if base not in [*sections, SHARED]:
         unknown("scale", base, BASED_ON, sections)
     below = {name: section for name, section in sections.items() if name != scale}
     return merged(_section(below, base), own)
-
-
-@contextmanager
-def _located(where: str) -> Iterator[None]:
-    """A `UserError` inside the block also says where in the files it was."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def merged(one: Mapping, other: Mapping) -> dict:
@@ -178,19 +169,14 @@ def _sections(study: str) -> dict[str, dict]:
 
 def _parsed(name: str) -> dict:
     path = settings_folder() / name
-    return _from_text(name, path.read_text()) if path.exists() else {}
+    return _from_text(name, yamls.text(path)) if path.exists() else {}
 
 
 @cache
 def _from_text(name: str, text: str) -> dict:
-    """The content of a settings file; parsed once, as that takes a tenth of a second."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    """The content of a settings file; parsed once, as that takes a hundredth of a second."""
+    content = yamls.parsed(text, name)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{name} should map scales to their settings")
     return content
 
