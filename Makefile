@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-slurm lab clean lock notebooks
+.PHONY: help setup reproduce test test-slurm lab clean lock audit notebooks
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -45,6 +45,11 @@ notebooks: $(READY) ## execute the committed notebooks anew, in place
 
 lock: $(READY) ## new pins for requirements.lock, after a change of pyproject.toml
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+audit: $(READY) ## which pins of requirements.lock are withdrawn (yanked) or have known vulnerabilities; needs the network
+	@said=$$($(UV) pip compile --universal --python-version 3.11 --no-deps requirements.lock 2>&1 >/dev/null) || { echo "$$said"; exit 1; }; \
+	echo "$$said"; if echo "$$said" | grep -q "is yanked"; then exit 1; fi
+	@$(UV) tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 clean: ## remove the environment, executed notebooks and trained runs; data, published records and figures stay
 	@rm -rf .venv build data/runs .pytest_cache .ruff_cache .mypy_cache .hypothesis lib/*.egg-info

@@ -1,12 +1,18 @@
 """The project itself: layers, dependencies, files that must stay in step."""
 
+import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
-from itertools import takewhile
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import metadata
+from itertools import chain, takewhile
 
 import yaml
+from packaging.requirements import Requirement
 
 from sparserobust.paths import PROJECT
 
@@ -19,26 +25,127 @@ def test_every_module_has_its_layer_here_and_in_the_guide():
     assert [set(re.findall(r"`(\w+)/?`", layer)) for layer in re.split(r" -\s", paragraph)] == layers
 
 
+# ------------------------------------------------------------------------------------------------- packages
+
+UNSEEN = {  # declared, but no import names them: why they are needed
+    "bokeh": "the dashboard of a cluster", "cryptography": "its certificates", "tabulate": "pandas' to_markdown",
+    "jupyterlab": "`make lab`", "pytest-xdist": "pytest -n", "nbval": "notebooks against their stored outputs",
+    "ruff": "style", "mypy": "types", "import-linter": "layers"}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared() -> dict[str, set[str]]:
+    """Names of the packages in pyproject.toml: of the core, and of each extra."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    parts = {"core": project["dependencies"]} | project["optional-dependencies"]
+    return {part: {normal(Requirement(text).name) for text in wanted} for part, wanted in parts.items()}
+
+
+def imported(*folders: str) -> dict[str, str]:
+    """The packages that Python files and notebooks' cells import, anywhere in them, each with one such file."""
+    files = [path for folder in folders for path in sorted((PROJECT / folder).rglob("*.*"))
+             if path.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in path.parts]
+    own = {path.stem for path in files} | {"sparserobust", "my_own_file"}
+    found: dict[str, str] = {}
+    packages = metadata.packages_distributions()
+    for path in files:
+        sources = [path.read_text()] if path.suffix == ".py" else [
+            re.sub(r"^\s*[%!].*", "", "".join(cell["source"]), flags=re.MULTILINE)
+            for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+            modules = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
+                       [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            for module in {module.split(".")[0] for module in modules} - own - sys.stdlib_module_names:
+                found |= dict.fromkeys(map(normal, packages.get(module, [module])),
+                                       str(path.relative_to(PROJECT)))
+    return found
+
+
+def needed(names: Iterable[str]) -> set[str]:
+    """These packages and all that they need, on any platform, as what is installed here says."""
+    found: set[str] = set()
+    todo = [Requirement(name) for name in names]
+    seen = set()
+    while todo:
+        wanted = todo.pop()
+        if (key := (normal(wanted.name), frozenset(wanted.extras))) in seen:
+            continue
+        seen.add(key)
+        found.add(normal(wanted.name))
+        with suppress(metadata.PackageNotFoundError):  # of another platform
+            for text in metadata.requires(wanted.name) or []:
+                more = Requirement(text)
+                extras = re.findall(r"extra == [\"']([^\"']+)", str(more.marker))
+                if not extras or wanted.extras & set(extras):
+                    todo.append(more)
+    return found
+
+
+def test_whatever_is_imported_is_declared_and_the_other_way_round():
+    parts = declared()
+    for folders, known in ((["lib"], parts["core"] | parts["lab"]), (["notebooks"], parts["core"] | parts["lab"]),
+                           (["lib", "notebooks", "tests", "benchmarks"], set.union(*parts.values()))):
+        missing = {name: path for name, path in imported(*folders).items() if name not in known}
+        assert not missing, "declare it in pyproject.toml, then `make lock`"
+    every = imported("lib", "notebooks", "tests", "benchmarks")
+    assert set.union(*parts.values()) - every.keys() == UNSEEN.keys()
+    assert not parts["test"] & imported("lib", "notebooks").keys()
+
+
+def test_every_package_of_the_lock_is_needed_by_one_that_is_declared():
+    """What a package of another platform or Python needs, only the lock's own comments say."""
+    lock = (PROJECT / "requirements.lock").read_text()
+    pinned = {normal(block.split("==")[0]): {normal(name) for name in re.findall(r"#(?: via|  ) +(\S+)", block)}
+              for block in re.split(r"\n(?=[a-z])", lock)[1:]}
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    reached = needed([*project["dependencies"], *chain(*project["optional-dependencies"].values())])
+    elsewhere = pinned.keys() - {normal(found.metadata["Name"]) for found in metadata.distributions()}
+    while more := {name for name in pinned.keys() - reached if pinned[name] & reached & elsewhere}:
+        reached |= more
+    assert len(pinned) > 100 and pinned.keys() <= reached
+
+
 def test_the_core_needs_torch_and_numpy_only():
-    blocked = ["pandas", "matplotlib", "seaborn", "sklearn", "scipy", "torchvision", "safetensors", "filelock", "yaml",
-               "papermill", "pyautoattack", "art", "foolbox", "tqdm"]
-    code = (f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import sparserobust as sr; import torch;"
-            "m = sr.models.PreActResNet(depth=8, width=8).build((1, 8, 8), 10); x = torch.rand(2, 1, 8, 8);"
-            "print(sr.attacks.FGSM(epsilon=8 / 255)(m, x, torch.tensor([0, 1])).shape)")
+    """All modules of the three lowest layers, where only these two and what they need can be imported; YAML apart."""
+    own = needed(["torch", "numpy"])
+    known = sorted({"sparserobust"} | {module for module, packages in metadata.packages_distributions().items()
+                                       if own & set(map(normal, packages))})
+    layers = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    modules = sorted({name for layer in layers[-3:] for name in layer.split(" : ")} - {"yamls"})
+    code = f"""
+import importlib, pkgutil, sys
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in {{*{known}, *sys.stdlib_module_names}}:
+            raise ModuleNotFoundError(f"{{name}} is not of the core", name=name)
+sys.meta_path.insert(0, Only())
+for name in {modules}:
+    module = importlib.import_module(f"sparserobust.{{name}}")
+    for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"sparserobust.{{name}}."):
+        importlib.import_module(found.name)
+import sparserobust as sr
+import torch
+m = sr.models.PreActResNet(depth=8, width=2).build((1, 8, 8), 10)
+print(sr.attacks.FGSM(epsilon=8 / 255)(m, torch.rand(2, 1, 8, 8), torch.tensor([0, 1])).shape)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "torch.Size([2, 1, 8, 8])", done.stderr
 
 
 def test_environment_and_lock_are_in_step_with_the_project():
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    parts = declared()
     environment = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
-    assert f"python{project['requires-python']}" in environment and "pip" in environment
-    assert {"pip": [f"-e .[{','.join(project['optional-dependencies'])}]"]} in environment
+    python = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert f"python{python}" in environment and "pip" in environment
+    assert {"pip": [f"-e .[{','.join(part for part in parts if part != 'core')}]"]} in environment
     lock = (PROJECT / "requirements.lock").read_text()
-    pinned = set(re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE))
-    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
-    assert {re.match(r"[A-Za-z0-9._-]+", d)[0].lower() for d in wanted} <= pinned
-    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[a-z])", lock)[1:])
+    blocks = re.split(r"\n(?=[a-z])", lock)[1:]
+    assert {normal(block.split("==")[0]) for block in blocks if "(pyproject.toml)" in block} == set.union(
+        *parts.values())
+    assert all("--hash=sha256:" in block for block in blocks)
 
 
 def test_no_host_of_a_registry_is_named():
