@@ -16,6 +16,13 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=False)
 settings.load_profile("repeatable")
 
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """No test writes into the project's own `figures/` or `build/`."""
+    for name in ("SPARSEROBUST_FIGURES", "SPARSEROBUST_BUILD"):
+        os.environ[name] = str(tmp_path_factory.mktemp(name.lower()))
+
+
 RUN = Run(data=Data(train_images=64), model=PreActResNet(depth=8, width=2), objective=Natural(),
           recipe=Recipe(epochs=2, batch_size=24))
 

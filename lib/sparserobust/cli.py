@@ -24,10 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="set a parameter, such as -p scale laptop")
     command.add_argument("-o", "--output", help="where the executed copy goes (default: build/<scale>/)")
+    command.add_argument("--figures", metavar="DIR", help="where figures and tables go (default: figures/, or "
+                         "build/figures/ if a parameter other than the scale is set)")
 
     command = commands.add_parser("reproduce", help="execute all notebooks, then print the claims ledger")
     command.add_argument("--scale", default="quick")
     command.add_argument("--redraw", action="store_true", help="also those for which nothing has changed")
+    command.add_argument("--figures", metavar="DIR", help="where figures and tables go (default: figures/)")
 
     command = commands.add_parser("compute", help="train and measure what all notebooks need, and execute none")
     command.add_argument("--scale", default="quick")
@@ -40,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("ledger", help="print the claims ledger of a scale")
     command.add_argument("--scale", default="quick")
     command.add_argument("--readme", action="store_true", help="write the counts of all scales into README.md, too")
+    command.add_argument("--figures", metavar="DIR", help="where the pages were drawn (default: figures/)")
 
     command = commands.add_parser("publish", help="copy the records of a scale's runs into data/published")
     command.add_argument("--scale", required=True)
@@ -66,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("refresh", help="execute the committed notebooks anew, in place")
 
     chosen = parser.parse_args(arguments)
+    for name in paths.VARIABLES:
+        if os.environ.get(name):  # kernels work in another folder
+            os.environ[name] = str(Path(os.environ[name]).absolute())
     if where := getattr(chosen, "scheduler", None):
         from sparserobust.running import cluster
 
@@ -182,36 +189,71 @@ def _cluster_kubernetes(chosen) -> None:
 
 def _run(chosen) -> None:
     from sparserobust import notebook_runner
+    from sparserobust.reporting import artifacts
 
-    print(f"executed: {notebook_runner.run(chosen.notebook, dict(chosen.parameter), chosen.output)}")
+    given, page = dict(chosen.parameter), notebook_runner.find(chosen.notebook).stem
+    scale, as_it_stands = given.get("scale", "quick"), given.keys() <= {"scale"}
+    with paths.figures_in(_figures(chosen.figures) if as_it_stands or chosen.figures else None):
+        copy = notebook_runner.run(page, given, chosen.output)
+        artifacts.write_ledger(scale)
+        print(f"executed: {copy}, figures and tables in {paths.short(paths.figures_folder(scale, page))}/")
 
 
 def _reproduce(chosen) -> None:
-    from sparserobust import notebook_runner
+    from sparserobust import freshness, notebook_runner
+    from sparserobust.reporting import artifacts
     from sparserobust.running import scales
 
     scales.check(chosen.scale)  # a misspelt scale should not cost the start of a kernel
-    lines = notebook_runner.reproduce(notebook_runner.names(), chosen.scale, chosen.redraw)
-    _ledger(chosen)
-    print("\nwhere to look:", *lines, sep="\n  ")
+    names = notebook_runner.names()
+    with paths.figures_in(_figures(chosen.figures)):
+        lines = notebook_runner.reproduce(names, chosen.scale, chosen.redraw)
+        artifacts.write_ledger(chosen.scale)
+        _tell_ledger(chosen.scale)
+        print("\nwhere to look:", *lines, sep="\n  ")
+        made = [name for name in names if scales.has(chosen.scale, name.split("_", 1)[1])]
+        print("", *freshness.compared(made, chosen.scale), sep="\n")
+
+
+def _figures(given: str | None, written: bool = True) -> Path | None:
+    """Where a scale as it stands is drawn: `given`, or what the environment says (None), or `figures/` of the project;
+    if that is to be written and cannot be, where all else is drawn (None)."""
+    if given:
+        return Path(given)
+    if os.environ.get("SPARSEROBUST_FIGURES"):
+        return None
+    folder = paths.committed_figures()
+    try:
+        return paths.writable(folder) if written else folder
+    except UserError:
+        print(f"{folder} cannot be written: figures and tables go to {paths.build_folder() / 'figures'}")
+        return None
 
 
 def _ledger(chosen) -> None:
     from sparserobust.reporting import artifacts, claims
 
-    lines = artifacts.ledger(chosen.scale)
+    with paths.figures_in(_figures(chosen.figures, written=False)):
+        _tell_ledger(chosen.scale)
+        if chosen.readme:
+            readme = paths.PROJECT / "README.md"
+            files.write(readme, claims.with_ledger(readme.read_text(), artifacts.readme_table()).encode())
+            print("README.md: its ledger is written anew")
+
+
+def _tell_ledger(scale: str) -> None:
+    from sparserobust.reporting import artifacts, claims
+
+    lines = artifacts.ledger(scale)
     for notebook, rows in lines.groupby("notebook"):
-        print(f"\n{notebook}, scale {chosen.scale}:")
+        print(f"\n{notebook}, scale {scale}:")
         for verdict in claims.SHORT:
             for row in rows[rows["verdict"] == verdict].to_dict("records"):
                 print(f"  {verdict:14s} {claims.sentence(row)}")
-    print(f"\n{len(lines)} claims in figures/{chosen.scale}/ledger.csv, every comparison in claims.csv beside it:")
-    for notebook, counts in claims.verdict_counts({chosen.scale: lines})[chosen.scale].items():
+    folder = paths.short(paths.figures_folder(scale, "."))
+    print(f"\n{len(lines)} claims in {folder}/: each page's ledger.csv has all numbers, its claims.csv all comparisons")
+    for notebook, counts in claims.verdict_counts({scale: lines})[scale].items():
         print(f"  {notebook}: {counts}")
-    if getattr(chosen, "readme", False):
-        readme = paths.PROJECT / "README.md"
-        files.write(readme, claims.with_ledger(readme.read_text(), artifacts.readme_table()).encode())
-        print("README.md: its ledger is written anew")
 
 
 def _compute(chosen) -> None:
@@ -310,9 +352,12 @@ def _data(chosen) -> None:
 
 def _refresh(chosen) -> None:
     from sparserobust import notebook_runner
+    from sparserobust.reporting import artifacts
 
-    for name in notebook_runner.names():
-        print(f"{notebook_runner.refresh(name).name}: executed and written in place")
+    with paths.figures_in(_figures(None)):
+        for name in notebook_runner.names():
+            print(f"{notebook_runner.refresh(name).name}: executed and written in place")
+        artifacts.write_ledger("quick")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Whether executing a notebook again could change anything: a fingerprint of all that goes into it, and of what came
-out, written beside the executed copy."""
+out, written beside the executed copy. And whether what came out is what is committed."""
 
 import hashlib
 import re
@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sparserobust import files, paths
-from sparserobust.provenance import provenance
-from sparserobust.reporting import reported
+from sparserobust.provenance import git, provenance
+from sparserobust.reporting import artifacts, reported
 from sparserobust.running.experiment import Experiment
 from sparserobust.running.store import Store
 
 LIBRARY = Path(__file__).parent
+NAMED = 12  # files that did not come out as committed
 
 
 def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
@@ -55,12 +56,61 @@ def changed(executed: Path, given: dict[str, str]) -> list[str]:
 
 
 def _outputs(executed: Path, scale: str) -> dict[str, str]:
-    """A hash of the executed copy, and, if it draws anything, of the manifest of its figures and of each file that this
-    lists."""
-    manifest, found = paths.figures_folder(scale, executed.stem) / "manifest.json", [executed]
-    if manifest.exists():
-        found += [manifest, *(manifest.with_name(name) for name in files.read_json(manifest)["files"])]
-    return {path.name: files.sha256(path) for path in found}
+    """A hash of the executed copy, and, if it draws anything, of its manifests and of each file that these list."""
+    folders = {"figures": paths.figures_folder(scale, executed.stem),
+               "machine": paths.machine_folder(scale, executed.stem)}
+    return {executed.name: files.sha256(executed)} | {
+        f"{name}/{path.name}": files.sha256(path) for name, folder in folders.items() for path in _listed(folder)}
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The manifest of a folder, if there is one, and the files that it lists."""
+    manifest = folder / "manifest.json"
+    return [manifest, *(folder / name for name in files.read_json(manifest)["files"])] if manifest.exists() else []
+
+
+def compared(pages: list[str], scale: str) -> list[str]:
+    """How many files of a scale came out byte for byte as committed, in one line; then, at most a dozen, those that
+    differ, are not committed, or are committed but were not made. `pages` are the notebooks that have made files."""
+    folder, committed = paths.figures_folder(scale, "."), _committed(scale)
+    if not committed:
+        return [f"nothing to compare with: no files of scale {scale} are known to be committed"]
+    listed = [folder / name for name in artifacts.LEDGERS] + [path for page in pages for path in _listed(folder / page)]
+    made = {path.relative_to(folder).as_posix(): path for path in listed if path.exists()}
+    every = sorted(made.keys() | committed.keys())
+    told = [f"  {name}: {why}" for name in every if (why := _unlike(made.get(name), committed.get(name)))]
+    more = [f"  and {len(told) - NAMED} more"] if len(told) > NAMED else []
+    return [f"{len(every) - len(told)} of {len(every)} files came out byte for byte as committed",
+            *told[:NAMED], *more]
+
+
+def _committed(scale: str) -> dict[str, str]:
+    """The committed files of a scale by git's hash of each; where git knows nothing of the project, the files that lie
+    in its `figures/`, unless they have been written anew just now."""
+    listed = git("ls-tree", "-r", "-z", "HEAD", "--", f"figures/{scale}/")
+    if listed is not None:
+        entries = [entry.split("\t") for entry in listed.split("\0") if entry]
+        return {name.split("/", 2)[2]: about.split()[2] for about, name in entries}
+    folder = paths.committed_figures() / scale
+    if paths.figures_folder(scale, ".").resolve() == folder.resolve():
+        return {}
+    return {path.relative_to(folder).as_posix(): _blob(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def _unlike(made: Path | None, committed: str | None) -> str:
+    """In what a file is not as committed; empty if in nothing."""
+    if made is None:
+        return "committed, but not made"
+    if committed is None:
+        return "made, but not committed"
+    return "" if _blob(made, len(committed)) == committed else "differs"
+
+
+def _blob(path: Path, digits: int = 40) -> str:
+    """Git's hash of a file, of which a repository has one kind: SHA-1, or SHA-256 with 64 digits."""
+    content = path.read_bytes()
+    kind = "sha1" if digits == 40 else "sha256"
+    return hashlib.new(kind, b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _beside(executed: Path) -> Path:

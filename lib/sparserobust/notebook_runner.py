@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from sparserobust.errors import UserError
-from sparserobust.paths import PROJECT, writable
+from sparserobust.paths import PROJECT, build_folder, figures_folder, short, writable
 from sparserobust.provenance import cores
 from sparserobust.running import scales
 from sparserobust.running.progress import CALLER, columns, duration, stderr
@@ -46,8 +46,8 @@ def find(name: str) -> Path:
 
 def run(name: str, parameters: dict[str, str], output: Path | None = None, shown: bool = True) -> Path:
     """Execute a notebook with parameters (as text, typed by the notebook's parameters cell) and return the executed
-    copy, by default `build/<scale>/<name>.ipynb`. A failure is a `UserError` in one line; the copy shows where. Unless
-    its progress is `shown` and the copy grows cell by cell, several may run in one process."""
+    copy, by default `<scale>/<name>.ipynb` in the build folder. A failure is a `UserError` in one line; the copy shows
+    where. Unless its progress is `shown` and the copy grows cell by cell, several may run in one process."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -78,7 +78,7 @@ def run(name: str, parameters: dict[str, str], output: Path | None = None, shown
 
 def copy_of(name: str, scale: str) -> Path:
     """Where the executed copy of a notebook goes."""
-    return PROJECT / "build" / scale / f"{name}.ipynb"
+    return build_folder() / scale / f"{name}.ipynb"
 
 
 def typed(notebook: Path, parameters: dict[str, str]) -> dict:
@@ -192,8 +192,8 @@ def reproduce(chosen: list[str], scale: str, redraw: bool = False) -> list[str]:
         raise
     if failures:
         raise UserError("\n".join(failures))
-    return [f"{name}: executed notebook build/{scale}/{name}.ipynb, figures and tables in figures/{scale}/{name}/"
-            for name in chosen]
+    return [f"{name}: executed notebook {short(copy_of(name, scale))}, figures and tables in "
+            f"{short(figures_folder(scale, name))}/" for name in chosen]
 
 
 def cheapest_first(tasks: "dict[str, list[Task]]") -> list[str]:

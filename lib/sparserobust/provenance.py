@@ -86,13 +86,16 @@ def _processor() -> str:
 @cache
 def commit() -> str:
     """Short hash of the checked-out commit, with `+` where the library differs from it; `unknown` outside git."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", PROJECT, *words], capture_output=True, text=True, check=True).stdout.strip()
+    head, changes = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--", "lib")
+    return "unknown" if head is None else head.strip() + ("+" if changes else "")
 
+
+def git(*words: str) -> str | None:
+    """What git says of the project; None without git or outside a repository."""
     try:
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--", "lib") else "")
+        return subprocess.run(["git", "-C", PROJECT, *words], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return None
 
 
 def in_notebook() -> bool:

@@ -64,11 +64,12 @@ def project(tmp_path, monkeypatch, tiny_run) -> SimpleNamespace:
     monkeypatch.setattr(studies, "experiments", lambda scale: experiments)
     monkeypatch.setattr(scales, "has", lambda scale, paper: paper in experiments)
     monkeypatch.setattr(notebook_runner, "NOTEBOOKS", tmp_path / "notebooks")
-    monkeypatch.setattr(notebook_runner, "PROJECT", tmp_path)
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
     monkeypatch.setattr(notebook_runner, "cores", lambda: 1)
     monkeypatch.setattr(paths, "settings_folder", lambda: tmp_path / "notebooks" / "settings")
     monkeypatch.setattr(paths, "published_folder", lambda: tmp_path / "published")
-    monkeypatch.setattr(paths, "figures_folder", lambda scale, notebook: tmp_path / "figures" / scale / notebook)
+    monkeypatch.setenv("SPARSEROBUST_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("SPARSEROBUST_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(reported, "FOLDER", tmp_path / "reported")
     monkeypatch.setattr(freshness, "LIBRARY", tmp_path / "lib")
     monkeypatch.setattr(kernels, "fork", lambda: None)
@@ -81,7 +82,7 @@ def project(tmp_path, monkeypatch, tiny_run) -> SimpleNamespace:
         if name in found.bad:
             raise UserError(f"{name}.ipynb, cell 3: why")
         out = artifacts.Artifacts("quick", name)
-        out.table(pandas.DataFrame({"x": [len(found.executed)]}), "table", "A table.")
+        out.table(pandas.DataFrame({"x": [len(found.executed)], "s": [9]}), "table", "A table.", machine=["s"])
         out.finish()
         files.write(output, name.encode())
         return output
@@ -215,6 +216,8 @@ def publish(project) -> None:
     (write("build/quick/01_a.ipynb"), "outputs"), (write("figures/quick/01_a/table.csv"), "outputs"),
     (lambda project: (project.folder / "figures/quick/01_a/table.md").unlink(), "outputs"),
     (lambda project: (project.folder / "figures/quick/01_a/manifest.json").unlink(), "outputs"),
+    (write("build/machine/quick/01_a/table.csv"), "outputs"), (write("build/machine/quick/01_a/table.md"), "outputs"),
+    (lambda project: (project.folder / "build/machine/quick/01_a/manifest.json").unlink(), "outputs"),
     (lambda project: (project.folder / "build/quick/01_a.json").unlink(), "outputs")])
 def test_whatever_has_changed_the_page_counts_as_changed(computed, change, kind):
     notebook_runner.reproduce(["01_a"], "quick")
@@ -271,8 +274,8 @@ def test_the_command_line_passes_on_what_is_asked_for(monkeypatch, judged):
 
 @pytest.fixture
 def judged(tmp_path, monkeypatch):
-    """Two notebooks with claims."""
-    monkeypatch.setattr(paths, "figures_folder", lambda scale, notebook: tmp_path / scale / notebook)
+    """The folder of two notebooks with claims."""
+    monkeypatch.setenv("SPARSEROBUST_FIGURES", str(tmp_path))
     row = {"line": "C1", "words": "A is better than B", "claim": "C1 a", "quantity": "q", "unit": "percentage points",
            "reported": None, "ours": 1.0, "low": 0.5, "high": 1.5, "n_seeds": 3, "images": 500, "p": 0.01,
            "p_holm": 0.02, "verdict": claims.HOLDS, "why": "", "where": "01_a, table 1"}
@@ -289,6 +292,7 @@ def judged(tmp_path, monkeypatch):
 def test_the_ledger_joins_the_claims_of_all_notebooks(judged):
     whole = artifacts.ledger("quick")
     assert list(whole["notebook"]) == ["01_a", "01_a", "02_b"] and list(whole["claim"]) == ["C1 a", "C1 b", "C8"]
+    artifacts.write_ledger("quick")
     for name in ("ledger.csv", "claims.csv"):
         assert list(pandas.read_csv(judged / name)["claim"]) == ["C1 a", "C1 b", "C8"]
     assert whole.columns[0] == "notebook" and whole.loc[0, "where"] == "01_a, table 1"
@@ -301,17 +305,20 @@ def test_the_ledger_is_printed_in_words_with_intervals_and_verdicts(judged, caps
     assert "holds          A is better than B: +1.0 [+0.5, +1.5] points; 3 seeds, 500 images." in told
     assert "not tested     A is better than C: +1.0 points; 1 seed" in told and "one seed." in told
     assert told.strip().endswith("  01_a: 1 holds, 1 not tested\n  02_b: 1 not tested")
+    assert not list(judged.glob("*.csv")), "who only reads writes nothing"
 
 
 def test_without_claims_the_ledger_says_what_to_do(tmp_path, monkeypatch, refusal):
-    monkeypatch.setattr(paths, "figures_folder", lambda scale, notebook: tmp_path / scale / notebook)
+    monkeypatch.setenv("SPARSEROBUST_FIGURES", str(tmp_path))
+    artifacts.write_ledger("laptop")
+    assert not list(tmp_path.iterdir())
     assert "sparserobust reproduce --scale laptop" in refusal(artifacts.ledger, "laptop")
 
 
 @pytest.mark.parametrize("table", ["claims.csv", "ledger.csv"])
 @pytest.mark.parametrize("scale", scales.names())
 def test_the_committed_ledger_is_that_of_the_notebooks(scale, table):
-    folder = paths.figures_folder(scale, ".")
+    folder = paths.committed_figures() / scale
     parts = {path.parent.name: pandas.read_csv(path) for path in sorted(folder.glob(f"*/{table}"))}
     if not parts:
         assert not (folder / table).exists()

@@ -333,13 +333,15 @@ def test_the_ledger_joins_those_of_all_notebooks(lines, frame, figures, refusal)
     judge(lines[2:4], frame, "quick", "02_b")
     judge(lines[-1:], frame, "laptop", "02_b")
     artifacts.Artifacts("quick", "00_c").table(frame, "table", "One that judges nothing.")
-    whole = artifacts.ledger("quick")
+    before, whole = everything(figures), artifacts.ledger("quick")
+    assert everything(figures) == before, "who only reads writes nothing"
     assert whole["notebook"].tolist() == ["01_a"] * 7 + ["02_b"] * 2 and whole.columns[0] == "notebook"
     assert set(whole["source"]) == {"nan"}  # a text is a text
     assert whole["words"].tolist() == [*lines["words"], *lines["words"][2:4]]
     for row, saved in zip(whole.to_dict("records"), [*lines.to_dict("records"), *lines[2:4].to_dict("records")],
                           strict=True):
         assert claims.sentence(row) == claims.sentence(saved)  # nothing is lost on the way
+    artifacts.write_ledger("quick")
     for name, columns in (("ledger.csv", whole.columns), ("claims.csv", ["notebook", *comparisons(lines)])):
         written = pandas.read_csv(figures / "quick" / name)
         assert list(written.columns) == list(columns) and written["notebook"].tolist() == whole["notebook"].tolist()

@@ -105,7 +105,8 @@ def test_a_study_is_added_by_new_files_alone(tmp_path):
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, tmp_path / "notebooks" / "07_toy.ipynb")
-    home = {"PYTHONPATH": str(tmp_path / "lib"), "SPARSEROBUST_HOME": str(tmp_path), "SPARSEROBUST_DEVICE": "cpu"}
+    home = {"PYTHONPATH": str(tmp_path / "lib"), "SPARSEROBUST_HOME": str(tmp_path), "SPARSEROBUST_DEVICE": "cpu",
+            "SPARSEROBUST_FIGURES": "", "SPARSEROBUST_BUILD": ""}
 
     def command(*words: str) -> str:
         done = subprocess.run([sys.executable, "-m", "sparserobust.cli", *words], capture_output=True, text=True,
@@ -113,7 +114,8 @@ def test_a_study_is_added_by_new_files_alone(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "07_toy: done" in command("reproduce", "--scale", "quick")
+    told = command("reproduce", "--scale", "quick")
+    assert "07_toy: done" in told and "nothing to compare with" in told.splitlines()[-1]
     (line,) = pandas.read_csv(tmp_path / "figures/quick/07_toy/ledger.csv").to_dict("records")
     assert (line["words"], line["n_seeds"]) == ("A pruned network is more accurate", 3)
     assert line["ours"] < 0 and line["verdict"] in ("does not hold", "open")

@@ -1,4 +1,4 @@
-"""Saving figures and tables with where they come from: files, captions, runs, data, machine, in one manifest."""
+"""Saving figures and tables with where they come from: files, captions, runs, and apart from these the machine."""
 
 import hashlib
 import html
@@ -16,17 +16,21 @@ from sparserobust.reporting.reported import Reported
 
 
 class Artifacts:
-    """The figures and tables of one notebook at one scale, in `figures/<scale>/<notebook>/`."""
+    """The figures and tables of one notebook at one scale, in `paths.figures_folder`; what differs from machine to
+    machine (seconds, processors) in `paths.machine_folder`, so that the former come out the same everywhere."""
 
     def __init__(self, scale: str, notebook: str):
         self.folder = paths.writable(paths.figures_folder(scale, notebook))
+        self.machine_folder = paths.writable(paths.machine_folder(scale, notebook))
         self.scale, self.notebook = scale, notebook
-        self.entries: dict[str, dict] = {}
+        self.entries: dict[str, dict] = {}  # what each file shows and from which runs, as in `manifest.json`
+        self.machine_entries: dict[str, dict] = {}
+        self.computed_on: dict[str, list[str]] = {}  # processors, by file
 
-    def figure(self, figure, name: str, caption: str, frame: pandas.DataFrame | None = None):
+    def figure(self, figure, name: str, caption: str, frame: pandas.DataFrame | None = None, machine: bool = False):
         """Save a matplotlib figure as PNG. Returns what a notebook shows: the picture with its caption underneath.
-        `frame` names the runs it was drawn from."""
-        self._add(f"{name}.png", png(figure, dpi=150), caption, frame)
+        `frame` names the runs it was drawn from. `machine`: it differs from machine to machine."""
+        self._add(f"{name}.png", png(figure, dpi=150), caption, frame, machine)
         figure.set_layout_engine("none")  # laid out once: the notebook's picture need not do it again
         return Picture(figure, caption)
 
@@ -37,16 +41,25 @@ class Artifacts:
                   "Every measurement of every run.", frame)
 
     def table(self, table: pandas.DataFrame, name: str, caption: str, frame: pandas.DataFrame | None = None,
-              folded: bool = False):
+              folded: bool = False, machine: Collection[str] = ()):
         """Save a table for people (Markdown, with its caption) and for programs (CSV); `frame` names the runs it was
         made from. Returns something a notebook shows, caption first (`folded`: the caption alone, until it is clicked).
+        `machine`: the columns that differ from machine to machine; the whole table is then saved in the other folder.
         """
+        left_out = f" Not here, since it differs from machine to machine: {', '.join(machine)}." if len(machine) else ""
+        self._add_table(table.drop(columns=list(machine)), name, caption, frame, left_out)
+        if len(machine):
+            self._add_table(table, name, caption, frame, machine=True)
+        return Captioned(table, caption, folded)
+
+    def _add_table(self, table: pandas.DataFrame, name: str, caption: str, frame: pandas.DataFrame | None,
+                   left_out: str = "", machine: bool = False) -> None:
         csv = table.copy()
         if isinstance(csv.columns, pandas.MultiIndex):
             csv.columns = [" ".join(column) for column in csv.columns]
-        self._add(f"{name}.csv", csv.to_csv(lineterminator="\n").encode(), caption, frame)
-        self._add(f"{name}.md", f"{caption}\n\n{tables.markdown(table)}".encode(), caption, frame)
-        return Captioned(table, caption, folded)
+        self._add(f"{name}.csv", csv.to_csv(lineterminator="\n").encode(), caption, frame, machine)
+        text = f"{caption}{left_out}\n\n{tables.markdown(table)}"
+        self._add(f"{name}.md", text.encode(), caption, frame, machine)
 
     def others(self, paper: Reported, table: str, index: str | list[str], note: str,
                only: Collection[str] = ()) -> "Captioned":
@@ -68,18 +81,22 @@ class Artifacts:
         return Captioned(claims.short_table(lines), caption)
 
     def finish(self) -> pandas.DataFrame:
-        """Write `manifest.json`, and return what was made."""
+        """Write `manifest.json` of both folders, and return what was made."""
+        page = {"scale": self.scale, "notebook": self.notebook}
         machine = {k: v for k, v in provenance().items() if k != "commit"}
-        files.write_json(self.folder / "manifest.json", {"scale": self.scale, "notebook": self.notebook,
-                                                         "drawn_on": machine, "files": self.entries})
-        return pandas.DataFrame([{"file": name, "what it shows": e["caption"]} for name, e in self.entries.items()])
+        files.write_json(self.folder / "manifest.json", page | {"files": self.entries})
+        files.write_json(self.machine_folder / "manifest.json", page | {
+            "drawn_on": machine, "computed_on": self.computed_on, "files": self.machine_entries})
+        made = self.entries | self.machine_entries
+        return pandas.DataFrame([{"file": name, "what it shows": e["caption"]} for name, e in made.items()])
 
-    def _add(self, name: str, content: bytes, caption: str, frame: pandas.DataFrame | None) -> None:
-        files.write(self.folder / name, content)
-        self.entries[name] = {
-            "caption": caption, "sha256": hashlib.sha256(content).hexdigest(),
-            "runs": [] if frame is None else sorted(set(frame["run"])),
-            "computed_on": [] if frame is None else sorted(set(frame["processor"]))}
+    def _add(self, name: str, content: bytes, caption: str, frame: pandas.DataFrame | None,
+             machine: bool = False) -> None:
+        folder, entries = (self.machine_folder, self.machine_entries) if machine else (self.folder, self.entries)
+        files.write(folder / name, content)
+        entries[name] = {"caption": caption, "sha256": hashlib.sha256(content).hexdigest(),
+                         "runs": [] if frame is None else sorted(set(frame["run"]))}
+        self.computed_on[name] = [] if frame is None else sorted(set(frame["processor"]))
 
 
 SIDE_BY_SIDE = "all five", "the same network, data and budget for all"
@@ -89,7 +106,7 @@ def readme_table() -> str:
     """The ledger of the README: a line per notebook, how many claims have which verdict at the scales that have been
     judged; then, folded, every claim in words with its verdict on real images (`laptop`). Nothing is written."""
     scales = [scale for scale in ("quick", "laptop", "longer", "fashion", "paper", "full")
-              if list(paths.figures_folder(scale, ".").glob("*/ledger.csv"))]
+              if _judged(scale)]
     ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales}
     pages = sorted(path.stem for path in (paths.PROJECT / "notebooks").glob("[0-9]*.ipynb"))
     papers = {page: found for page in pages if (found := _paper(page))}
@@ -179,17 +196,27 @@ def _unbroken(cell):
     return cell.replace(" ", "\u00a0") if numbers else cell
 
 
+LEDGERS = ("claims.csv", "ledger.csv")  # of a notebook, and of all at a scale
+
+
 def ledger(scale: str) -> pandas.DataFrame:
     """The ledger of all notebooks at a scale, as they were last judged: the lines of each notebook's `ledger.csv`, and
-    which notebook it was. It is also written to `figures/<scale>/ledger.csv`, and all comparisons behind it to
-    `claims.csv` there. `UserError` if nothing is judged yet."""
-    folder = paths.figures_folder(scale, ".")
-    if not list(folder.glob("*/ledger.csv")):
+    which notebook it was. `UserError` if nothing is judged yet."""
+    if not _judged(scale):
         raise UserError(f"no claims judged at scale '{scale}' yet: run sparserobust reproduce --scale {scale}")
-    whole = {name: _joined(scale, name) for name in ("claims.csv", "ledger.csv")}
-    for name, rows in whole.items():
-        files.write(paths.writable(folder) / name, rows.to_csv(index=False, lineterminator="\n").encode())
-    return whole["ledger.csv"]
+    return _joined(scale, "ledger.csv")
+
+
+def write_ledger(scale: str) -> None:
+    """Write the ledger of all notebooks at a scale, if any is judged, to `ledger.csv` beside their folders, and all
+    comparisons behind it to `claims.csv`."""
+    for name in LEDGERS if _judged(scale) else ():
+        content = _joined(scale, name).to_csv(index=False, lineterminator="\n").encode()
+        files.write(paths.figures_folder(scale, ".") / name, content)
+
+
+def _judged(scale: str) -> bool:
+    return any(paths.figures_folder(scale, ".").glob("*/ledger.csv"))
 
 
 def _joined(scale: str, name: str) -> pandas.DataFrame:
