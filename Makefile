@@ -51,7 +51,7 @@ audit: $(READY) ## which pins of requirements.lock are withdrawn (yanked) or hav
 	echo "$$said"; if echo "$$said" | grep -q "is yanked"; then exit 1; fi
 	@$(UV) tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
-clean: ## remove the environment, executed notebooks and trained runs; data, published records and figures stay
+clean: ## remove the environment, build/ and trained runs; data, published records and figures/ stay
 	@rm -rf .venv build data/runs .pytest_cache .ruff_cache .mypy_cache .hypothesis lib/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "removed .venv, build/, data/runs/ and caches"
