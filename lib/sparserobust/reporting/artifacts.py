@@ -46,7 +46,7 @@ class Artifacts:
         made from. Returns something a notebook shows, caption first (`folded`: the caption alone, until it is clicked).
         `machine`: the columns that differ from machine to machine; the whole table is then saved in the other folder.
         """
-        left_out = f" Not here, since it differs from machine to machine: {', '.join(machine)}." if len(machine) else ""
+        left_out = f" Not here, since it differs from machine to machine: {'; '.join(machine)}." if len(machine) else ""
         self._add_table(table.drop(columns=list(machine)), name, caption, frame, left_out)
         if len(machine):
             self._add_table(table, name, caption, frame, machine=True)
