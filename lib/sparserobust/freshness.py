@@ -48,11 +48,10 @@ def changed(executed: Path, given: dict[str, str]) -> list[str]:
     what was noted; nothing if executing it again would change nothing."""
     try:
         noted = files.read_json(_beside(executed))
-        made = _outputs(executed, given["scale"])
-    except (OSError, files.Corrupt):
+        different = [kind for kind, value in given.items() if noted["inputs"].get(kind) != value]
+        return different + ["outputs"] * (_outputs(executed, given["scale"]) != noted["outputs"])
+    except (OSError, files.Corrupt, KeyError, TypeError, AttributeError):  # gone, damaged, or not what is written here
         return ["outputs"]
-    different = [kind for kind, value in given.items() if noted["inputs"].get(kind) != value]
-    return different + ["outputs"] * (made != noted["outputs"])
 
 
 def _outputs(executed: Path, scale: str) -> dict[str, str]:

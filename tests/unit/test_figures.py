@@ -154,11 +154,11 @@ def test_figures_are_the_same_on_every_machine_and_the_rest_is_kept_apart(projec
     draw("another", 2.5)
     assert contents(out.folder) == here and here.keys() == {"measurements.csv", "cost.csv", "cost.md", "manifest.json"}
     assert here["cost.csv"] == b",MACs\nnet,5.0\n"
-    assert b"What it takes. Not here, since it differs from machine to machine: time [s].\n" in here["cost.md"]
+    assert b"What it takes. In build/machine, since they differ from machine to machine: time [s].\n" in here["cost.md"]
     now = contents(out.machine_folder)
     assert now.keys() == machine.keys() == {"cost.csv", "cost.md", "time.png", "manifest.json"}
     assert not [name for name in now if now[name] == machine[name]]
-    assert now["cost.csv"] == b",MACs,time [s]\nnet,5.0,2.5\n" and b"Not here" not in now["cost.md"]
+    assert now["cost.csv"] == b",MACs,time [s]\nnet,5.0,2.5\n" and b"build/machine" not in now["cost.md"]
     manifest = json.loads(now["manifest.json"])
     assert manifest["drawn_on"]["torch"] == "9" and "commit" not in manifest["drawn_on"]
     assert manifest["computed_on"]["measurements.csv"] == ["another"]

@@ -218,7 +218,9 @@ def publish(project) -> None:
     (lambda project: (project.folder / "figures/quick/01_a/manifest.json").unlink(), "outputs"),
     (write("build/machine/quick/01_a/table.csv"), "outputs"), (write("build/machine/quick/01_a/table.md"), "outputs"),
     (lambda project: (project.folder / "build/machine/quick/01_a/manifest.json").unlink(), "outputs"),
-    (lambda project: (project.folder / "build/quick/01_a.json").unlink(), "outputs")])
+    (lambda project: (project.folder / "build/quick/01_a.json").unlink(), "outputs"),
+    (lambda project: (project.folder / "build/quick/01_a.json").write_text("[]"), "outputs"),
+    (lambda project: (project.folder / "figures/quick/01_a/manifest.json").write_text("{}"), "outputs")])
 def test_whatever_has_changed_the_page_counts_as_changed(computed, change, kind):
     notebook_runner.reproduce(["01_a"], "quick")
     executed = computed.folder / "build" / "quick" / "01_a.ipynb"

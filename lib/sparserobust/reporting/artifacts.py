@@ -46,8 +46,8 @@ class Artifacts:
         made from. Returns something a notebook shows, caption first (`folded`: the caption alone, until it is clicked).
         `machine`: the columns that differ from machine to machine; the whole table is then saved in the other folder.
         """
-        left_out = f" Not here, since it differs from machine to machine: {'; '.join(machine)}." if len(machine) else ""
-        self._add_table(table.drop(columns=list(machine)), name, caption, frame, left_out)
+        left_out = f" In build/machine, since they differ from machine to machine: {'; '.join(machine)}."
+        self._add_table(table.drop(columns=list(machine)), name, caption, frame, left_out if len(machine) else "")
         if len(machine):
             self._add_table(table, name, caption, frame, machine=True)
         return Captioned(table, caption, folded)
