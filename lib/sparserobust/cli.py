@@ -1,7 +1,9 @@
 """The command line: `sparserobust --help`."""
 
 import argparse
+import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -9,12 +11,37 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparserobust import __version__, files, paths
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the words of a command."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def whole(text: str) -> int:
+    """A whole number from 1."""
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"should be a whole number from 1, not {quoted(text)}")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"should be a number above 0, not {quoted(text)}")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a mistake of the user is one line on standard error and exit code 1."""
-    parser = argparse.ArgumentParser(prog="sparserobust", description="Five papers on pruning and adversarial "
+    parser = Parser(prog="sparserobust", description="Five papers on pruning and adversarial "
                                      "robustness, as notebooks that run.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -38,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--table", help="only what this table or figure of the study shows, such as 'table 1'")
     command.add_argument("--plan", action="store_true", help="compute nothing: say how much is left to do, how long "
                          "it takes here, how much disk it needs and what is there already")
-    command.add_argument("--gpus", type=int, help="with --plan: how long it takes on so many GPUs")
+    command.add_argument("--gpus", type=whole, help="with --plan: how long it takes on so many GPUs")
 
     command = commands.add_parser("ledger", help="print the claims ledger of a scale")
     command.add_argument("--scale", default="quick")
@@ -52,10 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser("evidence", help="what each open claim still needs; with --hours, compute it")
     span = command.add_mutually_exclusive_group()
-    span.add_argument("--hours", type=float, help="work for so long, whole units only, at the lowest priority; what is "
-                      "finished is published")
-    span.add_argument("--minutes", type=float, help="likewise, in minutes")
-    command.add_argument("--workers", type=int, help="units side by side (default: one per core, or per GPU)")
+    span.add_argument("--hours", type=positive, help="work for so long, whole units only, at the lowest priority; "
+                      "what is finished is published")
+    span.add_argument("--minutes", type=positive, help="likewise, in minutes")
+    command.add_argument("--workers", type=whole, help="units side by side (default: one per core, or per GPU)")
 
     for name in ("run", "reproduce", "compute", "evidence"):
         commands.choices[name].add_argument("--scheduler", metavar="WHERE", help="hand the runs to this Dask "
@@ -70,16 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("refresh", help="execute the committed notebooks anew, in place")
 
     chosen = parser.parse_args(arguments)
-    for name in paths.VARIABLES:
-        if os.environ.get(name):  # kernels work in another folder
-            os.environ[name] = str(Path(os.environ[name]).absolute())
-    if where := getattr(chosen, "scheduler", None):
-        from sparserobust.running import cluster
-
-        os.environ[cluster.ADDRESS] = where  # kernels of notebooks inherit it
     try:
+        _check(sys.argv[1:] if arguments is None else arguments, chosen)
         globals()[f"_{chosen.command}"](chosen)
-    except UserError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UserError, OSError) as error:  # an OSError says which file, and what is the matter with it
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -88,6 +113,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
+
+
+def _check(words: list[str], chosen: argparse.Namespace) -> None:
+    """What all commands have in common, before anything is made or read; kernels and workers inherit the environment,
+    and start in other folders."""
+    from sparserobust.running import cluster, scales
+
+    for word in words:
+        if re.search(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", word):
+            raise UserError(f"an argument has characters that are no text in it: {quoted(word)}")
+    for name in paths.VARIABLES:
+        if folder := os.environ.get(name):
+            os.environ[name] = str(Path(folder).absolute())
+    if hasattr(chosen, "scale"):
+        scales.check(chosen.scale)
+    where = getattr(chosen, "scheduler", None)
+    if where == "":
+        raise UserError("--scheduler should be the file of a scheduler, or its address, such as tls://host:8786")
+    if where := where or cluster.given():
+        os.environ[cluster.ADDRESS] = where if "://" in where else str(Path(where).absolute())
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -191,10 +236,13 @@ def _run(chosen) -> None:
     from sparserobust import notebook_runner
     from sparserobust.reporting import artifacts
 
+    names = [name for name, _ in chosen.parameter]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"parameter {quoted(twice[0])} is given twice")
     given, page = dict(chosen.parameter), notebook_runner.find(chosen.notebook).stem
     scale, as_it_stands = given.get("scale", "quick"), given.keys() <= {"scale"}
     with paths.figures_in(_figures(chosen.figures) if as_it_stands or chosen.figures else None):
-        copy = notebook_runner.run(page, given, chosen.output)
+        copy = notebook_runner.run(chosen.notebook, given, chosen.output)
         artifacts.write_ledger(scale)
         print(f"executed: {copy}, figures and tables in {paths.short(paths.figures_folder(scale, page))}/")
 
@@ -204,7 +252,6 @@ def _reproduce(chosen) -> None:
     from sparserobust.reporting import artifacts
     from sparserobust.running import scales
 
-    scales.check(chosen.scale)  # a misspelt scale should not cost the start of a kernel
     names = notebook_runner.names()
     with paths.figures_in(_figures(chosen.figures)):
         lines = notebook_runner.reproduce(names, chosen.scale, chosen.redraw)
@@ -263,7 +310,8 @@ def _compute(chosen) -> None:
 
     if chosen.gpus is not None and not chosen.plan:
         raise UserError("--gpus goes with --plan: workers are on GPUs where there are some")
-    store, experiments = Store(), _chosen_experiments(chosen)
+    experiments = _chosen_experiments(chosen)
+    store = Store()
     if chosen.plan:
         for line in forecast.told(experiments, store, chosen.gpus):
             print(line)
@@ -361,4 +409,6 @@ def _refresh(chosen) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the working folder, which `python -m` puts there
     sys.exit(main())

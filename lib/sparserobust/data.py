@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparserobust.config import Data
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 from sparserobust.paths import data_folder, writable
 from sparserobust.seeding import stream
 
@@ -83,7 +83,7 @@ def load(settings: Data | str, device: torch.device | str = "cpu") -> Splits:
     """The splits of a data set, by settings or by name. Raises `UserError`: unknown name, no network, damaged file."""
     settings = Data(name=settings) if isinstance(settings, str) else settings
     if settings.name not in _SOURCES:
-        raise UserError(f"unknown data set '{settings.name}'; known: {', '.join(_SOURCES)}")
+        raise UserError(f"unknown data set {quoted(settings.name)}; known: {', '.join(_SOURCES)}")
     splits = _load(settings.name)
     if settings.classes:
         splits = _only(splits, settings)

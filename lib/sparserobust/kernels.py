@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy
 import torch
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 POSSIBLE = sys.platform == "linux"  # elsewhere system libraries start threads, which a fork would lose
 LAUNCHER = "ipykernel_launcher"
+SAFE_PATH = "PYTHONSAFEPATH"  # environment variable: nothing is imported from the folder where a process starts
 _started: list["Forked"] = []
 
 
@@ -26,6 +30,7 @@ def fork() -> None:
     factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:Forked", factory.GROUP_NAME)
     factory.default_provisioner_name = "forked"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several at a time: who waits should leave the core to others
+    os.environ[SAFE_PATH] = "1"
     if POSSIBLE:
         forkserver.set_forkserver_preload(["sparserobust.preloaded"])
         forkserver.ensure_running()
@@ -36,6 +41,16 @@ def kill() -> None:
     for provisioner in _started:
         if provisioner.process:
             provisioner.process.kill()
+
+
+class Manager(AsyncKernelManager):
+    """Of kernels of this environment, whatever else is called `python3` here. What lies beside a page can be imported
+    there, but stands for nothing that is installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        beside = "--IPKernelApp.exec_lines=__import__('sys').path.append(__import__('os').getcwd())"
+        return KernelSpec(**get_kernel_dict(extra_arguments=[beside], python_arguments=["-P"]))
 
 
 class Forked(LocalProvisioner):
@@ -79,6 +94,7 @@ def _kernel(arguments: list[str], folder: str, environment: dict[str, str]) -> N
     os.setsid()  # an interrupt from the keyboard is for the process that started it
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.chdir(folder)
+    sys.path.append(folder)
     os.environ.clear()
     os.environ.update(environment)
     numpy.random.seed()  # chance that nobody has seeded is another one in each kernel

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from sparserobust.errors import UserError
+from sparserobust import parameters
+from sparserobust.errors import UserError, quoted
+from sparserobust.files import one_line
 from sparserobust.paths import PROJECT, build_folder, figures_folder, short, writable
 from sparserobust.provenance import cores
 from sparserobust.running import scales
@@ -35,16 +37,23 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The notebook of this name; `UserError` with the nearest known one otherwise."""
-    name = Path(name).stem
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.3)
+    """The notebook of this name, or of this path. `UserError` for a name that is not known, with the nearest one that
+    is, and for a notebook that lies elsewhere."""
+    given = Path(name)
+    stem = given.name.removesuffix(".ipynb")
+    if stem not in names():
+        near = difflib.get_close_matches(stem, names(), n=1, cutoff=0.3)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names())}"
-        raise UserError(f"no notebook '{name}'; {hint}")
-    return NOTEBOOKS / f"{name}.ipynb"
+        raise UserError(f"no notebook {quoted(name)}; {hint}")
+    page = NOTEBOOKS / f"{stem}.ipynb"
+    is_path = name != given.name or (given.suffix and given.exists())
+    if is_path and given.with_name(page.name).resolve() != page.resolve():
+        raise UserError(f"{quoted(name)} is not this project's page {page}: say {stem} to run that, or open the other "
+                        "in JupyterLab")
+    return page
 
 
-def run(name: str, parameters: dict[str, str], output: Path | None = None, shown: bool = True) -> Path:
+def run(name: str, given: dict[str, str], output: Path | str | None = None, shown: bool = True) -> Path:
     """Execute a notebook with parameters (as text, typed by the notebook's parameters cell) and return the executed
     copy, by default `<scale>/<name>.ipynb` in the build folder. A failure is a `UserError` in one line; the copy shows
     where. Unless its progress is `shown` and the copy grows cell by cell, several may run in one process."""
@@ -52,10 +61,11 @@ def run(name: str, parameters: dict[str, str], output: Path | None = None, shown
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    from sparserobust import kernels
+
     notebook = find(name)
-    values = typed(notebook, parameters)
-    output = Path(output or copy_of(name, str(values.get("scale", "quick"))))
-    writable(output.parent)
+    values = typed(notebook, given)
+    output = _free(copy_of(notebook.stem, values.get("scale", "quick")) if output is None else Path(output))
     # of a bar that was replaced many times the executed copy keeps the last state (`coalesce_streams`)
     bar = {"desc": notebook.stem, "bar_format": "{desc}: {n} of {total} cells", "leave": False, "disable": None}
     how = {"progress_bar": bar, "stderr_file": stderr()} if shown else {
@@ -63,7 +73,8 @@ def run(name: str, parameters: dict[str, str], output: Path | None = None, shown
     if shown:
         os.environ[CALLER] = str(columns())
     try:
-        papermill.execute_notebook(notebook, output, values, kernel_name="python3", coalesce_streams=True,
+        papermill.execute_notebook(*map(_literal, (notebook, output)), values, kernel_name="python3",
+                                   kernel_manager_class=kernels.Manager, coalesce_streams=True,
                                    resources={"metadata": {"path": str(NOTEBOOKS)}}, **how)
     except PapermillExecutionError as error:
         why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
@@ -76,30 +87,37 @@ def run(name: str, parameters: dict[str, str], output: Path | None = None, shown
     return output
 
 
+def _free(output: Path) -> Path:
+    """The same path, where an executed copy may be written. `UserError` if it is a folder, no notebook by its name, or
+    a page of the project."""
+    if output.suffix != ".ipynb" or output.is_dir():
+        raise UserError(f"the executed copy cannot be {quoted(str(output))}: name a file that ends in .ipynb")
+    writable(output.parent)
+    if output.resolve().parent == NOTEBOOKS.resolve():
+        raise UserError(f"the executed copy cannot be {output}, among the project's pages: name a file elsewhere")
+    with one_line(output):
+        output.open("ab").close()
+    return output
+
+
+def _literal(path: Path) -> str:
+    """A path for Papermill, which takes what stands in braces for the name of a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def copy_of(name: str, scale: str) -> Path:
     """Where the executed copy of a notebook goes."""
     return build_folder() / scale / f"{name}.ipynb"
 
 
-def typed(notebook: Path, parameters: dict[str, str]) -> dict:
-    """Parameters given as text, as the types that the notebook declares: `false` is False, `[0, 1]` a list, `none`
-    nothing. Unknown names and values of another type are `UserError`s."""
-    import papermill
-    import yaml
+def typed(notebook: Path, given: dict[str, str]) -> dict:
+    """Parameters given as text, as the types that the notebook declares. Unknown names, values of another type and
+    values that make no sense are `UserError`s."""
+    import nbformat
 
-    declared = papermill.inspect_notebook(str(notebook))
-    result = {}
-    for name, text in parameters.items():
-        if name not in declared:
-            near = difflib.get_close_matches(name, declared, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(declared)}"
-            raise UserError(f"{notebook.name} has no parameter '{name}'; {hint}")
-        wanted = declared[name]["inferred_type_name"]
-        value = text if wanted == "str" else yaml.safe_load(text)
-        if value is not None and type(value).__name__ != wanted:
-            raise UserError(f"parameter '{name}' of {notebook.name} should be of type {wanted}, not {text!r}")
-        result[name] = value
-    return result
+    source = next((cell.source for cell in nbformat.read(notebook, as_version=4).cells
+                   if "parameters" in cell.metadata.get("tags", [])), "")
+    return parameters.fitted(given, parameters.declared(source), notebook.name)
 
 
 def refresh(name: str) -> Path:
@@ -136,6 +154,7 @@ def reproduce(chosen: list[str], scale: str, redraw: bool = False) -> list[str]:
     from sparserobust.running.jobs import tasks
     from sparserobust.running.store import Store
 
+    scales.check(scale)
     begun, store = time.monotonic(), Store()
     paper = {name: name.split("_", 1)[1] for name in chosen}
     if missing := [name for name in chosen if not scales.has(scale, paper[name])]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sparserobust.errors import UserError
 
-VARIABLES = ("SPARSEROBUST_DATA", "SPARSEROBUST_STORE", "SPARSEROBUST_BUILD", "SPARSEROBUST_FIGURES")
-PROJECT = Path(os.environ.get("SPARSEROBUST_HOME") or Path(__file__).resolve().parents[2])
+VARIABLES = tuple(f"SPARSEROBUST_{name}" for name in ("HOME", "DATA", "STORE", "BUILD", "FIGURES", "CERTIFICATES"))
+PROJECT = Path(os.environ.get("SPARSEROBUST_HOME") or Path(__file__).resolve().parents[2]).absolute()
 
 
 def data_folder() -> Path:

@@ -11,12 +11,23 @@ from pathlib import Path
 import numpy
 import torch
 
+from sparserobust.errors import UserError, quoted
 from sparserobust.paths import PROJECT
 
 
 def device() -> torch.device:
-    """The GPU if there is one, else the CPU; `SPARSEROBUST_DEVICE` overrules."""
-    return torch.device(os.environ.get("SPARSEROBUST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The GPU if there is one, else the CPU; `SPARSEROBUST_DEVICE` overrules. `UserError` if it names what is not
+    here."""
+    given = os.environ.get("SPARSEROBUST_DEVICE")
+    if not given:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = {"cpu", *(["mps"] if torch.backends.mps.is_available() else []),
+            *(["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+              if torch.cuda.is_available() else [])}
+    if given not in here:
+        raise UserError(f"SPARSEROBUST_DEVICE is {quoted(given)}, but this machine has {', '.join(sorted(here))}: "
+                        "unset it, or name one of them")
+    return torch.device(given)
 
 
 def cores() -> int:

@@ -33,7 +33,7 @@ from typing import (
     get_type_hints,
 )
 
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Checked(ABC):  # noqa: B024
     @classmethod
     def _mapping(cls, plain: object) -> dict:
         if not isinstance(plain, Mapping):
-            raise UserError(f"{cls.label()}: expected settings such as {{key: value}}, got {_shown(plain)}")
+            raise UserError(f"{cls.label()}: expected settings such as {{key: value}}, got {quoted(plain)}")
         return dict(plain)
 
 
@@ -221,7 +221,7 @@ def unknown(what: str, given: Any, where: str, known: Mapping) -> NoReturn:
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
-    raise UserError(f"{where}: unknown {what} '{given}'; {hint}")
+    raise UserError(f"{where}: unknown {what} {quoted(str(given))}; {hint}")
 
 
 @contextmanager
@@ -250,7 +250,7 @@ def _plain(value: Any) -> Any:
 def _coerced(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`, where that is safe; `8/255` and `1e-6` may be written as text, as YAML needs."""
     def wrong() -> UserError:
-        return UserError(f"{where} should be {_type_name(hint)}, not {_shown(value)}")
+        return UserError(f"{where} should be {_type_name(hint)}, not {quoted(value)}")
 
     if hint is Any:
         return value
@@ -297,15 +297,6 @@ def _first_that_fits(value: Any, hints: tuple, where: str, wrong: Callable[[], U
         except UserError:
             continue
     raise wrong()
-
-
-def _shown(value: Any) -> str:
-    """For a message: not more than a line of it."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deep; a number of thousands of digits
-        text = f"this {type(value).__name__}"
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _type_name(hint: Any) -> str:

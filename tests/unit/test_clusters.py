@@ -57,7 +57,10 @@ def test_what_is_no_scheduler_file_is_told_in_one_line(content, told, tmp_path, 
 
 
 def test_an_address_is_one_of_dask(refusal, caplog):
-    assert "such as tls://host:8786" in refusal(cluster._address, "http://host:1")
+    for wrong in ("http://host:1", "tls://", "tls://host", "tls://[", "tcp://a:b", "tls://a b:1", "tls://h:-1",
+                  "tls://:1", "tls://h:999999", "tls://h:1/x", "tls://h:1\n"):
+        assert "such as tls://host:8786" in refusal(cluster._address, wrong)
+    assert cluster._address("tls://[::1]:1") == "tls://[::1]:1"
     assert cluster._address("tls://host:1") == "tls://host:1" and not caplog.records
     assert cluster._address("tcp://127.0.0.1:1") == "tcp://127.0.0.1:1" and not caplog.records
     assert cluster._address("tcp://host:1") == "tcp://host:1" and "is not encrypted" in caplog.text
@@ -128,7 +131,7 @@ def elements(tmp_path, monkeypatch):
         fake = tmp_path / "fake python"
         told = 'printf "%s\\n" "$(printf "%s\\t"'
         fake.write_text(f'#!/bin/bash\n{told} "$@")" >> {shlex.quote(str(calls))}\n'
-                        'if [ "$4" = scheduler ]; then echo > "$5"; else sleep 0.5; fi\n')  # a worker works for a while
+                        'if [ "$5" = scheduler ]; then echo > "$6"; else sleep 0.5; fi\n')  # a worker works for a while
         fake.chmod(0o755)
         scancel = tmp_path / "bin" / "scancel"
         scancel.parent.mkdir(exist_ok=True)
@@ -148,7 +151,7 @@ def elements(tmp_path, monkeypatch):
 def test_the_first_element_runs_the_scheduler_and_takes_its_file_and_those_that_still_wait_with_it(elements, tmp_path):
     folder = tmp_path / ODD
     file = str(folder / "scheduler-17.json")
-    library = ["-m", "sparserobust.cli", "cluster"]
+    library = ["-P", "-m", "sparserobust.cli", "cluster"]
     *both, last = elements(0, folder, idle_minutes=7)
     assert sorted(both) == [[*library, "scheduler", file, "--idle-timeout", "7"],
                             [*library, "workers", file, "--count", "1"]]
@@ -157,7 +160,7 @@ def test_the_first_element_runs_the_scheduler_and_takes_its_file_and_those_that_
 
 
 def test_the_other_elements_run_workers_only(elements, tmp_path):
-    assert [call[3:] for call in elements(1, tmp_path / ODD, workers_per_gpu=2)] == [
+    assert [call[4:] for call in elements(1, tmp_path / ODD, workers_per_gpu=2)] == [
         ["workers", str(tmp_path / ODD / "scheduler-17.json"), "--count", "2"]]
 
 

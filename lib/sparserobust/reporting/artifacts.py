@@ -13,6 +13,7 @@ from sparserobust.errors import UserError
 from sparserobust.provenance import provenance
 from sparserobust.reporting import claims, reported, tables
 from sparserobust.reporting.reported import Reported
+from sparserobust.running import scales
 
 
 class Artifacts:
@@ -20,6 +21,7 @@ class Artifacts:
     machine (seconds, processors) in `paths.machine_folder`, so that the former come out the same everywhere."""
 
     def __init__(self, scale: str, notebook: str):
+        scales.check(scale)  # it becomes the name of a folder
         self.folder = paths.writable(paths.figures_folder(scale, notebook))
         self.machine_folder = paths.writable(paths.machine_folder(scale, notebook))
         self.scale, self.notebook = scale, notebook
@@ -202,6 +204,7 @@ LEDGERS = ("claims.csv", "ledger.csv")  # of a notebook, and of all at a scale
 def ledger(scale: str) -> pandas.DataFrame:
     """The ledger of all notebooks at a scale, as they were last judged: the lines of each notebook's `ledger.csv`, and
     which notebook it was. `UserError` if nothing is judged yet."""
+    scales.check(scale)
     if not _judged(scale):
         raise UserError(f"no claims judged at scale '{scale}' yet: run sparserobust reproduce --scale {scale}")
     return _joined(scale, "ledger.csv")

@@ -8,7 +8,9 @@ certificate: for a sweep a new one that never leaves memory, for a cluster that 
 import asyncio
 import json
 import logging
+import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,11 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sparserobust import files, paths
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 from sparserobust.provenance import cores, gpus
 from sparserobust.running import cluster_process
 from sparserobust.running.cluster_process import LOOPBACK
 
+LIBRARY = Path(__file__).resolve().parents[2]
 ADDRESS = "DASK_SCHEDULER_ADDRESS"  # environment variable: a scheduler file, or an address such as tls://host:8786
 DASHBOARD_PORT = 8787
 ANSWER = 30  # seconds in which a scheduler should answer
@@ -88,9 +91,13 @@ def run_scheduler(file: str, host: str | None, port: int, idle_timeout: float | 
               f"dashboard at http://{LOOPBACK}:{dashboard}/status, on this machine only", sep="\n",
               flush=True)
 
-    if idle_timeout is not None and idle_timeout <= 0:
+    if idle_timeout is not None and not 0 < idle_timeout < math.inf:
         raise UserError(f"--idle-timeout should be minutes, more than 0, not {idle_timeout:g}")
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port should be a whole number from 0 to {2**16 - 1}, not {port}")
     paths.writable(Path(file).absolute().parent)
+    if Path(file).is_dir():
+        raise UserError(f"{file} is a folder: name a file in it, which the scheduler will write")
     _until_stopped(cluster_process.serve(security(), said, {
         "host": host, "port": port, "scheduler_file": file, "dashboard": True,
         "dashboard_address": f"{LOOPBACK}:{DASHBOARD_PORT}",
@@ -157,8 +164,8 @@ def environments(workers: int, gpu: list[str] | None = None) -> list[dict[str, s
 def _address(where: str) -> str:
     """Of a scheduler file or an address. `UserError` if it is neither."""
     if "://" in where:
-        if not where.startswith(("tls://", "tcp://")):
-            raise UserError(f"'{where}' is no scheduler: name its file, or its address, such as tls://host:8786")
+        if not re.fullmatch(r"(tls|tcp)://([\w.-]+|\[[\w:.%-]+\]):\d{1,5}", where, re.ASCII):
+            raise UserError(f"{quoted(where)} is no scheduler: name its file, or its address, such as tls://host:8786")
         if where.startswith("tcp://") and "127.0.0.1" not in where and "localhost" not in where:
             log.warning("%s is not encrypted: whoever can reach it can run code as you", where)
         return where
@@ -190,10 +197,11 @@ def _client(address: str, secret, unreachable: str) -> Iterator:
 def _local(wanted: list[dict[str, str]]) -> Iterator[tuple]:
     """A scheduler and workers on loopback, in a process of their own and a session of its own, so that an interrupt
     from the keyboard is this process's to handle; with a certificate that nobody else has."""
-    # whoever imports modules of his own from a folder on the path, so do the workers
-    process = subprocess.Popen([sys.executable, "-P", Path(cluster_process.__file__)], bufsize=0,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    # it finds the library and what that needs wherever this process does, but for the working folder; last of all, so
+    # that nothing stands for what is installed
+    path = [*(folder for folder in sys.path if folder not in ("", str(Path.cwd()))), str(LIBRARY)]
+    process = subprocess.Popen([sys.executable, "-P", Path(cluster_process.__file__), *path], bufsize=0,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdin is not None and process.stdout is not None  # pipes
     try:
         with suppress(BrokenPipeError):  # then it does not answer

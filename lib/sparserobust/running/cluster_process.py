@@ -50,6 +50,7 @@ def prepare(quiet: dict[str, str] = QUIET) -> None:
     """Before anything else of this module is used: the environment of the workers, and the server they come from."""
     for name, value in (KEEP_MEMORY | quiet).items():
         os.environ.setdefault(name, value)
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing is imported from the folder where a process starts
     if FORKS:
         multiprocessing.set_forkserver_preload(["sparserobust.running.engine", "distributed"])
         forkserver.ensure_running()
@@ -100,6 +101,7 @@ def as_nice_as_its_parent() -> None:
 
 def main() -> None:
     as_nice_as_its_parent()
+    sys.path += [folder for folder in sys.argv[1:] if folder not in sys.path]
     prepare(QUIET | QUIET_WORKERS)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not mix with the answer

@@ -123,11 +123,13 @@ def modules(task: Task) -> list[str]:
 
 
 def order(task: Task, store: Store) -> dict:
-    """A task in JSON, as it crosses to another process."""
+    """A task in JSON, as it crosses to another process. Where that may import from is told for modules of somebody's
+    own alone."""
+    own = modules(task)
     return {"key": task.key, "identity": task.run.identity, "run": task.run.plain(),
             "measurements": [m.plain() for m in task.measurements],
             "store": [str(store.folder), store.use_published, store.use_earlier],
-            "modules": modules(task), "path": sys.path}
+            "modules": own, "path": [str(Path(folder).absolute()) for folder in sys.path] if own else []}
 
 
 def perform(order: dict, report: Callable[[str, float], None], sweep: str = "") -> str | None:

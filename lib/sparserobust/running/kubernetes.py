@@ -5,7 +5,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 
 SCHEMA = "1.37"  # the version of Kubernetes
 NAME, PORT = "sparserobust", 8786
@@ -42,9 +42,10 @@ class Manifest:
             if value < 1:
                 raise UserError(f"{option} should be 1 or more, not {value}")
         if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", self.volume):
-            raise UserError(f"--volume should be the name of a claim (kubectl get pvc lists them), not '{self.volume}'")
+            raise UserError(f"--volume should be the name of a claim (kubectl get pvc lists them), "
+                            f"not {quoted(self.volume)}")
         if not re.fullmatch(r"[\w./:@-]+", self.image):
-            raise UserError(f"--image should be a container image, such as name:tag, not '{self.image}'")
+            raise UserError(f"--image should be a container image, such as name:tag, not {quoted(self.image)}")
 
     def text(self, certificates: str) -> str:
         """YAML, with a head that says how to use it; `certificates` is the folder of the certificate and its key."""

@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 from sparserobust import yamls
 from sparserobust.config import Data, Measurement, Model, Objective, Recipe, Run
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 from sparserobust.paths import settings_folder
 from sparserobust.settings import Settings, located, settings, unknown
 
@@ -88,15 +88,18 @@ S = TypeVar("S", bound=StudySettings)
 
 
 def names() -> list[str]:
-    """Known scales."""
-    return list(_parsed("scales.yaml"))
+    """Known scales. `UserError` where the project's folder is not what it should be."""
+    if known := list(_parsed("scales.yaml")):
+        return known
+    raise UserError(f"{settings_folder() / 'scales.yaml'} is missing or empty: SPARSEROBUST_HOME should name the "
+                    "project's folder, or be unset in the project itself")
 
 
 def check(scale: str) -> None:
     """`UserError` for an unknown scale, with the nearest known one."""
     if scale not in names():
         near = difflib.get_close_matches(str(scale), names(), n=1)
-        raise UserError(f"unknown scale '{scale}': " + (f"did you mean '{near[0]}'? " if near else "")
+        raise UserError(f"unknown scale {quoted(scale)}: " + (f"did you mean '{near[0]}'? " if near else "")
                         + f"known: {', '.join(names())}")
 
 
@@ -215,5 +218,6 @@ def checked_seeds(seeds, scale_seeds: Sequence[int]) -> list[int]:
     seeds = scale_seeds if seeds is None else seeds
     whole = isinstance(seeds, list | tuple) and all(type(s) is int and s >= 0 for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds should be a list of different whole numbers from 0, such as [0, 1, 2], not {seeds!r}")
+        raise UserError(f"seeds should be a list of different whole numbers from 0, such as [0, 1, 2], "
+                        f"not {quoted(seeds)}")
     return list(seeds)

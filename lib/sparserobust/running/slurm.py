@@ -1,5 +1,6 @@
 """Workers on a SLURM cluster: one job array, whose element 0 also runs the scheduler."""
 
+import math
 import os
 import re
 import shlex
@@ -53,7 +54,7 @@ class Array:
                               "--workers-per-gpu": self.workers_per_gpu}.items():
             if value is not None and value < 1:
                 raise UserError(f"{option} should be 1 or more, not {value}")
-        if self.idle_minutes <= 0:
+        if not 0 < self.idle_minutes < math.inf:
             raise UserError(f"--idle-timeout should be minutes, more than 0, not {self.idle_minutes:g}")
         if not _TIME.fullmatch(self.time):
             raise UserError("--time should be minutes, hours:minutes:seconds or days-hours, such as 4:00:00, "
@@ -78,7 +79,7 @@ class Array:
         return _SCRIPT.format(
             directives="\n".join(f"#SBATCH --{option}" for option in options), idle_minutes=f"{self.idle_minutes:g}",
             exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in own.items()),
-            command=shlex.join([sys.executable, "-m", "sparserobust.cli"]), folder=shlex.quote(str(folder)),
+            command=shlex.join([sys.executable, "-P", "-m", "sparserobust.cli"]), folder=shlex.quote(str(folder)),
             workers=workers)
 
     def write(self, folder: Path | None = None) -> Path:
