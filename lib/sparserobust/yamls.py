@@ -46,7 +46,7 @@ def parsed(text: str, where: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}{line}: not valid YAML, {error.problem or error.context}") from None
     except (yaml.YAMLError, UnicodeEncodeError) as error:
-        raise UserError(f"{where}: not valid YAML, {error}") from None
+        raise UserError(f"{where}: not valid YAML, {' '.join(str(error).split())}") from None
 
 
 def _checked_size(content: bytes, where: str) -> None:

@@ -63,6 +63,7 @@ def project(tmp_path, monkeypatch, tiny_run) -> SimpleNamespace:
                                          for seed in seeds], "quick", study=paper) for paper, seeds in needed.items()}
     monkeypatch.setattr(studies, "experiments", lambda scale: experiments)
     monkeypatch.setattr(scales, "has", lambda scale, paper: paper in experiments)
+    monkeypatch.setattr(scales, "check", lambda scale: None)
     monkeypatch.setattr(notebook_runner, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(paths, "PROJECT", tmp_path)
     monkeypatch.setattr(notebook_runner, "cores", lambda: 1)
