@@ -23,7 +23,7 @@ from sparserobust.evaluation import Accuracy
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import Adversarial, Natural
 from sparserobust.paths import PROJECT
-from sparserobust.settings import Settings, settings
+from sparserobust.settings import Settings, settings, unknown
 from sparserobust.sparsifiers import RGSM, RVSM, Dense, Magnitude, Ticket
 
 FAMILIES = (Model, Attack, Objective, Sparsifier, Measurement)
@@ -458,3 +458,56 @@ def test_magnitude_and_dense_are_found_in_their_family():
     assert Sparsifier.parse({"kind": "magnitude", "sparsity": 0.5}) == Magnitude(sparsity=0.5)
     assert Sparsifier.parse({"kind": "dense"}) == Dense()
     assert "rvsm" not in Attack.family
+
+
+# ------------------------------------------------------------------------------------------ plain data of a person
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from(["pgd", "digits", "8/255", "1e999999999", "1/0", "nan", 10**400, 2**63, -1, 1e300, "a\nb"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["kind", "name", "epochs", "seed", "data", "model", "recipe", "depth", "attack", "a\nb"]),
+        inner, max_size=4), max_leaves=12)
+
+
+@given(st.dictionaries(st.sampled_from([f.name for f in fields(Run)]), PLAIN))
+def test_settings_of_any_plain_data_are_made_or_refused_in_one_line(changes):
+    """Whatever JSON or YAML may hold in the place of a setting."""
+    try:
+        made = Run.parse(RUN.plain() | changes)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert Run.parse(through_json(made)) == made
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('{"lr": NaN}', "lr should be a number, not nan"),
+    ('{"lr": 1e999}', "lr should be a number, not inf"),
+    ('{"lr": "1e999999999"}', "lr should be a number, not '1e999999999'"),
+    ('{"lr": "1/0"}', "lr should be a number, not '1/0'"),
+    (f'{{"lr": {"9" * 400}}}', "lr should be a number, not 999"),
+    (f'{{"epochs": {"9" * 400}}}', "epochs should be a whole number, not 999"),
+    ('{"epochs": ' + "[" * 900 + "]" * 900 + "}", "epochs should be a whole number, not [["),
+    ('{"epochs": 1e2}', "epochs should be a whole number, not 100.0"),
+    ('{"epo\\nchs": 1}', "unknown setting 'epo chs'; did you mean 'epochs'?"),
+    ("[1]", "expected settings such as {key: value}, got [1]"),
+])
+def test_settings_given_as_json_are_refused_in_a_short_line(text, said, refusal):
+    content = json.loads(text)
+    message = refusal(Recipe.parse, {"epochs": 1} | content if isinstance(content, dict) else content)
+    assert said in message and len(message) < 500
+
+
+def test_what_is_nested_too_deep_to_show_is_refused_all_the_same(refusal):
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert refusal(Recipe.parse, {"epochs": deep}) == "Recipe: epochs should be a whole number, not this list"
+    assert refusal(Recipe.parse, {"epochs": 16**5000}) == "Recipe: epochs should be a whole number, not this int"
+    assert refusal(Recipe.parse, deep) == "Recipe: expected settings such as {key: value}, got this list"
+
+
+def test_what_is_unknown_among_numbers_is_one_line_too(refusal):
+    assert refusal(unknown, "level", 0.2, "x", {0.1: 1, 0.5: 2}) == "x: unknown level '0.2'; did you mean '0.5'?"

@@ -171,7 +171,12 @@ def test_a_unit_that_fails_is_named_and_the_others_go_on(pretended, tmp_path, mo
 @pytest.mark.parametrize(("old", "new", "told"), [
     ("small:", "smal:", "no paper 'smal'"), ("net: one", "net: three", "scale pretended has no rows {'net': 'three'}"),
     ("net: one", "nets: one", "scale pretended has no rows {'nets': 'one'}"),
-    ("scale: pretended", "scale: pretender", "did you mean 'pretended'")])
+    ("scale: pretended", "scale: pretender", "did you mean 'pretended'"),
+    ("scale: pretended", "scael: pretended", "evidence.yaml: Evidence: ranks: Rank: unknown setting 'scael'; did you"),
+    ("[{net: one}]", "[]", "evidence.yaml: small C2: no rows are named"),
+    ("net: one", "on: one", "evidence.yaml, line 6: key 'on' is read as True"),
+    ("{net: one}", "one", "evidence.yaml: Evidence: ranks: Rank: papers: small: C2 should be"),
+    ("ranks:", "ranks:\nrank:", "unknown setting 'rank'; did you mean 'ranks'?")])
 def test_a_mistake_in_the_file_is_one_line(old, new, told, pretended, tmp_path, refusal):
     path = tmp_path / "notebooks" / "evidence.yaml"
     path.write_text(path.read_text().replace(old, new))

@@ -98,6 +98,11 @@ def test_another_kind_replaces_and_null_takes_away():
     assert merged(one, {"b": None}) == {"attack": {"kind": "pgd", "steps": 7}}
 
 
+def test_what_is_not_there_cannot_be_taken_away(refusal):
+    assert refusal(merged, {"levels": {0.1: 1}}, {"levels": {0.12: None}}) == (
+        "null: unknown key to take away '0.12'; did you mean '0.1'?")
+
+
 def test_scales_and_networks_say_only_what_differs(folder):
     found = scales.load("quick", "toy", ToySettings)
     assert list(found) == ["small", "large"]
@@ -154,6 +159,10 @@ def test_a_selector_lists_values_and_several_selectors_are_alternatives():
     ("    small: {", "    small: [{", "toy.yaml, line 18: not valid YAML"),
     ("    small: {model: {kind: preact_resnet, depth: 8, width: 2}}", "    small: 3",
      "toy.yaml, quick, small: expected settings such as {key: value}, got 3"),
+    ("    large:", "    small:", "toy.yaml, line 18: key 'small' is given twice"),
+    ("    large:", "    0.5:", "toy.yaml, quick: nets should map networks to their settings"),
+    ("    large:", "    on:", "toy.yaml, line 18: key 'on' is read as True"),
+    ("quick:\n", "quick:\n  based_on: []\n", "toy.yaml, quick: based_on: unknown scale '[]'"),
 ])
 def test_a_mistake_in_a_file_is_one_line_with_the_nearest_known_word(folder, refusal, old, new, said):
     assert old in TOY
