@@ -90,10 +90,10 @@ def test_any_text_is_read_as_yaml_reads_it_or_refused_in_one_line(text):
     ("a: [1", "not valid YAML"),
 ])
 def test_what_is_no_plain_data_is_refused_at_once(text, said, refusal):
-    start = time.perf_counter()
+    start = time.process_time()
     message = refusal(yamls.parsed, text, "x.yaml")
     assert message.startswith("x.yaml") and said in message and len(message) < 250
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 5
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, refusal):
