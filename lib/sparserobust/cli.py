@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--table", help="only what this table or figure of the study shows, such as 'table 1'")
     command.add_argument("--plan", action="store_true", help="compute nothing: say how much is left to do, how long "
                          "it takes here, how much disk it needs and what is there already")
-    command.add_argument("--gpus", type=whole, help="with --plan: how long it takes on so many GPUs")
+    command.add_argument("--gpus", type=int, help="with --plan: how long it takes on so many GPUs")
 
     command = commands.add_parser("ledger", help="print the claims ledger of a scale")
     command.add_argument("--scale", default="quick")

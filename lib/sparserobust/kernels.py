@@ -94,7 +94,7 @@ def _kernel(arguments: list[str], folder: str, environment: dict[str, str]) -> N
     os.setsid()  # an interrupt from the keyboard is for the process that started it
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.chdir(folder)
-    sys.path.append(folder)
+    sys.path.append(str(Path.cwd()))
     os.environ.clear()
     os.environ.update(environment)
     numpy.random.seed()  # chance that nobody has seeded is another one in each kernel

@@ -139,8 +139,8 @@ def test_a_parameter_is_given_once(told):
     ["compute", "--study", "iwi", "--table", ""], ["publish"], ["evidence", "--hours", "1", "--minutes", "1"],
     *([option, value] for option in ("evidence --hours", "evidence --minutes")
       for value in ("-1", "0", "nan", "inf", "", "x", "1e999")),
-    *([option, value] for option in ("evidence --workers", "compute --plan --gpus")
-      for value in ("-1", "0", "1.5", "", "x", "²", "9" * 5000, "1" * 10)),
+    *(["evidence --workers", value] for value in ("-1", "0", "1.5", "", "x", "²", "9" * 5000, "1" * 10)),
+    *(["compute --plan --gpus", value] for value in ("1.5", "", "x", "²", "9" * 5000)),
     *(["compute", "--scheduler", value] for value in ("", "nul\0")),
     ["data", ""], ["data", "../mnist"], ["data", "two\nlines"], ["data", "x" * 9999],
     ["cluster"], ["cluster", "slurm"], ["cluster", "slurm", "--cpus", "1", "--idle-timeout", "nan"],
