@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-slurm lab clean lock audit notebooks
+.PHONY: help setup reproduce test test-slurm stress lab clean lock audit notebooks
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ test: $(READY) ## style, types, unit tests, notebooks against their stored outpu
 
 test-slurm: $(READY) ## a sweep on a real SLURM, which root on Debian gets for it and loses again; else left out
 	@$(BIN)/python -m pytest tests/cluster -rs -s
+
+stress: $(READY) ## kills, crowds, damaged files, full disks, fuzz: is anything lost, or believed that is wrong? (ten minutes)
+	@$(BIN)/python benchmarks/stress
 
 lab: $(READY) ## JupyterLab in the notebooks folder
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

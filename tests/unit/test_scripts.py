@@ -14,7 +14,7 @@ SMALLEST = {  # arguments with which a script takes seconds
     "benchmarks/adversarial_training.py": "--batch 2 --repeats 1 --depth 8 --width 2",
     "benchmarks/coverage.py": "--draws 50 --seeds 3",
     "benchmarks/engine.py": "--runs 4 --seconds 0.1",
-    "benchmarks/stress.py": "--only kills --kills 1",
+    "benchmarks/stress/__main__.py": "--only sweeps --share 0.1",
     "tests/mutants.py": "--list",
 }
 NOT_SCRIPTS = {"lib", "data", "build"}  # and what pytest collects
