@@ -4,8 +4,9 @@
 
 Each property tries faults of one kind and prints one line: how many, what was wrong afterwards (see `--kinds`), and the
 seconds it took; what fell short stands above it. The exit code is 1 if anything was wrong. All of it takes about ten
-minutes on two quiet cores of Linux; root shows more, as it can mount disks and be nobody. `--share 0.1` tries a tenth of the faults, at least one of each property. `--record` writes
-the table into benchmarks/stress.csv, with the machine and the commit; `--readme` writes that table into README.md.
+minutes on two quiet cores of Linux; root tries more, as it can mount disks. `--share 0.1` tries a tenth of the faults,
+at least one of each property. `--record` writes the table into benchmarks/stress.csv, with the machine and the commit;
+`--readme` writes that table into README.md.
 """
 
 import argparse

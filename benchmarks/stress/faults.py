@@ -280,8 +280,8 @@ JSON: dict[str, Damage] = TEXT | {
 
 
 def may_be_nobody() -> bool:
-    """Whether a permission can be missing: to root none is, unless it can be another user who finds this Python."""
-    found = [Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), REPOSITORY]
+    """Whether a permission can be missing: to root none is, unless it can be another user who finds the library."""
+    found = [Path(sys.prefix).resolve(), REPOSITORY]
     return os.geteuid() != 0 or all(each.stat().st_mode & 1 for path in found for each in (path, *path.parents))
 
 
