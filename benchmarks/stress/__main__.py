@@ -64,6 +64,7 @@ def properties() -> dict[str, Property]:
         "settings fuzzed": (doors.settings_fuzzed, 2000, always),
         "YAML fuzzed": (doors.yaml_fuzzed, 150, always),
         "commands fuzzed": (doors.commands_fuzzed, 80, always),
+        "environment fuzzed": (doors.environment_fuzzed, 15, always),
         "images fuzzed": (doors.images_fuzzed, 300, always),
     }
 

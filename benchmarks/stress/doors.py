@@ -9,6 +9,7 @@ import os
 import resource
 import shlex
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +23,15 @@ from faults import Fault, Forked, Problems, ending, evenly, home, restored
 from hypothesis import HealthCheck, given, seed
 from hypothesis import settings as profile
 from hypothesis import strategies as st
-from sweeps import rows
+from sweeps import answers, few, rows
 
-from sparserobust import Run, UserError, cli, models
+from sparserobust import Run, Store, UserError, cli, models
 from sparserobust.attacks import into_ball
 from sparserobust.config import Attack
 from sparserobust.data import Split, Splits
 from sparserobust.evaluation import Accuracy
+from sparserobust.reporting import artifacts
+from sparserobust.running import sweep
 from sparserobust.studies import start_here
 
 SECONDS = 10  # in which a value is refused or taken
@@ -209,7 +212,7 @@ SLOTS = ["run {}", "run 00_start_here -p scale {}", "run 00_start_here -p seeds 
          "run 00_start_here -o {}", "run 00_start_here -p scael {}", "reproduce --scale {}", "compute --scale {}",
          "compute --scale quick --study {}", "compute --scale quick --study start_here --table {}",
          "compute --plan --gpus {}", "compute --plan --scale quick --scheduler {}", "ledger --scale {}",
-         "publish --scale {}", "evidence --hours {}", "evidence --minutes {}", "evidence --workers {}", "data {}",
+         "publish --scale {}", "data {}",
          "cluster scheduler {} --port x", "cluster scheduler f --idle-timeout -1 --host {}",
          "cluster workers {} --count -1", "cluster slurm --gpus {}", "cluster slurm --cpus 1 --folder {}",
          "cluster kubernetes --image {} --volume v --gpus 1", "{}", "cluster {}"]
@@ -254,6 +257,35 @@ def _around(folder: Path) -> set[str]:
     """What lies beside the project, and not in it or in the store."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")
             if not path.is_relative_to(home()) and path.relative_to(folder).parts[0] not in ("store", "hypothesis")}
+
+
+ENVIRONMENTS = [
+    {"SPARSEROBUST_DEVICE": "tpu"}, {"SPARSEROBUST_DEVICE": "cuda:99"}, {"SPARSEROBUST_DEVICE": "meta"},
+    {"SPARSEROBUST_DEVICE": "cpu:x"}, {"SPARSEROBUST_STORE": "{}/README.md"}, {"SPARSEROBUST_STORE": "/proc/nowhere"},
+    {"SPARSEROBUST_STORE": "/dev/null"}, {"SPARSEROBUST_FIGURES": "{}/README.md"}, {"SPARSEROBUST_FIGURES": "/proc/x"},
+    {"DASK_SCHEDULER_ADDRESS": "nowhere"}, {"DASK_SCHEDULER_ADDRESS": "http://localhost:1"},
+    {"DASK_SCHEDULER_ADDRESS": "{}/README.md"}, {"DASK_SCHEDULER_ADDRESS": "tcp://localhost:x"},
+    {"DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:1"}, {"CUDA_VISIBLE_DEVICES": "x"}]
+
+
+def environment_fuzzed(number: int) -> Iterator[Fault]:
+    """Variables of the environment that name what is not there, or is something else."""
+    with tempfile.TemporaryDirectory() as folder:
+        right = Forked(_in_environment, {"SPARSEROBUST_STORE": folder}).wait(120)
+    for variables in evenly(ENVIRONMENTS, number):
+        given_ = {name: value.replace("{}", str(home())) for name, value in variables.items()}
+        with tempfile.TemporaryDirectory() as folder, restored(home() / "README.md", home() / "figures"):
+            ended = Forked(_in_environment, {"SPARSEROBUST_STORE": folder} | given_).wait(120)
+        wrong = ended.code == 0 and ended.out != right.out
+        yield Fault(f"{variables}", ending(ended) + ([("believed", f"other answers: {ended.out}")] if wrong else []))
+
+
+def _in_environment(variables: dict[str, str]) -> None:
+    """A run is trained and measured, and a manifest written, with these variables."""
+    os.environ |= NO_NETWORK | variables
+    engine = sweep.sweep if "DASK_SCHEDULER_ADDRESS" in variables else sweep.frame_of
+    print(answers(engine(few()[:1], {}, Store(use_published=False))))
+    artifacts.Artifacts("quick", "drawn").finish()
 
 
 # -------------------------------------------------------------------------------------------------------- images

@@ -48,7 +48,6 @@ def make_project(folder: Path) -> dict[str, str]:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
         copy(REPOSITORY / name, home / name)
-    (home / "notebooks/evidence.yaml").write_text("ranks: []\n")
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return {"SPARSEROBUST_HOME": str(home), "SPARSEROBUST_STORE": str(folder / "store"), "SPARSEROBUST_DEVICE": "cpu",
