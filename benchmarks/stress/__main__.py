@@ -54,7 +54,7 @@ def properties() -> dict[str, Property]:
         "checkpoint damaged": (damage.checkpoint, 40, always),
         "locks damaged": (damage.locks, 12, always),
         "published damaged": (damage.published, 60, always),
-        "page damaged": (pages.damaged_page, 8, always),
+        "page damaged": (pages.damaged_page, 7, always),
         "ledger damaged": (pages.damaged_ledger, 40, always),
         "settings damaged": (damage.settings, 40, always),
         "reported damaged": (damage.reported, 60, always),
@@ -150,6 +150,8 @@ def main() -> int:
         os.environ |= make_project(Path(folder))
         found = properties()
         names = [name for name in found if not chosen.only or any(part in name for part in chosen.only)]
+        if not names:
+            sys.exit(f"error: no property is named so: there are {', '.join(found)}")
         print(printed(["property", "faults", *KINDS, "seconds"]), flush=True)
         lines = [line for name in names if (line := tried(name, found[name], chosen.share))]
     if chosen.record and lines:

@@ -34,7 +34,7 @@ from sparserobust.reporting import artifacts
 from sparserobust.running import sweep
 from sparserobust.studies import start_here
 
-SECONDS = 10  # in which a value is refused or taken
+SECONDS = 20  # in which a value is refused or taken
 
 
 def examples(strategy: st.SearchStrategy, number: int) -> list:

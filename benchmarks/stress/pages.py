@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas
 import yaml
-from faults import BYTES, TEXT, Damage, Fault, Forked, Problems, damages, ending, evenly, home, remove, restored
+from faults import BYTES, JSON, TEXT, Damage, Fault, Forked, Problems, damages, ending, evenly, home, remove, restored
 from kills import Command
 
 from sparserobust import cli
@@ -178,7 +178,7 @@ def damaged_page(number: int) -> Iterator[Fault]:
     reproduce = ("reproduce", "--scale", "quick")
     assert _command(*reproduce).wait(LIMIT).code == 0
     wanted, figures = files(), home() / "figures/quick" / PAGE
-    kinds: dict[str, Damage] = BYTES | TEXT
+    kinds: dict[str, Damage] = BYTES | JSON
     cases = [(path, name, damage) for path, names in (
         (copy(), ("truncated", "a digit changed")),
         (copy().with_suffix(".json"), ("truncated", "a list in its place", "a digit changed", "a key removed")),
