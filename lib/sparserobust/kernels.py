@@ -50,7 +50,7 @@ class Manager(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         beside = "--IPKernelApp.exec_lines=__import__('sys').path.append(__import__('os').getcwd())"
-        return KernelSpec(**get_kernel_dict(extra_arguments=[beside], python_arguments=["-P"]))
+        return KernelSpec(**get_kernel_dict(extra_arguments=[beside, "--log-level=ERROR"], python_arguments=["-P"]))
 
 
 class Forked(LocalProvisioner):
@@ -101,7 +101,7 @@ def _kernel(arguments: list[str], folder: str, environment: dict[str, str]) -> N
     torch.seed()
     from ipykernel.kernelapp import IPKernelApp
 
-    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}", "--log-level=ERROR"])
+    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
 def _end_with(parent) -> None:
