@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the words of a command."""
 
     def error(self, message: str):
-        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+        self.exit(2, f"error: {' '.join(message.split())[:300]}; see {self.prog} --help\n")
 
 
 def whole(text: str) -> int:
