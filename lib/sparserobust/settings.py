@@ -72,7 +72,7 @@ class Checked(ABC):  # noqa: B024
     def choice(self, name: str, *known: str) -> None:
         """`UserError` unless the setting `name` has one of the known values."""
         value = getattr(self, name)
-        self.require(value in known, f"{name} is {', '.join(known[:-1])} or {known[-1]}, not '{value}'")
+        self.require(value in known, f"{name} is {', '.join(known[:-1])} or {known[-1]}, not {quoted(value)}")
 
     @classmethod
     def parse(cls, plain: Mapping) -> Self:
@@ -143,7 +143,7 @@ class Settings(Checked):
                 unknown("kind", kind, cls.label(), cls.family)
             member = cls.family[kind]  # type: ignore[assignment]  # hence a subclass
         elif cls.kind and (kind := plain.pop("kind", cls.kind)) != cls.kind:
-            raise UserError(f"{cls.label()}: these are settings of kind '{kind}'")
+            raise UserError(f"{cls.label()}: these are settings of kind {quoted(kind)}")
         return super(Settings, member).parse(plain)
 
     @property

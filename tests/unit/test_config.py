@@ -491,7 +491,7 @@ def test_settings_of_any_plain_data_are_made_or_refused_in_one_line(changes):
     (f'{{"epochs": {"9" * 400}}}', "epochs should be a whole number, not 999"),
     ('{"epochs": ' + "[" * 900 + "]" * 900 + "}", "epochs should be a whole number, not [["),
     ('{"epochs": 1e2}', "epochs should be a whole number, not 100.0"),
-    ('{"epo\\nchs": 1}', "unknown setting 'epo chs'; did you mean 'epochs'?"),
+    ('{"epo\\nchs": 1}', "unknown setting 'epo\\nchs'; did you mean 'epochs'?"),
     ("[1]", "expected settings such as {key: value}, got [1]"),
 ])
 def test_settings_given_as_json_are_refused_in_a_short_line(text, said, refusal):
