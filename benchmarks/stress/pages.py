@@ -1,8 +1,8 @@
 """What is drawn and published: killed on the way, two notebooks at once, and files that are damaged afterwards."""
 
 import json
+import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -17,17 +17,22 @@ from kills import Command
 from sparserobust import cli
 from sparserobust.reporting import artifacts, axes
 
-PAGE = "00_start_here"
+PAGE, DRAWN = "00_start_here", "drawn"
 LIMIT = 120  # seconds after which a command hangs
 RUN = ("-m", "sparserobust.cli", "run", PAGE)
 
 
 def files() -> dict[str, bytes]:
-    """All that the page has made, but for its executed copy: by name, relative to the project."""
+    """All that was drawn, and what a killed write has left: by name, relative to the project."""
     return {str(path.relative_to(home())): path.read_bytes() for folder in ("figures", "build")
             for path in sorted((home() / folder).rglob("*"))
-            if (path.is_file() and path.parent.name != "01_fk_resnet" and path.suffix not in (".ipynb", ".json"))
-            or (path.name == "manifest.json" and path.parent.name == PAGE)}
+            if path.is_file() and (path.parent.name in (PAGE, DRAWN) or path.name.startswith("."))}
+
+
+def drawn(name: str) -> list[Path]:
+    """The folders of what was drawn under this name, wherever in the project that goes; that of pictures first."""
+    found = [path.parent for path in home().rglob("manifest.json") if path.parent.name == name]
+    return sorted(found, key=lambda folder: not list(folder.glob("*.png")))
 
 
 def copy() -> Path:
@@ -85,8 +90,8 @@ def two_at_once(number: int) -> Iterator[Fault]:
     """Two processes run a page at once, from nothing, in one store and one folder of figures."""
     wanted = undisturbed()
     for _ in range(number):
-        for folder in ("build", f"figures/quick/{PAGE}", "../../../store"):
-            shutil.rmtree(home() / folder, ignore_errors=True)
+        for folder in (*drawn(PAGE), home() / "build", Path(os.environ["SPARSEROBUST_STORE"])):
+            remove(folder)
         for command in [Command(*RUN), Command(*RUN)]:
             yield Fault("a notebook", ending(command.wait(LIMIT)))
         yield Fault("what they made", different(wanted) + half(copy()))
@@ -95,7 +100,7 @@ def two_at_once(number: int) -> Iterator[Fault]:
 def _draw(version: int) -> None:
     """A figure and two tables, different ones in each version."""
     frame = pandas.DataFrame({"run": ["a", "b"], "processor": ["one", "one"], "value": [version, version / 3]})
-    out = artifacts.Artifacts("quick", "drawn")
+    out = artifacts.Artifacts("quick", DRAWN)
     figure, ((axis,),) = axes.grid(1, 1, (4.0, 3.0))
     axis.plot([version, 1, version])
     out.figure(figure, "fig1", f"Figure 1, version {version}.", frame)
@@ -112,8 +117,10 @@ def killed_drawing(number: int) -> Iterator[Fault]:
         assert not Forked(_draw, version).wait(LIMIT).code
         made.append(files())
         seconds = time.monotonic() - begun
+    folders = drawn(DRAWN)
     for _ in range(number):
-        remove(home() / "figures/quick/drawn")
+        for folder in folders:
+            remove(folder)
         Forked(_draw, 1).wait(LIMIT)
         drawing, moment = Forked(_draw, 2), chance.uniform(0.2, 1) * seconds
         time.sleep(moment)
@@ -122,7 +129,8 @@ def killed_drawing(number: int) -> Iterator[Fault]:
         problems = [each for each in different(made[1], made[0]) if each[0] != "left"]
         yield Fault(f"killed after {moment:.2f} s",
                     problems + ending(Forked(_draw, 2).wait(LIMIT)) + different(made[1]))
-    shutil.rmtree(home() / "figures/quick/drawn")
+    for folder in folders:
+        remove(folder)
 
 
 def _command(*words: str) -> Forked:
@@ -177,7 +185,7 @@ def damaged_page(number: int) -> Iterator[Fault]:
     undisturbed()
     reproduce = ("reproduce", "--scale", "quick")
     assert _command(*reproduce).wait(LIMIT).code == 0
-    wanted, figures = files(), home() / "figures/quick" / PAGE
+    wanted, figures = files(), drawn(PAGE)[0]
     kinds: dict[str, Damage] = BYTES | JSON
     cases = [(path, name, damage) for path, names in (
         (copy(), ("truncated", "a digit changed")),
@@ -200,8 +208,13 @@ def damaged_page(number: int) -> Iterator[Fault]:
 def damaged_ledger(number: int) -> Iterator[Fault]:
     """Judged claims of a page are damaged: the ledger of the scale does not tell anything else."""
     folder = home() / "figures/quick"
+
+    def told() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in home().rglob("*.csv") if path.parent.name == "quick"}
+
     whole = _command("ledger", "--scale", "quick").wait(LIMIT)
-    wanted = {name: (folder / name).read_bytes() for name in ("ledger.csv", "claims.csv")}
+    assert whole.code == 0 and whole.out, whole.err
+    wanted = told()
     kinds: dict[str, Damage] = BYTES | TEXT
     for path, other in ((folder / "01_fk_resnet" / name, folder / "01_fk_resnet" / sibling)
                         for name, sibling in (("ledger.csv", "claims.csv"), ("claims.csv", "ledger.csv"))):
@@ -212,9 +225,6 @@ def damaged_ledger(number: int) -> Iterator[Fault]:
                 damage(path)
                 ended = _command("ledger", "--scale", "quick").wait(LIMIT)
                 problems = ending(ended)
-                if ended.code == 0:
-                    problems += [("believed", f"{each} is another") for each in wanted
-                                 if not (folder / each).exists() or (folder / each).read_bytes() != wanted[each]]
-                    if ended.out != whole.out and not problems:
-                        problems.append(("believed", "another ledger is printed"))
+                if ended.code == 0 and (ended.out, told()) != (whole.out, wanted):
+                    problems.append(("believed", "another ledger is told"))
             yield Fault(f"{path.name}: {name}", problems)
