@@ -93,7 +93,7 @@ def random_in_ball(images: Tensor, radius: float, norm: str, generator: torch.Ge
     if norm == "linf":
         return radius * (2 * torch.rand(images.shape, generator=generator, device=images.device) - 1)
     direction = torch.randn(images.shape, generator=generator, device=images.device)
-    size = torch.rand(len(images), generator=generator, device=images.device) ** (1 / images[0].numel())
+    size = torch.rand(len(images), generator=generator, device=images.device) ** (1 / images.shape[1:].numel())
     return direction * per_image(radius * size / l2_norm(direction), images)
 
 

@@ -12,6 +12,7 @@ from dataclasses import field, replace
 from functools import cached_property
 from typing import ClassVar
 
+from sparserobust import inputs
 from sparserobust.settings import Settings, settings, unknown
 
 
@@ -34,7 +35,12 @@ class Model(Settings):
 
 
 class Attack(Settings):
-    """Settings of an attack; called, it returns the attacked images."""
+    """Settings of an attack; called, it returns the attacked images. What it is called with is checked (`inputs`)."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls):
+            cls.__call__ = inputs.guarded(cls.__call__)  # type: ignore[method-assign]
 
     @abstractmethod
     def __call__(self, model, images, labels, generator=None):

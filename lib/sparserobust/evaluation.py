@@ -1,14 +1,16 @@
 """Accuracy, clean and under attack. Answers are always counted in float32."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sparserobust import imagewise
+from sparserobust import imagewise, inputs
 from sparserobust.attacks import FGSM, PGD, AutoAttack, l2_norm, predicted
 from sparserobust.config import Attack, Measurement, Run
+from sparserobust.data import Split
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy, noise_off
 from sparserobust.provenance import has_bfloat16
@@ -16,6 +18,12 @@ from sparserobust.seeding import global_seed, stream
 from sparserobust.settings import settings
 
 BATCH = 250
+
+
+def _checked(split: Split, classes: Sequence[str]) -> Split:
+    """The same split. `UserError` if these are no images and labels to measure on."""
+    inputs.check(split.images, split.labels, len(classes) or None)
+    return split
 
 
 @settings
@@ -82,7 +90,7 @@ class Accuracy(Measurement, kind="accuracy"):
         return self._measured(model, attacked, splits)
 
     def _measured(self, model, attacked, splits) -> dict:
-        split, attack = getattr(splits, self.split).sample(self.images), self.attack
+        split, attack = _checked(getattr(splits, self.split), splits.classes).sample(self.images), self.attack
         draws = getattr(attack, "eot_draws", 1)
         if attack is not None and draws > 1 and not is_noisy(attacked):  # every draw would be the same
             attack, draws = replace(attack, eot_draws=1), 1
@@ -162,7 +170,7 @@ class Distance(Measurement, kind="distance"):
         return (self.images or 10_000) / 10_000 * self.attack.cost
 
     def __call__(self, model, splits):
-        split = getattr(splits, self.split).sample(self.images)
+        split = _checked(getattr(splits, self.split), splits.classes).sample(self.images)
         lengths = []
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from scaffolding import correct, generator, seeded, with_noise
+from sparserobust import UserError
 from sparserobust.attacks import (
     FGSM,
     PGD,
@@ -215,7 +216,7 @@ def test_a_warning_that_is_given_again_and_again_is_one_flag(quick_suite):
 def test_autoattack_leaves_the_log_as_it_was(few):
     log = logging.getLogger("auto-attack")
     before = list(log.handlers), log.propagate
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(UserError, match=r"takes no float32 images .*mat1 and mat2"):
         AutoAttack(epsilon=0.1)(nn.Linear(1, 1), *few)
     assert (log.handlers, log.propagate) == before
 
