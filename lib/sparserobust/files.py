@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -29,11 +31,16 @@ def one_line(path: Path):
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write aside, then rename. A full disk or a read-only folder is one clear line; the old file, if any, stays."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write aside, then rename. A full disk or a read-only folder is one clear line; the old file, if any, stays. What
+    earlier writes of this file left aside, since they were killed, is removed."""
+    beside = f".{path.name}.{platform.node()}."
+    aside = path.with_name(f"{beside}{os.getpid()}")
     with one_line(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f"{glob.escape(beside)}*"):
+                if not _alive(left.name.removeprefix(beside)):
+                    left.unlink(missing_ok=True)
             with aside.open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -43,6 +50,19 @@ def write(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 aside.unlink()
             raise
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this number may be running here."""
+    if os.name != "posix" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def six_digits(value: float) -> float:

@@ -56,7 +56,7 @@ def find(name: str) -> Path:
 def run(name: str, given: dict[str, str], output: Path | str | None = None, shown: bool = True) -> Path:
     """Execute a notebook with parameters (as text, typed by the notebook's parameters cell) and return the executed
     copy, by default `<scale>/<name>.ipynb` in the build folder. A failure is a `UserError` in one line; the copy shows
-    where. Unless its progress is `shown` and the copy grows cell by cell, several may run in one process."""
+    where. Unless its progress is `shown`, several may run in one process."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -66,6 +66,9 @@ def run(name: str, given: dict[str, str], output: Path | str | None = None, show
     notebook = find(name)
     values = typed(notebook, given)
     output = _free(copy_of(notebook.stem, values.get("scale", "quick")) if output is None else Path(output))
+    growing = output.with_name(f".{output.name}")  # an earlier copy stays until this one is through
+    with one_line(growing):
+        growing.open("wb").close()
     # of a bar that was replaced many times the executed copy keeps the last state (`coalesce_streams`)
     bar = {"desc": notebook.stem, "bar_format": "{desc}: {n} of {total} cells", "leave": False, "disable": None}
     how = {"progress_bar": bar, "stderr_file": stderr()} if shown else {
@@ -73,13 +76,16 @@ def run(name: str, given: dict[str, str], output: Path | str | None = None, show
     if shown:
         os.environ[CALLER] = str(columns())
     try:
-        papermill.execute_notebook(*map(_literal, (notebook, output)), values, kernel_name="python3",
+        papermill.execute_notebook(*map(_literal, (notebook, growing)), values, kernel_name="python3",
                                    kernel_manager_class=kernels.Manager, coalesce_streams=True,
                                    resources={"metadata": {"path": str(NOTEBOOKS)}}, **how)
+        growing.replace(output)
     except PapermillExecutionError as error:
+        growing.replace(output)
         why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
         raise UserError(f"{notebook.name}, cell {error.cell_index}: {why}") from None
     except DeadKernelError:
+        growing.replace(output)
         raise UserError(f"{notebook.name}: its kernel died; was memory short?") from None
     finally:
         if shown:
@@ -95,8 +101,6 @@ def _free(output: Path) -> Path:
     writable(output.parent)
     if output.resolve().parent == NOTEBOOKS.resolve():
         raise UserError(f"the executed copy cannot be {output}, among the project's pages: name a file elsewhere")
-    with one_line(output):
-        output.open("ab").close()
     return output
 
 

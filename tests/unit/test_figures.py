@@ -54,7 +54,9 @@ def drawn(project, monkeypatch):
         scale = parameters.get("scale", "quick")
         places.append(paths.figures_folder(scale, page))
         lines = pandas.DataFrame([{"claim": "C1", "why": "", "unit": ""}])
-        artifacts.Artifacts(scale, page).judged(lines, lines, None, "Claims.")
+        out = artifacts.Artifacts(scale, page)
+        out.judged(lines, lines, None, "Claims.")
+        out.finish()
         return project / "copy.ipynb"
 
     def drawn(*words):

@@ -288,7 +288,9 @@ def judged(tmp_path, monkeypatch):
     second = pandas.DataFrame([untested | {"claim": "C8", "words": "D", "ours": None, "n_seeds": 0, "reported": 2.5,
                                            "why": "not run at this scale", "where": "02_b, figure 1"}])
     for name, lines in (("01_a", first), ("02_b", second)):
-        artifacts.Artifacts("quick", name).judged(lines, lines, None, "Claims.")
+        out = artifacts.Artifacts("quick", name)
+        out.judged(lines, lines, None, "Claims.")
+        out.finish()
     return tmp_path / "quick"
 
 

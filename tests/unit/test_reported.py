@@ -34,8 +34,8 @@ def write(tmp_path, monkeypatch):
     monkeypatch.setattr(reported, "FOLDER", tmp_path)
 
     def write(claims=(CLAIM,), tables=(TABLE,), text=None, **sections):
-        data = {"citation": CITATION, "claims": list(claims), "tables": list(tables), "hyperparameters": {},
-                "ledger": [LINE]}
+        data = {"paper": "x", "citation": CITATION, "claims": list(claims), "tables": list(tables),
+                "hyperparameters": {}, "ledger": [LINE]}
         data |= sections
         (tmp_path / "x.yaml").write_text(yaml.safe_dump(data) if text is None else text)
 
@@ -357,13 +357,16 @@ def test_ids_are_unique(write, refusal):
 @pytest.mark.parametrize(("text", "word"), [
     ("", "expected settings"),
     ("- 1", "expected settings"),
-    (f"citation: {CITATION}\nclaims: {{}}\ntables: []\nledger: []\nhyperparameters: {{}}\n", "claims should be"),
-    (f"citation: {CITATION}\nclaims: []\ntables: []\nledger: []\n", "'hyperparameters' is missing"),
-    (f"citation: {CITATION}\nclaims: [3]\ntables: []\nledger: []\nhyperparameters: {{}}\n", "claim 1"),
-    (f"citation: {CITATION}\nclaims: []\ntables: []\nledger: []\nhyperparameters: {{a: {{}}}}\n",
+    (f"paper: x\ncitation: {CITATION}\nclaims: {{}}\ntables: []\nledger: []\nhyperparameters: {{}}\n",
+     "claims should be"),
+    (f"paper: x\ncitation: {CITATION}\nclaims: []\ntables: []\nledger: []\n", "'hyperparameters' is missing"),
+    (f"paper: x\ncitation: {CITATION}\nclaims: [3]\ntables: []\nledger: []\nhyperparameters: {{}}\n", "claim 1"),
+    (f"paper: x\ncitation: {CITATION}\nclaims: []\ntables: []\nledger: []\nhyperparameters: {{a: {{}}}}\n",
      "hyperparameters, a: kind None"),
-    (f"citation: {CITATION}\nclaim: []\ntables: []\nledger: []\nhyperparameters: {{}}\n",
+    (f"paper: x\ncitation: {CITATION}\nclaim: []\ntables: []\nledger: []\nhyperparameters: {{}}\n",
      "'claim'; did you mean 'claims'?"),
+    (f"paper: y\ncitation: {CITATION}\nclaims: []\ntables: []\nledger: []\nhyperparameters: {{}}\n",
+     "this is the file of paper 'y'"),
     ("citation: {title: [}\n", "line 1"),
     ("citation: {date: 2020-99-99}\n", "line 1"),
 ])  # fmt: skip

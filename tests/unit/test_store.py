@@ -5,7 +5,9 @@ import importlib
 import json
 import math
 import os
+import platform
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -917,13 +919,15 @@ def test_a_lock_that_cannot_be_made_is_one_line(fresh, monkeypatch, tiny_run, re
     assert "no space left" in message and str(lock) in message
 
 
-def test_what_a_killed_write_of_a_measurement_left_is_removed_by_the_next(fresh, tiny_run):
-    fresh().train(tiny_run())
-    measured = fresh().folder / tiny_run().identity / "measured"
-    measured.mkdir()
-    (measured / f".{WeightSparsity().identity}.json.4711").write_text("{")
-    fresh().measure(tiny_run(), WeightSparsity())
-    assert names(measured) == {f"{WeightSparsity().identity}.json"}
+def test_what_a_killed_write_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = platform.node()
+    theirs = {f".a.json.{here}.{os.getpid()}", f".a.json.elsewhere.{ended.pid}", f".b.json.{here}.{ended.pid}"}
+    for name in (*theirs, f".a.json.{here}.{ended.pid}", f".a.json.{here}.{'9' * 30}"):
+        (tmp_path / name).write_text("{")
+    files.write(tmp_path / "a.json", b"whole")
+    assert names(tmp_path) == {"a.json", *theirs} - {f".a.json.{here}.{os.getpid()}"}
 
 
 def test_tensors_survive_and_damage_is_seen(tmp_path):

@@ -328,6 +328,17 @@ def test_what_was_judged_can_be_read_as_it_was(lines, frame, figures):
     assert all(entry["runs"] == sorted(set(frame["run"])) for entry in manifest.values())
 
 
+@pytest.mark.parametrize("name", ["ledger.csv", "claims.csv", "manifest.json"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b.replace(b"1", b"2"),
+                                    lambda b: b"\xff" * 9])
+def test_a_ledger_that_is_not_as_it_was_drawn_is_named_and_not_told(name, damage, lines, frame, figures, refusal):
+    judge(lines, frame, "quick", "01_a")
+    path = figures / "quick" / "01_a" / name
+    path.write_bytes(damage(path.read_bytes()))
+    message = refusal(artifacts.write_ledger, "quick")
+    assert "01_a" in message and "sparserobust run 01_a -p scale quick" in message
+
+
 def test_the_ledger_joins_those_of_all_notebooks(lines, frame, figures, refusal):
     judge(lines, frame, "quick", "01_a")
     judge(lines[2:4], frame, "quick", "02_b")

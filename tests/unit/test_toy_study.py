@@ -68,6 +68,7 @@ quick:
       sparsity: {kind: sparsity}
 """,
     "data/reported/toy.yaml": """\
+paper: toy
 answer: "none"
 citation: {title: A toy, authors: [A. Toy], year: 2026}
 claims:

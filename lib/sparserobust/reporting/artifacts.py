@@ -5,6 +5,7 @@ import html
 import re
 from collections.abc import Collection
 from io import BytesIO
+from pathlib import Path
 
 import pandas
 
@@ -225,8 +226,21 @@ def _judged(scale: str) -> bool:
 def _joined(scale: str, name: str) -> pandas.DataFrame:
     """The tables of this name of all notebooks at a scale, in one."""
     words = {"why": "", "unit": ""}
-    found = [pandas.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(words, "str"))
+    found = [pandas.read_csv(_as_drawn(path), keep_default_na=False, na_values=[""], dtype=dict.fromkeys(words, "str"))
              .fillna(words).assign(notebook=path.parent.name)
              for path in sorted(paths.figures_folder(scale, ".").glob(f"*/{name}"))]
     whole = pandas.concat(found, ignore_index=True)
     return whole[["notebook", *whole.columns.drop("notebook")]]
+
+
+def _as_drawn(path: Path) -> Path:
+    """The same path. `UserError` if the file is not the one that its page's manifest lists."""
+    scale, page = path.parts[-3:-1]
+    try:
+        listed = files.read_json(path.with_name("manifest.json"))["files"][path.name]["sha256"]
+        if listed == files.sha256(path):
+            return path
+    except (files.Corrupt, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} or the manifest beside it is not what was drawn: draw them anew, with sparserobust run "
+                    f"{page} -p scale {scale}")

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import pandas
 
 from sparserobust import yamls
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 from sparserobust.paths import PROJECT
 from sparserobust.settings import Checked, located, settings
 
@@ -221,6 +221,7 @@ def how_to_add(paper: str, entry_id: str) -> str:
 class _Sections(Checked):
     """A file, its entries unread."""
 
+    paper: str  # as the file is called
     answer: str = ""
     citation: Citation
     metrics: dict[str, str] = field(default_factory=dict)
@@ -240,6 +241,9 @@ def _from_text(paper: str, text: str) -> Reported:
     content = yamls.parsed(text, file)
     with located(file):
         sections = _Sections.parse(content)
+        if sections.paper != paper:
+            raise UserError(f"this is the file of paper {quoted(sections.paper)}: restore the right one with git "
+                            f"checkout -- {file}")
         for name, section in sections.hyperparameters.items():
             with located(f"hyperparameters, {name}"):
                 _one_of("kind", section.get("kind"), KINDS)

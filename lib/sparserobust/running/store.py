@@ -192,8 +192,6 @@ class Store:
         path = self._measured(run, measurement)
         with self._locked(run):
             files.write_json(path, files.sealed(entry, f"{measurement.label()} of run {run.identity}"))
-            for leftover in path.parent.glob(".*"):  # of writes that were killed
-                leftover.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self, run: Run) -> Iterator[None]:
