@@ -16,6 +16,13 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=False)
 settings.load_profile("repeatable")
 
+
+@pytest.fixture(autouse=True)
+def safe_path(monkeypatch):
+    """What `kernels.fork` tells the processes that it starts does not reach those of later tests."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory):
     """No test writes into the project's own `figures/` or `build/`."""

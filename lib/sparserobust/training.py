@@ -172,11 +172,9 @@ class TrainingState:
         run, model = self.run, self.model
         run.sparsifier.after_epoch(model, self.state)
         weights = self.exported_weights()
-        diverged = UserError(f"run {run.identity} diverged in epoch {epoch + 1}, with a loss of {loss:.3g}: "
-                             "lower lr, or the sparsifier's beta times lr (a pull above 2 diverges)")
         tensors = [*model.state_dict().values(), *weights.values()]
         if not (math.isfinite(loss) and all(t.isfinite().all() for t in tensors)):
-            raise diverged
+            raise self._diverged(epoch, loss)
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}
         if scales := noise_scales(model):
             row["noise_scales"] = {name: float(scale.detach().abs().mean()) for name, scale in scales.items()}
@@ -187,12 +185,16 @@ class TrainingState:
             try:
                 row |= self._validated(validation.first(VALIDATION_IMAGES), epoch)
             except NotFinite:  # with finite weights, which are too large
-                raise diverged from None
+                raise self._diverged(epoch, loss) from None
             if run.recipe.select == "best" and row["validation"] >= max(
                     (r["validation"] for r in self.history), default=0):
                 self.best = {n: t.clone() for n, t in model.state_dict().items()}
         self.history.append(row)
         self.epoch = epoch + 1
+
+    def _diverged(self, epoch: int, loss: float) -> UserError:
+        return UserError(f"run {self.run.identity} diverged in epoch {epoch + 1}, with a loss of {loss:.3g}: "
+                         "lower lr, or the sparsifier's beta times lr (a pull above 2 diverges)")
 
     def exported_weights(self) -> dict[str, Tensor]:
         """Parameters as they would be delivered now, where they differ from those being trained."""

@@ -31,7 +31,7 @@ if sys.argv[1] == "forked":
     kernels.fork()
 page = nbformat.read("page.ipynb", as_version=4)
 resources = {"metadata": {"path": "folder"}}
-NotebookClient(page, kernel_name="python3", allow_errors=True, resources=resources).execute()
+NotebookClient(page, kernel_manager_class=kernels.Manager, allow_errors=True, resources=resources).execute()
 nbformat.write(page, "executed.ipynb")
 """
 forking = pytest.mark.skipif(not kernels.POSSIBLE, reason="kernels are forked on Linux only")

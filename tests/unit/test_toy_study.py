@@ -92,6 +92,7 @@ results = runs.experiment(scale).results(Store())
 out = artifacts.Artifacts(scale, "07_toy")
 rows = report.judged(results)
 out.judged(rows, ledger(results, rows), results.frame, "The claims of a toy.")
+out.finish()
 """]
 
 
