@@ -92,13 +92,14 @@ def printed(cells: Iterable[str | int]) -> str:
     return f"{name:24s}" + "".join(f"{number:>10}" for number in numbers)
 
 
-def record(lines: list[Line]) -> None:
-    """Write the table, with where it was made."""
+def record(lines: list[Line], share: float) -> None:
+    """Write the table, with where and how it was made."""
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     commit = subprocess.run(["git", "-C", REPOSITORY, "describe", "--always", "--dirty=+", "--abbrev=10"],
                             capture_output=True, text=True, check=True).stdout.strip()
-    where = {"machine": f"{os.cpu_count()} cores of {model[1] if model else platform.machine()}", "commit": commit}
+    where = {"machine": f"{os.cpu_count()} cores of {model[1] if model else platform.machine()}", "commit": commit,
+             "command": "make stress" if share == 1 else f"python benchmarks/stress --share {share:g}"}
     with (REPOSITORY / TABLE).open("w", newline="") as file:
         table = csv.DictWriter(file, [*lines[0], *where], lineterminator="\n")
         table.writeheader()
@@ -108,12 +109,12 @@ def record(lines: list[Line]) -> None:
 
 def markdown(lines: list[dict[str, str]]) -> str:
     """The recorded table for README, and where it was made."""
-    columns = [key for key in lines[0] if key not in ("machine", "commit")]
+    columns = [key for key in lines[0] if key not in ("machine", "commit", "command")]
     total = {"property": "all"} | {key: str(sum(int(line[key]) for line in lines)) for key in columns[1:]}
     rows = [columns, ["---", *["--:"] * (len(columns) - 1)],
             *([line[key] for key in columns] for line in [*lines, total])]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + (
-        f"\nOn {lines[0]['machine']}, commit {lines[0]['commit']}, by `make stress`.\n")
+        f"\nOn {lines[0]['machine']}, commit {lines[0]['commit']}, by `{lines[0]['command']}`.\n")
 
 
 def with_table(readme: str, table: str) -> str:
@@ -155,7 +156,7 @@ def main() -> int:
         print(printed(["property", "faults", *KINDS, "seconds"]), flush=True)
         lines = [line for name in names if (line := tried(name, found[name], chosen.share))]
     if chosen.record and lines:
-        record(lines)
+        record(lines, chosen.share)
     return int(any(line[kind] for line in lines for kind in KINDS))
 
 

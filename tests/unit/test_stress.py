@@ -90,10 +90,12 @@ def test_what_is_wrong_after_damage_is_seen(faults, tmp_path):
 
 def test_readme_gets_the_recorded_table(faults):
     suite = runpy.run_path(str(FOLDER / "__main__.py"), run_name="stress")
-    lines = [{"property": name, "faults": "3", "lost": "0", "seconds": seconds, "machine": "a machine", "commit": "abc"}
+    made = {"machine": "a machine", "commit": "abc", "command": "make it"}
+    lines = [{"property": name, "faults": "3", "lost": "0", "seconds": seconds} | made
              for name, seconds in (("one", "5"), ("other", "7"))]
     table = suite["markdown"](lines)
-    assert "| other | 3 | 0 | 7 |" in table and "| all | 6 | 0 | 12 |" in table and "a machine, commit abc" in table
+    assert "| other | 3 | 0 | 7 |" in table and "| all | 6 | 0 | 12 |" in table
+    assert "a machine, commit abc, by `make it`" in table
     readme = f"before\n{suite['BEGIN']}\nan old table\n{suite['END']}\nafter\n"
     written = suite["with_table"](readme, table)
     assert written == readme.replace("an old table\n", table) == suite["with_table"](written, table)
