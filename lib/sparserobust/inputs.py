@@ -27,32 +27,40 @@ def check(images: Tensor, labels: Tensor, classes: int | None = None) -> None:
                             "normalisation belongs into the network")
         if labels.min() < 0:
             raise UserError(f"labels are counted from 0, not from {int(labels.min())}")
-        if classes is not None and labels.max() >= classes:
-            raise UserError(f"label {int(labels.max())} is none of {classes} classes, counted from 0")
+        if classes is not None:
+            _check_classes(labels, classes)
+
+
+def _check_classes(labels: Tensor, classes: int) -> None:
+    if len(labels) and labels.max() >= classes:
+        raise UserError(f"label {int(labels.max())} is none of {classes} classes, counted from 0")
 
 
 def guarded(call: Callable) -> Callable:
-    """The `__call__` of an attack, which checks what it is given; also, against one answer, whether the network takes
+    """The `__call__` of an attack, which checks what it is given; also, at its first answer, whether the network takes
     such images and has as many classes as the labels need."""
     @wraps(call)
     def checked(self, model, images, labels, generator=None):
         check(images, labels)
         asked: list[bool] = []
-        classes: set[int] = set()
+        answered: list[bool] = []
+
+        def first_answer(module, given, logits):
+            if not answered:
+                answered.append(True)
+                _check_classes(labels, logits.shape[-1])
+
         hooks = (model.register_forward_pre_hook(lambda *given: asked.append(True)),
-                 model.register_forward_hook(lambda *given: classes.add(given[-1].shape[-1])))
+                 model.register_forward_hook(first_answer))
         try:
-            found = call(self, model, images, labels.long(), generator)
+            return call(self, model, images, labels.long(), generator)
         except (RuntimeError, IndexError, ValueError) as error:
-            if asked and not classes:  # its first answer failed
+            if asked and not answered:
                 raise UserError(f"the network takes no {str(images.dtype).removeprefix('torch.')} images of shape "
                                 f"{tuple(images.shape[1:])}: {quoted(str(error))}") from error
-            check(images, labels, *classes)
             raise
         finally:
             for hook in hooks:
                 hook.remove()
-        check(images, labels, *classes)
-        return found
 
     return checked
