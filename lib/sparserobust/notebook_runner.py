@@ -75,21 +75,22 @@ def run(name: str, given: dict[str, str], output: Path | str | None = None, show
         "progress_bar": False, "request_save_on_cell_execute": False}
     if shown:
         os.environ[CALLER] = str(columns())
+    failure = None
     try:
         papermill.execute_notebook(*map(_literal, (notebook, growing)), values, kernel_name="python3",
                                    kernel_manager_class=kernels.Manager, coalesce_streams=True,
                                    resources={"metadata": {"path": str(NOTEBOOKS)}}, **how)
-        growing.replace(output)
     except PapermillExecutionError as error:
-        growing.replace(output)
         why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
-        raise UserError(f"{notebook.name}, cell {error.cell_index}: {why}") from None
+        failure = f"{notebook.name}, cell {error.cell_index}: {why}"
     except DeadKernelError:
-        growing.replace(output)
-        raise UserError(f"{notebook.name}: its kernel died; was memory short?") from None
+        failure = f"{notebook.name}: its kernel died; was memory short?"
     finally:
         if shown:
             del os.environ[CALLER]
+    growing.replace(output)
+    if failure:
+        raise UserError(failure)
     return output
 
 

@@ -108,9 +108,7 @@ SIDE_BY_SIDE = "all five", "the same network, data and budget for all"
 def readme_table() -> str:
     """The ledger of the README: a line per notebook, how many claims have which verdict at the scales that have been
     judged; then, folded, every claim in words with its verdict on real images (`laptop`). Nothing is written."""
-    scales = [scale for scale in ("quick", "laptop", "longer", "fashion", "paper", "full")
-              if _judged(scale)]
-    ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales}
+    ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales.names() if _judged(scale)}
     pages = sorted(path.stem for path in (paths.PROJECT / "notebooks").glob("[0-9]*.ipynb"))
     papers = {page: found for page in pages if (found := _paper(page))}
     counts = claims.verdict_counts(ledgers).reindex(list(papers)).fillna("")
