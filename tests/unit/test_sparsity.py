@@ -286,7 +286,7 @@ def blank():
     """A LeNet-300-100, and data of which two pixels are zero in all training images, a third in the test images."""
     with seeded():
         model = LeNet300100().build((1, 4, 4), 5).eval()
-        train, test = torch.rand(2, 60, 1, 4, 4) + 0.01
+        train, test = torch.rand(2, 60, 1, 4, 4).clamp(min=0.01)
     train[:, 0, 0, 1] = train[:, 0, 3, 3] = 0
     train[1:, 0, 2, 2] = 0  # but not in the first image
     test[:, 0, 1, 0] = 0
