@@ -54,14 +54,14 @@ class Mutant:
 MUTANTS = (
     Mutant("step_before_the_best", "attacks.py",  # as released, what is kept is where Adam goes from the best iterate
            """\
-                optimiser.step(*torch.autograd.grad(loss.sum(), x))
+                optimiser.step(gradient(loss.sum(), x))
                 lower = loss < best_loss
                 best[lower], best_loss[lower] = x.detach()[lower], loss.detach()[lower]
 """,
            """\
                 lower = loss < best_loss
                 best[lower], best_loss[lower] = x.detach()[lower], loss.detach()[lower]
-                optimiser.step(*torch.autograd.grad(loss.sum(), x))
+                optimiser.step(gradient(loss.sum(), x))
 """,
            ("test_attacks.py",)),
     Mutant("sign_of_the_confidence", "query_attacks.py",
@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant("level_chosen_with_the_judged_seed", "reporting/estimates.py",
            "best_level(validation, without=seed)", "best_level(validation)", ("test_sparsity_theory.py",)),
     Mutant("first_images_in_place_of_a_sample", "evaluation.py",
-           "splits.classes).sample(self.images), self.attack", "splits.classes).first(self.images), self.attack",
+           "self.split).sample(self.images), self.attack", "self.split).first(self.images), self.attack",
            ("test_evaluation.py",)),
     Mutant("kappa_on_the_wrong_axis", "inheritance.py",
            "large[:, small.shape[1]:] *= settings.kappa", "large[small.shape[0]:] *= settings.kappa",

@@ -13,58 +13,18 @@ them, that is not the mean of the draws' gradients, which the original, and Auto
 # gradients and masks of finite images, and are tested against foolbox and pyautoattack.
 
 import logging
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from sparserobust.answers import NotFinite, finite, flag, gradient, is_random, mean_logits, mended, under_attack
+from sparserobust.answers import predicted as predicted  # who attacks wants to know what is answered
 from sparserobust.config import Attack
 from sparserobust.errors import UserError
-from sparserobust.models import is_noisy, one_draw_a_pass
 from sparserobust.optimisers import Adam
 from sparserobust.settings import settings
 
-
-@contextmanager
-def under_attack(model: nn.Module):
-    """Eval mode and no weight gradients inside the block, exactly the former state after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for p in wanted:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for p in wanted:
-            p.requires_grad_(True)
-
-
-def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
-    """Logits (n, classes) averaged over `draws` forward passes, which differ if the network is noisy."""
-    if draws == 1:
-        return model(images).float()
-    if one_draw_a_pass(model):
-        return torch.stack([model(images).float() for _ in range(draws)]).mean(0)
-    return model(images.repeat(draws, 1, 1, 1)).float().view(draws, len(images), -1).mean(0)
-
-
-class NotFinite(UserError):
-    """A network gave answers that are not numbers."""
-
-
-def predicted(model: nn.Module, images: Tensor) -> Tensor:
-    """Predicted classes (n,) of one forward pass in eval mode. `NotFinite` for logits that are not finite, of which
-    `argmax` would make class 0."""
-    with torch.no_grad(), under_attack(model):
-        logits = model(images)
-    if not logits.isfinite().all():
-        raise NotFinite("the network answers with numbers that are not finite, so that nothing can be counted: look at "
-                        "its weights and at the images")
-    return logits.argmax(1)
+LARGEST_CONSTANT = 1e10  # of Carlini & Wagner's search, as they released it
 
 
 def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
@@ -206,15 +166,14 @@ class PGD(Attack, kind="pgd"):
             logits = mean_logits(model, x, self.eot_draws)
             loss = -margin(logits, labels).sum() if self.loss == "margin" else nn.functional.cross_entropy(
                 logits, labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, x)
-            moved = x.detach() + self.step_size * self._direction(gradient)
+            moved = x.detach() + self.step_size * self._direction(gradient(loss, x))
             x = into_ball(moved, images, self.epsilon, self.norm)
         return x
 
-    def _direction(self, gradient):
+    def _direction(self, slope):
         if self.norm == "linf":
-            return gradient.sign()
-        return gradient / per_image(l2_norm(gradient).clamp_min(1e-12), gradient)
+            return slope.sign()
+        return slope / per_image(l2_norm(slope).clamp_min(1e-12), slope)
 
 
 @settings
@@ -250,7 +209,7 @@ class CarliniWagnerL2(Attack, kind="cw_l2"):
 
     def _search(self, model, images, labels):
         best = images.clone()
-        best_length = torch.full((len(images),), torch.inf, device=images.device)
+        best_length = torch.full_like(images[:, 0, 0, 0], torch.inf)
         wrong = mean_logits(model, images, self.eot_draws).argmax(1) != labels
         best_length[wrong] = 0.0
         constant = torch.full_like(best_length, self.constant)
@@ -269,10 +228,10 @@ class CarliniWagnerL2(Attack, kind="cw_l2"):
                 best[better], best_length[better] = x.detach()[better], length.detach()[better]
                 found |= fooled
                 loss = (length**2 + constant * (gap + self.confidence).clamp_min(0)).sum()
-                optimiser.step(*torch.autograd.grad(loss, w))
+                optimiser.step(gradient(loss, w))
             high = torch.where(found, constant, high)
             low = torch.where(found, low, constant)
-            constant = torch.where(high.isinf(), constant * 10, (low + high) / 2)
+            constant = torch.where(high.isinf(), (constant * 10).clamp_max(LARGEST_CONSTANT), (low + high) / 2)
         if self.epsilon is not None:
             best = torch.where(per_image(best_length <= self.epsilon, images), best, images)
         return best
@@ -307,15 +266,23 @@ class CarliniWagnerReleased(Attack, kind="cw_released"):
                 first, second = mean_logits(model, images, self.eot_draws).topk(2).indices.unbind(1)
             x = images.clone().requires_grad_(True)
             optimiser = Adam(x, self.lr)
-            best, best_loss = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
+            best, best_loss = images.clone(), torch.full_like(images[:, 0, 0, 0], torch.inf)
             for _ in range(self.steps):
-                logits = mean_logits(model, x, self.eot_draws)
+                logits = self._answered(model, x)
                 gap = (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None])).squeeze(1)
                 loss = (x - images).flatten(1).pow(2).sum(1) + self.constant * gap.clamp_min(0)
-                optimiser.step(*torch.autograd.grad(loss.sum(), x))
+                optimiser.step(gradient(loss.sum(), x))
                 lower = loss < best_loss
                 best[lower], best_loss[lower] = x.detach()[lower], loss.detach()[lower]
         return (images + self.scale * (best - images)).clamp(0, 1)
+
+    def _answered(self, model, x):
+        """Logits also where Adam has left the box, as far as the network has any there."""
+        try:
+            return mean_logits(model, x, self.eot_draws)
+        except NotFinite:
+            flag("cw_released leaves the box, where the network has no answer: it was asked at the nearest image")
+            return mean_logits(model, x.clamp(0, 1), self.eot_draws)
 
 
 @settings
@@ -363,7 +330,7 @@ class DeepFool(Attack, kind="deepfool"):
         shortest, distance = None, None
         for k in range(1, logits.shape[1]):
             gap = logits[:, k] - logits[:, 0]
-            (normal,) = torch.autograd.grad(gap.sum(), x, retain_graph=True)
+            normal = gradient(gap.sum(), x, retain_graph=True)
             length = l2_norm(normal).clamp_min(1e-8)
             d = gap.detach().abs() / length
             step = per_image((d + 1e-4) / length, x) * normal
@@ -376,8 +343,10 @@ class DeepFool(Attack, kind="deepfool"):
 @settings
 class AutoAttack(Attack, kind="autoattack"):
     """AutoAttack (Croce & Hein 2020) through pyautoattack: `standard` for deterministic networks, `rand` (20 draws) for
-    noisy ones, `matched` for whichever the network is. Where accuracy is counted afterwards on a fresh forward pass,
-    as this library does, a defender draws its noise after the attacker has committed."""
+    random ones, `matched` for whichever the network is. Where accuracy is counted afterwards on a fresh forward pass,
+    as this library does, a defender draws its noise after the attacker has committed. With fewer than ten classes all
+    wrong ones are targets; the loss of its targeted APGD needs four classes, that of the untargeted one in `rand`
+    three: with fewer these are left out. That, and what AutoAttack warns of, is flagged (`answers.flagged`)."""
 
     epsilon: float
     norm: str = "linf"
@@ -393,33 +362,42 @@ class AutoAttack(Attack, kind="autoattack"):
         return 4000 if self.version == "rand" else 1500
 
     def __call__(self, model, images, labels, generator=None):
-        return self.run(model, images, labels, generator)[0]
-
-    def run(self, model, images, labels, generator=None) -> tuple[Tensor, list[str]]:
-        """Adversarial images, and the warnings that AutoAttack gave (empty if it saw nothing unusual)."""
         try:
             from pyautoattack import AutoAttack as Suite
         except ImportError:
             raise UserError("AutoAttack needs pyautoattack: pip install 'sparserobust[lab]'") from None
-        version = self.version if self.version != "matched" else "rand" if is_noisy(model) else "standard"
+        version = self.version
+        if version == "matched":
+            version = "rand" if is_random(model, images) else "standard"
         seed = 0 if generator is None else generator.initial_seed() % 2**31
-        flags = _Warnings()
-        log = logging.getLogger("auto-attack")
-        log.addHandler(flags)
+        log, warnings = logging.getLogger("auto-attack"), _Warnings()
+        log.addHandler(warnings)
         propagate, log.propagate = log.propagate, False
         try:
             with under_attack(model), torch.random.fork_rng():
                 suite = Suite(_RowMajor(model), norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=self.epsilon,
                               version=version, device=images.device, seed=seed)
+                with torch.no_grad():
+                    _fit_to(suite, model(images[:1]).shape[1])
                 adversarial, _ = suite.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
         finally:
-            log.removeHandler(flags)
+            log.removeHandler(warnings)
             log.propagate = propagate
-        return adversarial.detach(), flags.lines
+        return adversarial.detach()
+
+
+def _fit_to(suite, classes: int) -> None:
+    """Make an AutoAttack suite, written for ten classes or more, one for fewer."""
+    for part in (suite.apgd_targeted, suite.fab):
+        part.n_target_classes = min(part.n_target_classes, classes - 1)
+    for name, needed in (("apgd-t", 4), ("apgd-dlr", 3)):
+        if name in suite.attacks_to_run and classes < needed:
+            suite.attacks_to_run = [attack for attack in suite.attacks_to_run if attack != name]
+            flag(f"AutoAttack without {name}, whose loss needs {needed} classes, not {classes}")
 
 
 class _RowMajor(nn.Module):
-    """A model whose input gradients are contiguous, as pyautoattack takes for granted."""
+    """A model whose input gradients are contiguous and finite, as pyautoattack takes for granted."""
 
     class Gate(torch.autograd.Function):
         @staticmethod
@@ -428,24 +406,21 @@ class _RowMajor(nn.Module):
 
         @staticmethod
         def backward(ctx, gradient):
-            return gradient.contiguous()
+            return mended(gradient.contiguous())
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(self.Gate.apply(x))
+        return finite(self.model(self.Gate.apply(x)))
 
 
 class _Warnings(logging.Handler):
-    """Collects distinct warnings."""
+    """Flags what is warned of."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
-        self.lines = []
 
     def emit(self, record):
-        line = record.getMessage().strip()
-        if line not in self.lines:
-            self.lines.append(line)
+        flag(record.getMessage().strip())

@@ -107,7 +107,8 @@ class Dense(Sparsifier, kind="dense"):
 
 
 class Measurement(Settings):
-    """Settings of something that is measured on a trained network; called, it returns JSON-ready results.
+    """Settings of something that is measured on a trained network; called, it returns JSON-ready results. What it is
+    called with is checked, and that it returns finite numbers (`inputs`).
 
     `revision` is raised when a measurement gives other numbers for the same settings: it enters the identity, so that
     results of an earlier revision are not taken for new ones. `sampled` says that the numbers depend on which images
@@ -115,6 +116,11 @@ class Measurement(Settings):
 
     revision: ClassVar[int] = 1
     sampled: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls):
+            cls.__call__ = inputs.measured(cls.__call__)  # type: ignore[method-assign]
 
     @cached_property
     def identity(self) -> str:

@@ -1,29 +1,22 @@
 """Accuracy, clean and under attack. Answers are always counted in float32."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sparserobust import imagewise, inputs
-from sparserobust.attacks import FGSM, PGD, AutoAttack, l2_norm, predicted
+from sparserobust import imagewise
+from sparserobust.answers import flagged, is_random, predicted
+from sparserobust.attacks import FGSM, PGD, l2_norm
 from sparserobust.config import Attack, Measurement, Run
-from sparserobust.data import Split
 from sparserobust.errors import UserError
-from sparserobust.models import is_noisy, noise_off
+from sparserobust.models import noise_off
 from sparserobust.provenance import has_bfloat16
 from sparserobust.seeding import global_seed, stream
 from sparserobust.settings import settings
 
 BATCH = 250
-
-
-def _checked(split: Split, classes: Sequence[str]) -> Split:
-    """The same split. `UserError` if these are no images and labels to measure on."""
-    inputs.check(split.images, split.labels, len(classes) or None)
-    return split
 
 
 @settings
@@ -84,24 +77,31 @@ class Accuracy(Measurement, kind="accuracy"):
         if len(others) != len(self.required_runs):
             raise TypeError("a transfer attack is called with the network that is attacked, any other without")
         (attacked,) = others or (model,)
-        if not self.noise:
-            with noise_off(model), noise_off(attacked):
-                return self._measured(model, attacked, splits)
-        return self._measured(model, attacked, splits)
+        with flagged() as flags:
+            if self.noise:
+                result = self._measured(model, attacked, splits)
+            else:
+                with noise_off(model), noise_off(attacked):
+                    result = self._measured(model, attacked, splits)
+        return result | {"flags": flags}
 
     def _measured(self, model, attacked, splits) -> dict:
-        split, attack = _checked(getattr(splits, self.split), splits.classes).sample(self.images), self.attack
-        draws = getattr(attack, "eot_draws", 1)
-        if attack is not None and draws > 1 and not is_noisy(attacked):  # every draw would be the same
+        split, attack = getattr(splits, self.split).sample(self.images), self.attack
+        draws, trials = getattr(attack, "eot_draws", 1), self.trials
+        if attack is not None and draws > 1 and not is_random(attacked, split.images):  # all draws would be the same
             attack, draws = replace(attack, eot_draws=1), 1
-        chancy = is_noisy(model) or is_noisy(attacked) or not (attack is None or isinstance(attack, FGSM))
-        trials = self.trials if chancy else 1  # without chance, all would be the same
+        if trials > 1 and (attack is None or isinstance(attack, FGSM)):  # no chance but that of the networks
+            trials = trials if is_random(model, split.images) or is_random(attacked, split.images) else 1
+        if not self.noise:
+            self.require(not any(is_random(net, split.images) for net in (model, attacked)),
+                         "noise: false silences the noise of this library alone, and this network still answers "
+                         "differently when asked again: leave it out")
         tried = torch.arange(len(split))
         if self.after is not None:
             stood = imagewise.unpack(self.after._measured(model, attacked, splits)["each"][""])[:len(split)] > 0
             tried = torch.from_numpy(stood).nonzero()[:, 0]
         right = torch.zeros(trials, len(split), dtype=torch.bool)
-        clean, lengths, flags = right[0].clone(), torch.zeros(trials, len(split)), []
+        clean, lengths = right[0].clone(), torch.zeros(trials, len(split))
         rough = self.precision == "bfloat16" and has_bfloat16(split.images.device.type)
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
@@ -109,10 +109,7 @@ class Accuracy(Measurement, kind="accuracy"):
                 for index in tried.split(max(1, BATCH // draws)) if len(tried) else ():  # not one empty batch
                     images = split.images[index.to(split.images.device)].contiguous(memory_format=torch.channels_last)
                     labels = split.labels[index.to(split.labels.device)]
-                    if isinstance(attack, AutoAttack):
-                        adversarial, raised = attack.run(attacked, images, labels, chance)
-                        flags += [flag for flag in raised if flag not in flags]
-                    elif attack:
+                    if attack:
                         with torch.autocast(images.device.type, torch.bfloat16, enabled=rough):
                             adversarial = attack(attacked, images, labels, chance)
                     else:
@@ -129,7 +126,7 @@ class Accuracy(Measurement, kind="accuracy"):
         result: dict[str, Any] = {
             "value": float(values.mean()), "count": count if trials > 1 else round(count), "total": len(split),
             "mean_l2": float(lengths.mean()), "mean_l2_of_moved": float(lengths.sum()) / max(int(moved.sum()), 1),
-            "flags": flags, "each": {"": imagewise.pack(right.numpy())}}
+            "each": {"": imagewise.pack(right.numpy())}}
         if self.trials > 1:
             result["trial_values"] = values.tolist() * (self.trials // trials)
         if attack is not None:
@@ -170,7 +167,7 @@ class Distance(Measurement, kind="distance"):
         return (self.images or 10_000) / 10_000 * self.attack.cost
 
     def __call__(self, model, splits):
-        split = _checked(getattr(splits, self.split), splits.classes).sample(self.images)
+        split = getattr(splits, self.split).sample(self.images)
         lengths = []
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)

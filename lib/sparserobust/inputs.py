@@ -1,11 +1,35 @@
-"""What attacks and measurements are given, checked in one place: images, labels, and a network that takes them."""
+"""What attacks and measurements are given, checked in one place: images, labels, and a network that takes them; and
+what they give back."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from functools import wraps
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sparserobust.errors import UserError, quoted
+
+
+class Function(nn.Module):
+    """A function from images to logits, as a network."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def network(model: Any) -> nn.Module:
+    """The same network; a function that answers images with logits becomes one."""
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, type) or not callable(model):
+        raise UserError(f"a network is a torch.nn.Module or a function, not {quoted(model)}")
+    return Function(model)
 
 
 def check(images: Tensor, labels: Tensor, classes: int | None = None) -> None:
@@ -36,11 +60,23 @@ def _check_classes(labels: Tensor, classes: int) -> None:
         raise UserError(f"label {int(labels.max())} is none of {classes} classes, counted from 0")
 
 
+def _check_logits(logits: Any, labels: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise UserError(f"the network answers with a {type(logits).__name__}, not with logits (n, classes): wrap it in "
+                        "a network that returns those alone")
+    if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
+        raise UserError(f"the network answers with shape {tuple(logits.shape)}, not with logits (n, classes) of two "
+                        "classes or more: for a single logit z, wrap it to answer with [0, z]")
+    _check_classes(labels, logits.shape[1])
+
+
 def guarded(call: Callable) -> Callable:
-    """The `__call__` of an attack, which checks what it is given; also, at its first answer, whether the network takes
-    such images and has as many classes as the labels need."""
+    """The `__call__` of an attack, which checks what it is given, also, at its first answer, whether the network takes
+    such images and answers with as many logits as the labels need; and that what it gives back are images of the same
+    shape. Inside, gradients are on, whatever they are outside."""
     @wraps(call)
     def checked(self, model, images, labels, generator=None):
+        model = network(model)
         check(images, labels)
         asked: list[bool] = []
         answered: list[bool] = []
@@ -48,19 +84,82 @@ def guarded(call: Callable) -> Callable:
         def first_answer(module, given, logits):
             if not answered:
                 answered.append(True)
-                _check_classes(labels, logits.shape[-1])
+                _check_logits(logits, labels)
 
         hooks = (model.register_forward_pre_hook(lambda *given: asked.append(True)),
                  model.register_forward_hook(first_answer))
         try:
-            return call(self, model, images, labels.long(), generator)
-        except (RuntimeError, IndexError, ValueError) as error:
+            with torch.inference_mode(False), torch.enable_grad():
+                given = images.clone() if images.is_inference() else images.detach()
+                found = call(self, model, given, labels.clone().long(), generator)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
             if asked and not answered:
-                raise UserError(f"the network takes no {str(images.dtype).removeprefix('torch.')} images of shape "
-                                f"{tuple(images.shape[1:])}: {quoted(str(error))}") from error
+                raise _not_taken(images, error) from error
             raise
         finally:
             for hook in hooks:
                 hook.remove()
+        if found.shape != images.shape or not (found.numel() == 0 or (found.min() >= 0 and found.max() <= 1)):
+            raise UserError(f"{self.label()} returned what are no images of shape {tuple(images.shape)} in [0, 1]")
+        return found
 
     return checked
+
+
+def _not_taken(images: Tensor, error: Exception) -> UserError:
+    return UserError(f"the network takes no {str(images.dtype).removeprefix('torch.')} images of shape "
+                     f"{tuple(images.shape[1:])}: {quoted(str(error))}")
+
+
+def measured(call: Callable) -> Callable:
+    """The `__call__` of a measurement, which checks what it is given as `guarded` does that of an attack, where it
+    looks at images; and that what it gives back are numbers."""
+    @wraps(call)
+    def checked(self, model, splits, *others):
+        model, others = network(model), [network(other) for other in others]
+        if splits is not None:
+            if not hasattr(splits, "test"):
+                raise UserError(f"{self.label()} is given the three splits of a data set, as data.load returns them, "
+                                f"not {quoted(type(splits).__name__)}: for images of your own, "
+                                "data.Splits(split, split, split, classes)")
+            split = getattr(splits, getattr(self, "split", "test"))
+            check(split.images, split.labels, len(splits.classes) or None)
+            if self.sampled:
+                for asked in (model, *others):
+                    _ask(asked, split.images[:2], split.labels)
+        result = call(self, model, splits, *others)
+        for where, value in _numbers(result):
+            if not math.isfinite(value):
+                raise UserError(f"{self.label()}: {where} is not a finite number, so that nothing is measured: look at "
+                                "the network's weights and at the images")
+        return result
+
+    return checked
+
+
+def _ask(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """One line if a network does not answer these images with logits. Torch's chance, and modes, stay as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            logits = model(images)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        raise _not_taken(images, error) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    _check_logits(logits, labels)
+
+
+def _numbers(result: Any, where: str = "value") -> Iterator[tuple[str, float]]:
+    """Every number of a result, and where it stands."""
+    if isinstance(result, float):
+        yield where, result
+    elif isinstance(result, dict):
+        for key, value in result.items():
+            yield from _numbers(value, str(key))
+    elif isinstance(result, list | tuple):
+        for value in result:
+            yield from _numbers(value, where)

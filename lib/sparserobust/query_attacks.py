@@ -54,6 +54,38 @@ class Square(Attack, kind="square"):
 
 
 @settings
+class RandomNoise(Attack, kind="random_noise"):
+    """The first of `draws` random perturbations that fools: at the corners of the linf ball, or of length `epsilon` in
+    a random direction (l2). Hardly an attack: where one that looks at gradients finds no more than this, they mislead.
+    Images already misclassified come back unchanged, and those it does not fool with the last draw."""
+
+    epsilon: float
+    draws: int = 10
+    norm: str = "linf"
+
+    def check(self):
+        self.choice("norm", "linf", "l2")
+        check_radius(self)
+        self.require(self.draws >= 1, "draws start at 1")
+
+    @property
+    def cost(self) -> float:
+        return self.draws / 3  # a forward pass is a third of a gradient
+
+    def __call__(self, model, images, labels, generator=None):
+        found = images.clone()
+        with under_attack(model), torch.no_grad():
+            right = mean_logits(model, images, 1).argmax(1) == labels
+            for _ in range(self.draws):
+                noise = torch.randn(images.shape, generator=generator, device=images.device)
+                noise = noise.sign() if self.norm == "linf" else noise / per_image(l2_norm(noise), noise)
+                tried = (images + self.epsilon * noise).clamp(0, 1)
+                found = torch.where(per_image(right, images), tried, found)
+                right &= mean_logits(model, found, 1).argmax(1) == labels
+        return found
+
+
+@settings
 class ZOO(Attack, kind="zoo"):
     """The smallest l2 perturbation that fools, as `CarliniWagnerL2`, but by Adam on a few pixels at a time, whose
     derivatives are differences of two answers (Chen et al. 2017), through the Adversarial Robustness Toolbox, one image

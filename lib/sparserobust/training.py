@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import files
-from sparserobust.attacks import PGD, NotFinite, predicted
+from sparserobust.answers import NotFinite, predicted
+from sparserobust.attacks import PGD
 from sparserobust.config import Objective, Recipe, Run
 from sparserobust.data import Split, Splits, augmented
 from sparserobust.errors import UserError
@@ -153,8 +154,11 @@ class TrainingState:
         of the attacker's chance. Returns the loss of the objective, a scalar without gradient."""
         run, model = self.run, self.model
         model.zero_grad()
-        with self.autocast():
-            loss = objective(model, images, labels, attack)
+        try:
+            with self.autocast():
+                loss = objective(model, images, labels, attack)
+        except NotFinite:
+            raise self._diverged(self.epoch, math.nan) from None
         (loss + run.sparsifier.added_loss(model, self.state)).backward()
         run.sparsifier.before_step(model, self.state, lr)
         self.optimiser.step(lr)

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from scaffolding import correct, generator, seeded, with_noise
 from sparserobust import UserError
+from sparserobust.answers import flagged
 from sparserobust.attacks import (
     FGSM,
     PGD,
@@ -180,7 +181,8 @@ def test_smallest_perturbations_are_as_long_as_foolboxs(net, batch, ours, theirs
 def test_autoattack_is_pyautoattack(net, batch, quick_suite):
     images, labels = batch[0][:12], batch[1][:12]
     attack = AutoAttack(epsilon=0.15)
-    attacked, flags = attack.run(net, images, labels, generator(3))
+    with flagged() as flags:
+        attacked = attack(net, images, labels, generator(3))
     suite = pyautoattack.AutoAttack(deepcopy(net).requires_grad_(False), norm="Linf", eps=0.15, seed=3)
     with torch.random.fork_rng():
         reference, _ = suite.run_standard_evaluation(images, labels, batch_size=len(images))
@@ -203,14 +205,17 @@ def test_autoattack_finds_the_exact_accuracy_of_a_linear_network(norm, dual, qui
 @pytest.mark.parametrize(("version", "is_warned"), [("standard", True), ("rand", False), ("matched", False)])
 def test_autoattack_warns_of_noise_where_its_version_does_not_fit(version, is_warned, quick_suite):
     model, _, images, labels = linear(10, count=20)
-    _, flags = AutoAttack(epsilon=0.5, version=version).run(nn.Sequential(Noise(0.1), *model), images, labels)
+    with flagged() as flags:
+        AutoAttack(epsilon=0.5, version=version)(nn.Sequential(Noise(0.1), *model), images, labels)
     assert any("randomized" in flag for flag in flags) == is_warned
 
 
 def test_a_warning_that_is_given_again_and_again_is_one_flag(quick_suite):
     model, _, images, labels = linear(10, count=5)
     model.register_forward_pre_hook(lambda *_: logging.getLogger("auto-attack").warning("odd"))
-    assert AutoAttack(epsilon=0.5).run(model, images, labels)[1].count("odd") == 1
+    with flagged() as flags:
+        AutoAttack(epsilon=0.5)(model, images, labels)
+    assert flags.count("odd") == 1
 
 
 def test_autoattack_leaves_the_log_as_it_was(few):

@@ -10,6 +10,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from scaffolding import seeded, with_noise
+from sparserobust import answers as answers_of
 from sparserobust import evaluation, training
 from sparserobust.analysis import WeightSparsity
 from sparserobust.analysis.linear import exact_radii
@@ -101,7 +102,7 @@ def test_every_image_is_seen_once_in_batches_of_bounded_size(sizes, digits, monk
     monkeypatch.setattr(evaluation, "BATCH", 16)
     model, seen = sizes
     Accuracy(images=70)(model, digits)
-    assert seen == [16, 16, 16, 16, 6]
+    assert seen == [2, 16, 16, 16, 16, 6]  # two are asked first whether the network takes such images
 
 
 def test_draws_are_counted_in_the_size_of_a_batch(noisy, digits, monkeypatch):
@@ -109,13 +110,13 @@ def test_draws_are_counted_in_the_size_of_a_batch(noisy, digits, monkeypatch):
     model, seen = deepcopy(noisy), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=7)(model, digits)
-    assert seen == [15, 3, 15, 3, 5, 1, 7]  # all of them once more, without the attack
+    assert seen == [2, 15, 3, 15, 3, 5, 1, 7]  # two are asked first; all of them once more, without the attack
 
 
 def test_draws_of_a_deterministic_net_are_not_repeated(sizes, digits):
     model, seen = sizes
     result = Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=40)(model, digits)
-    assert seen == [40, 40, 40]  # for the gradient, under attack, and without the attack
+    assert seen == [2, *[32] * 3, *[40] * 3]  # asked thrice the same; the gradient, under attack, and without it
     assert result == Accuracy(attack=FGSM(epsilon=0.1), images=40)(model, digits)
 
 
@@ -235,7 +236,7 @@ def test_a_single_trial_is_what_it_was_before_there_were_trials(shaken, digits):
     one = Accuracy(attack=FGSM(epsilon=0.1), images=60, trials=1)
     assert one == measure and one.identity == measure.identity and "trials" not in one.plain()
     result = one(shaken, digits)
-    assert list(result) == ["value", "count", "total", "mean_l2", "mean_l2_of_moved", "flags", "each", "of_correct"]
+    assert list(result) == ["value", "count", "total", "mean_l2", "mean_l2_of_moved", "each", "of_correct", "flags"]
     assert isinstance(result["count"], int) and result["value"] == result["count"] / 60
     many = Accuracy(attack=FGSM(epsilon=0.1), images=60, trials=2)
     assert many.identity != one.identity and Measurement.parse(many.plain()) == many
@@ -538,7 +539,7 @@ def test_trials_of_a_transfer_attack_by_hand(shaken, other, digits, source):
     attacked = deepcopy(other)
     attacked.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     assert measure(shaken, digits, attacked)["trial_values"] == values
-    assert seen == [50] * 4
+    assert seen == [2, *[32] * 3, *[50] * 4]  # asked once, then whether it answers thrice the same
 
 
 def test_draws_are_those_of_the_attacked_network(net, noisy, digits, source, monkeypatch):
@@ -546,7 +547,7 @@ def test_draws_are_those_of_the_attacked_network(net, noisy, digits, source, mon
     attacked, seen = deepcopy(noisy), []
     attacked.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=7, source=source)(net, digits, attacked)
-    assert seen == [15, 15, 5]
+    assert seen == [2, 15, 15, 5]
 
 
 def test_both_networks_of_a_transfer_attack_are_silenced(net, noisy, shaken, other, digits, source):
@@ -561,10 +562,16 @@ def test_both_networks_of_a_transfer_attack_are_silenced(net, noisy, shaken, oth
 
 def test_autoattack_attacks_the_source(net, other, digits, source, monkeypatch):
     seen = []
-    monkeypatch.setattr(AutoAttack, "run", lambda self, model, images, *_: seen.append(model) or (images, ["flag"]))
+
+    def attack(self, model, images, labels, generator):
+        seen.append(model)
+        answers_of.flag("odd")
+        return images
+
+    monkeypatch.setattr(AutoAttack, "__call__", attack)
     result = Accuracy(attack=AutoAttack(epsilon=0.1), images=20, source=source)(net, digits, other)
     assert len(seen) == 1 and seen[0] is other
-    assert result["value"] == Accuracy(images=20)(net, digits)["value"] and result["flags"] == ["flag"]
+    assert result["value"] == Accuracy(images=20)(net, digits)["value"] and result["flags"] == ["odd"]
 
 
 def test_a_transfer_attack_is_not_taken_without_its_network(net, other, digits, source):
@@ -629,7 +636,9 @@ def test_rough_attack_and_exact_answer_by_hand(net, digits, passes, attack):
     result = Accuracy(attack=attack, images=120, precision="bfloat16")(model, digits)
     assert agrees(result, int((net(attacked).argmax(1) == test.labels).sum()), 120) and 0 < result["count"] < 120
     assert result["mean_l2"] == pytest.approx((attacked - test.images).flatten(1).norm(dim=1).mean().item(), rel=1e-4)
-    assert seen == [(torch.bfloat16, True)] * getattr(attack, "steps", 1) + 2 * [(torch.float32, False)]
+    first, *rest = seen  # is asked whether the network takes such images
+    assert first == (torch.float32, False)
+    assert rest == [(torch.bfloat16, True)] * getattr(attack, "steps", 1) + 2 * [(torch.float32, False)]
     assert answers(result, "clean") == (net(test.images).argmax(1) == test.labels).tolist()
 
 

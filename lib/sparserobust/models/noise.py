@@ -149,7 +149,7 @@ def one_draw_a_pass(model: nn.Module) -> bool:
 
 
 def is_noisy(model: nn.Module) -> bool:
-    """Whether two forward passes of one batch can differ."""
+    """Whether a network has noise of this library that is on; `answers.is_random` also finds that of others."""
     return any(isinstance(m, Noise | WeightNoise) and m.level for m in model.modules())
 
 

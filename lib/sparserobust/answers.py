@@ -1,0 +1,130 @@
+"""What a network answers, and which way its answers move: the only places where attacks and measurements ask.
+
+What is not finite is never an answer. `NotFinite` is raised where nothing is left to go by; where something is, it is
+said under `flags`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from sparserobust.errors import UserError
+from sparserobust.models import is_noisy, one_draw_a_pass
+
+ASKED = 32  # images, when a network is asked whether it answers twice the same
+ASKED_TIMES = 3
+SAME = 1e-5  # of the largest logit: what rounding may make of one answer
+_flags: ContextVar[list[str] | None] = ContextVar("flags", default=None)
+
+
+class NotFinite(UserError):
+    """A network gave answers, or gradients, that are not numbers."""
+
+
+@contextmanager
+def flagged() -> Iterator[list[str]]:
+    """A list to which every oddity that is met inside the block is added, each once, in words."""
+    token = _flags.set([])
+    found = _flags.get()
+    assert found is not None  # it was set just now
+    try:
+        yield found
+    finally:
+        _flags.reset(token)
+
+
+def flag(what: str) -> None:
+    """Add a line to the list of the `flagged` block around, if there is one."""
+    found = _flags.get()
+    if found is not None and what not in found:
+        found.append(what)
+
+
+@contextmanager
+def under_attack(model: nn.Module):
+    """Eval mode and no weight gradients inside the block, exactly the former state after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for p in wanted:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The same logits. `NotFinite` if one is none: of NaN `argmax` would make class 0."""
+    if not logits.isfinite().all():
+        raise NotFinite("the network answers with numbers that are not finite, so that nothing can be counted: look at "
+                        "its weights and at the images")
+    return logits
+
+
+def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
+    """Logits (n, classes) averaged over `draws` forward passes, which differ if the network is random."""
+    if draws == 1:
+        return finite(model(images).float())
+    if one_draw_a_pass(model) or not _known(model):
+        return torch.stack([finite(model(images).float()) for _ in range(draws)]).mean(0)
+    return finite(model(images.repeat(draws, 1, 1, 1)).float()).view(draws, len(images), -1).mean(0)
+
+
+def predicted(model: nn.Module, images: Tensor) -> Tensor:
+    """Predicted classes (n,) of one forward pass in eval mode. `NotFinite` for logits that are not finite."""
+    with torch.no_grad(), under_attack(model):
+        return finite(model(images)).argmax(1)
+
+
+def gradient(loss: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
+    """Gradient of `loss` at the images x (n, c, h, w). Where a loss does not depend on the pixels, as behind `round` or
+    `detach`, it is zero, and flagged. An entry that is NaN becomes zero and an infinite one as large as the largest of
+    its image, which is flagged; `NotFinite` if that leaves an image no way to go."""
+    found = None
+    if loss.requires_grad:
+        (found,) = torch.autograd.grad(loss, x, retain_graph=retain_graph, allow_unused=True)
+    if found is None:
+        flag("the loss does not depend on the pixels: its gradient is zero everywhere")
+        return torch.zeros_like(x)
+    return mended(found)
+
+
+def mended(gradient: Tensor) -> Tensor:
+    """A gradient (n, ...) whose entries that are not finite are replaced, as `gradient` says."""
+    broken = ~gradient.isfinite()
+    if not broken.any():
+        return gradient
+    steepest = gradient.abs().masked_fill(broken, 0).flatten(1).amax(1)
+    steepest = torch.where(steepest > 0, steepest, 1.0).view(-1, *[1] * (gradient.dim() - 1))
+    usable = gradient.nan_to_num(0.0, torch.inf, -torch.inf).clamp(-steepest, steepest)
+    lost = broken.flatten(1).any(1) & ~usable.flatten(1).any(1)
+    if lost.any():
+        raise NotFinite(f"the gradient at {int(lost.sum())} of {len(lost)} images is not finite in any pixel, so that "
+                        "an attack by gradients would stand still: make the network differentiable there, or attack "
+                        "it with Square, which needs none")
+    flag("gradients are not finite in some pixels: the attack went by the others")
+    return usable
+
+
+def _known(model: nn.Module) -> bool:
+    """Whether every part of a network is PyTorch's or this library's, so that it is known how it draws chance."""
+    return all(type(m).__module__.startswith(("torch.nn.", "sparserobust.")) for m in model.modules())
+
+
+def is_random(model: nn.Module, images: Tensor) -> bool:
+    """Whether a network answers differently when asked again: it has noise of this library, or it is asked some times
+    about up to `ASKED` of the images (n, c, h, w). Torch's chance is left as it was."""
+    if is_noisy(model):
+        return True
+    devices = [images.device] if images.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad(), under_attack(model):
+        first, *others = [finite(model(images[:ASKED]).float()) for _ in range(ASKED_TIMES)]
+    return any(bool(((other - first).abs() > SAME * first.abs().max()).any()) for other in others)
