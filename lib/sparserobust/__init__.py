@@ -10,11 +10,12 @@ Importing this needs torch and numpy only; tables, figures and attack suites are
 """
 
 from sparserobust import analysis, attacks, data, evaluation, models, objectives, query_attacks, sparsifiers, sparsity
+from sparserobust.auditing import audit
 from sparserobust.config import Data, Dense, Measurement, Recipe, Run
 from sparserobust.errors import UserError
 from sparserobust.evaluation import Accuracy
 from sparserobust.running.store import Store
 
 __version__ = "0.1.0"
-__all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks",
+__all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks", "audit",
            "data", "evaluation", "models", "objectives", "query_attacks", "sparsifiers", "sparsity"]

@@ -39,6 +39,14 @@ def positive(text: str) -> float:
     return value
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers apart by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"should be numbers such as 0.49,0.48,0.45, not {quoted(text)}") from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a mistake of the user is one line on standard error and exit code 1."""
     parser = Parser(prog="sparserobust", description="Five papers on pruning and adversarial "
@@ -93,6 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser("data", help="fetch and check data sets")
     command.add_argument("name", nargs="+", help="such as cifar10")
+
+    _add_audit(commands.add_parser("audit", help="judge any network: what it withstands, what it weighs, and whether "
+                                   "the numbers can be believed"))
 
     command = commands.add_parser("refresh", help="execute the committed notebooks anew, in place")
 
@@ -186,6 +197,37 @@ def _add_kubernetes(parts) -> None:
     part.add_argument("--gpus", type=int, required=True, help="pods of workers, each with one GPU")
     part.add_argument("--workers-per-gpu", type=int, default=1, metavar="K", help="runs that share a GPU (default: 1)")
     part.set_defaults(do=_cluster_kubernetes)
+
+
+def _add_audit(command) -> None:
+    command.add_argument("network", help="what builds it, such as my_net.py:build or "
+                         "'torchvision.models:resnet18(num_classes=10)'")
+    command.add_argument("--weights", metavar="FILE", help="safetensors, or what torch.save wrote")
+    command.add_argument("--data", default="cifar10", help="a data set by name, or one of your own (default: cifar10)")
+    command.add_argument("--epsilon", default="8/255", metavar="RADIUS", help="(default: 8/255)")
+    command.add_argument("--norm", default="linf", help="linf or l2 (default: linf)")
+    command.add_argument("--images", type=whole, default=1000, help="test images, drawn at random (default: 1000)")
+    command.add_argument("--few", type=whole, default=100, help="of these for what is dear: the curve over the radius, "
+                         "distances, the certificate (default: 100)")
+    command.add_argument("--queries", type=whole, default=1000, help="of Square, per image (default: 1000)")
+    command.add_argument("--no-autoattack", action="store_true", help="leave out the dearest attack")
+    for name in ("mean", "std"):
+        command.add_argument(f"--{name}", type=numbers, default=(), metavar="A,B,C", help="of the images that the "
+                             "network expects, channel by channel, for pixels in [0, 1]")
+    command.add_argument("--name", help="what the network is called (default: after its file)")
+    command.add_argument("-o", "--output", metavar="FOLDER", help="where NAME.html and NAME.json go (default: "
+                         "build/audits)")
+
+
+def _audit(chosen) -> None:
+    from sparserobust.auditing import audit
+
+    folder = paths.writable(Path(chosen.output) if chosen.output else paths.build_folder() / "audits")
+    report = audit(chosen.network, chosen.data, chosen.epsilon, chosen.images, weights=chosen.weights,
+                   mean=chosen.mean, std=chosen.std, name=chosen.name, norm=chosen.norm, few=chosen.few,
+                   queries=chosen.queries, autoattack=not chosen.no_autoattack)
+    print(report)
+    print("\nwritten:", *report.save(folder))
 
 
 def _cluster(chosen) -> None:

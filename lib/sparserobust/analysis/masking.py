@@ -1,0 +1,230 @@
+"""Signs that a network looks more robust than it is: gradients that lead nowhere, attacks that should be weaker and are
+not (Athalye et al. 2018; Carlini et al. 2019, "On evaluating adversarial robustness"; Croce et al. 2022).
+
+A flag is a dictionary: `kind`; `found`, what was seen of this network; `means`, what that says of its numbers.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sparserobust.analysis.health import MOST_BEATEN, MOST_BLOCKED, _above
+from sparserobust.answers import SAME, NotFinite, finite, is_random, under_attack
+from sparserobust.attacks import l2_norm, margin, per_image
+from sparserobust.data import Split
+from sparserobust.seeding import stream
+
+BY_LOSS = 0.05  # share of images that the margin loss may fool and cross entropy not: some, in honest networks
+BY_AUTOATTACK = 0.1  # likewise AutoAttack and PGD-20
+UNTRUE = 0.5  # by how much the slope along a gradient may differ from the gradient's length, as a share of it
+LENGTHS = (1e-3, 1e-2, 1e-1)  # at which that slope is taken: l2, as shares of the root of the number of pixels
+SPECK = 0.25 / 255  # of pixel noise, which rounding to bytes would swallow
+
+MEANS = {
+    "not measured": "No number stands here, since any would be wrong.",
+    "not finite": "Where a gradient is NaN or infinite an attack that follows it is blind.",
+    "cut off": "An attack by gradients sees nothing at all: only those that ask for answers say anything.",
+    "zero gradient": "An attack by gradients stands still on these images, whatever a better one would find.",
+    "saturated": "The softmax is rounded to one and zeros: cross entropy has no slope, a loss on logits has.",
+    "untrue gradient": "What is differentiated is not what is computed: attacks follow a slope that is not there.",
+    "one step": "Many steps can do all that one can: when they find less, they lose their way.",
+    "noise": "Random noise looks at nothing: when it fools where gradients do not, these mislead.",
+    "more steps": "The attack has not converged: more of it would find still more.",
+    "other loss": "The loss hides the way that another one finds: its gradients are masked.",
+    "averaging": "Single gradients of this network are mostly chance; an attacker would follow their mean.",
+    "black box": "What sees answers alone finds what one that sees everything does not: gradients mislead.",
+    "AutoAttack": "PGD is far from what can be found: go by AutoAttack, and by more than that.",
+    "no limit": "Without a limit any image can become one of another class: an attack that fails then is at fault.",
+    "rising curve": "A larger ball holds the smaller one: when more is withstood in it, attacks lose their way.",
+    "random": "Each number is one draw of many: go by averaged gradients.",
+    "batch": "Statistics of the batch are used: an attacker may choose what stands beside an image.",
+    "training mode": "It was judged in evaluation mode all the same; what it does in training mode is not known.",
+    "rounded input": "Between its steps the network is flat: it has no true gradient.",
+    "no better than guessing": "Wrong weights, normalisation or order of classes are likelier than such a network.",
+    "classes": "Some of its answers are no class of these data: check which network, and which data, belong together.",
+    "AutoAttack's warning": "AutoAttack itself doubts that its number is to be believed.",
+}
+HARMLESS = ("random", "training mode", "not measured")  # say how numbers are to be read, not that they are too good
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at single images showed: shares of those classified correctly, and what holds for all."""
+
+    zero: float  # whose cross entropy has an input gradient of exactly zero
+    zero_margin: float  # likewise the margin of the logits
+    not_finite: float  # with a gradient that is not finite
+    saturated: float  # whose cross entropy is exactly zero
+    untrue: float | None  # along whose gradient the margin does not change as the gradient says; None: none was steep
+    cut_off: bool
+    rounded: bool
+    batch: bool
+    logits: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an audit found, for `flags_of`: per attack which images withstand it, and all that was seen besides."""
+
+    right: Mapping[str, np.ndarray]
+    curve: list[dict] | None
+    seen: Seen | None
+    random: bool
+    training: list[str]
+    raised: Mapping[str, list[str]]
+    unmeasured: Mapping[str, str]
+    classes: int
+
+
+@torch.enable_grad()
+def look(model: nn.Module, split: Split, epsilon: float) -> Seen:
+    """Gradients and answers of a network on the images of a split, taken once."""
+    images, labels = split.images, split.labels
+    with under_attack(model):
+        x = images.detach().requires_grad_(True)
+        logits = finite(model(x).float())
+        right = logits.argmax(1) == labels
+        loss, gap = cross_entropy(logits, labels, reduction="none"), margin(logits, labels)
+        cut_off = not logits.requires_grad
+        slopes = [_slope(values.sum(), x) for values in (loss, gap)]
+        fixed = not is_random(model, images)
+        return Seen(
+            zero=_share(~slopes[0].flatten(1).any(1), right), zero_margin=_share(~slopes[1].flatten(1).any(1), right),
+            not_finite=_share(~slopes[0].flatten(1).isfinite().all(1), right),
+            saturated=_share(loss.detach() == 0, right), cut_off=cut_off, logits=logits.shape[1],
+            untrue=_untrue(model, images, labels, slopes[1]) if fixed else None,
+            rounded=fixed and _unmoved(model, images, logits.detach()),
+            batch=fixed and _apart(model, images, logits.detach()))
+
+
+def _slope(loss: Tensor, x: Tensor) -> Tensor:
+    """The raw gradient at x; zero where the loss does not depend on it."""
+    found = torch.autograd.grad(loss, x, retain_graph=True, allow_unused=True)[0] if loss.requires_grad else None
+    return torch.zeros_like(x) if found is None else found
+
+
+def _share(which: Tensor, among: Tensor) -> float:
+    return float((which & among).sum()) / max(int(among.sum()), 1)
+
+
+@torch.no_grad()
+def _untrue(model, images: Tensor, labels: Tensor, slope: Tensor) -> float | None:
+    """Share of images along whose gradient the margin does not change at the rate that the gradient says, at any of
+    some lengths, among those where the change would stand out from rounding."""
+    length = l2_norm(slope)
+    steep = slope.flatten(1).isfinite().all(1) & (length > 0)
+    direction = slope / per_image(length.clamp_min(1e-30), slope)
+    best = torch.full_like(length, torch.inf)
+    told = torch.zeros_like(steep)
+    for share in LENGTHS:
+        h = share * images[0].numel() ** 0.5
+        ahead, behind = (margin(model(images + sign * h * direction).float(), labels) for sign in (1, -1))
+        clear = steep & (2 * h * length > 1e-4 * (ahead.abs() + behind.abs()).clamp_min(1e-3))
+        error = ((ahead - behind) / (2 * h) / length.clamp_min(1e-30) - 1).abs()
+        best = torch.where(clear, torch.minimum(best, error), best)
+        told |= clear
+    return float((best[told] > UNTRUE).double().mean()) if told.any() else None
+
+
+@torch.no_grad()
+def _unmoved(model, images: Tensor, logits: Tensor) -> bool:
+    """Whether pixel noise that rounding to bytes would swallow changes no logit of any image."""
+    noise = 2 * torch.rand(images.shape, generator=stream(0, "specks", device=images.device), device=images.device) - 1
+    inside = (images + SPECK * noise).clamp(0, 1)
+    return bool(torch.equal(model(inside).float(), logits)) and bool(logits.std(0).any())
+
+
+@torch.no_grad()
+def _apart(model, images: Tensor, logits: Tensor) -> bool:
+    """Whether images get other answers when they are alone."""
+    try:
+        alone = torch.cat([finite(model(images[i:i + 1]).float()) for i in range(min(4, len(images)))])
+    except (ValueError, NotFinite):  # BatchNorm on one value
+        return True
+    return bool(((alone - logits[:len(alone)]).abs() > 10 * SAME * logits.abs().max()).any())
+
+
+def flags_of(evidence: Evidence) -> list[dict[str, str]]:
+    """Every flag that what was found raises."""
+    found = [*_of_gradients(evidence), *_of_attacks(evidence), *_of_the_network(evidence)]
+    return [{"kind": kind, "found": what, "means": MEANS[kind]} for kind, what in found]
+
+
+def unreliable(flags: list[dict[str, str]]) -> bool:
+    """Whether a flag says that numbers may be too good."""
+    return any(flag["kind"] not in HARMLESS for flag in flags)
+
+
+def _of_gradients(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    for name, why in evidence.unmeasured.items():
+        yield ("not finite" if "finite" in why else "not measured"), f"{name}: {why}"
+    odd: dict[str, list[str]] = {}
+    for name, lines in evidence.raised.items():
+        for line in lines:
+            odd.setdefault(line, []).append(name)
+    for line, names in odd.items():
+        kind = ("not finite" if "not finite" in line else "cut off" if "does not depend" in line
+                else "AutoAttack's warning")
+        yield kind, f"{', '.join(names)}: {line}"
+    seen = evidence.seen
+    if seen is None:
+        return
+    if seen.not_finite:
+        yield "not finite", f"the gradient is not finite on {seen.not_finite:.0%} of the images"
+    if seen.cut_off:
+        yield "cut off", "the logits do not depend on the pixels in a way that can be differentiated"
+    elif max(seen.zero, seen.zero_margin) > MOST_BLOCKED:
+        yield "zero gradient", (f"the gradient is exactly zero on {seen.zero:.0%} of the images "
+                                f"({seen.zero_margin:.0%} with the margin for a loss)")
+    if seen.saturated > MOST_BLOCKED:
+        yield "saturated", f"cross entropy is exactly zero on {seen.saturated:.0%} of the images"
+    if seen.untrue is not None and seen.untrue > MOST_BLOCKED:
+        yield "untrue gradient", (f"on {seen.untrue:.0%} of the images the answers do not change along the gradient as "
+                                  "the gradient says")
+
+
+def _of_attacks(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Who fools more images that PGD-20 leaves than a second go at it does, and than honest networks know."""
+    right = evidence.right
+    if "PGD-20" in right:
+        left, n = right["PGD-20"], len(right["PGD-20"])
+        again = float((left & ~right["PGD-20 again"]).mean()) if "PGD-20 again" in right else 0.0
+        for name, kind, limit in (
+                ("one step", "one step", MOST_BEATEN), ("random noise", "noise", MOST_BEATEN),
+                ("PGD-100", "more steps", MOST_BEATEN), ("PGD-20, margin loss", "other loss", BY_LOSS),
+                ("PGD-20, averaged gradients", "averaging", MOST_BEATEN), ("Square", "black box", MOST_BEATEN),
+                ("AutoAttack", "AutoAttack", BY_AUTOATTACK)):
+            if name in right:
+                share = float((left & ~right[name]).mean())
+                if _above(share, limit + again, n):
+                    yield kind, (f"{name} fools {share:.1%} of the images that PGD-20 does not "
+                                 f"(PGD-20 again: {again:.1%})")
+    if evidence.curve:
+        last, n = evidence.curve[-1], evidence.curve[-1]["total"]
+        if _above(last["count"] / n, 1 / evidence.classes, n):
+            yield "no limit", f"{last['count']} of {n} images withstand radius {last['radius']:.3g}, the whole box"
+        for smaller, larger in zip(evidence.curve, evidence.curve[1:], strict=False):
+            if _above(max(larger["count"] - smaller["count"], 0) / n, MOST_BEATEN, n):
+                yield "rising curve", (f"{smaller['count']} of {n} images withstand radius {smaller['radius']:.3g}, "
+                                       f"{larger['count']} withstand {larger['radius']:.3g}")
+
+
+def _of_the_network(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    if evidence.random:
+        yield "random", "asked again, it answers differently"
+    if evidence.training:
+        yield "training mode", f"{len(evidence.training)} modules were in training mode, such as {evidence.training[0]}"
+    if evidence.seen is not None:
+        if evidence.seen.batch:
+            yield "batch", "an image alone gets another answer than among others"
+        if evidence.seen.rounded:
+            yield "rounded input", f"noise of {255 * SPECK:g}/255 on all pixels changes no logit"
+        if evidence.seen.logits != evidence.classes:
+            yield "classes", f"it answers with {evidence.seen.logits} logits; the data have {evidence.classes} classes"
+    clean = evidence.right.get("clean")
+    if clean is not None and not _above(float(clean.mean()), 1 / evidence.classes, len(clean)):
+        yield "no better than guessing", f"{int(clean.sum())} of {len(clean)} images are classified correctly"
