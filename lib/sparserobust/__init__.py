@@ -9,7 +9,18 @@
 Importing this needs torch and numpy only; tables, figures and attack suites are imported where they are used.
 """
 
-from sparserobust import analysis, attacks, data, evaluation, models, objectives, query_attacks, sparsifiers, sparsity
+from sparserobust import (
+    analysis,
+    attacks,
+    data,
+    evaluation,
+    foreign,
+    models,
+    objectives,
+    query_attacks,
+    sparsifiers,
+    sparsity,
+)
 from sparserobust.auditing import audit
 from sparserobust.config import Data, Dense, Measurement, Recipe, Run
 from sparserobust.errors import UserError
@@ -17,5 +28,5 @@ from sparserobust.evaluation import Accuracy
 from sparserobust.running.store import Store
 
 __version__ = "0.1.0"
-__all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks", "audit",
-           "data", "evaluation", "models", "objectives", "query_attacks", "sparsifiers", "sparsity"]
+__all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks",
+           "audit", "data", "evaluation", "foreign", "models", "objectives", "query_attacks", "sparsifiers", "sparsity"]

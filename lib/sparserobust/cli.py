@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     _add_cluster(commands.add_parser("cluster", help="schedulers and workers on other machines: see docs/cluster.md"))
 
     command = commands.add_parser("data", help="fetch and check data sets")
-    command.add_argument("name", nargs="+", help="such as cifar10")
+    command.add_argument("name", nargs="+", help="such as cifar10; or one of your own, such as "
+                         "my_data.py:name, my_folder/ or my_file.safetensors")
 
     _add_audit(commands.add_parser("audit", help="judge any network: what it withstands, what it weighs, and whether "
                                    "the numbers can be believed"))

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from sparserobust import inputs
+from sparserobust.outside import DataSet
 from sparserobust.settings import Settings, settings, unknown
 
 
@@ -156,9 +157,10 @@ class Measurement(Settings):
 
 @settings
 class Data(Settings):
-    """A data set, and how training images are varied."""
+    """A data set, and how training images are varied. Its `name` is one of the library's, or names one of your own
+    (`data` says what that may be): code, as `my_data.py:shapes`, a folder, as `my_images/`, or a safetensors file."""
 
-    name: str = "digits"
+    name: DataSet = "digits"
     classes: tuple[int, ...] = ()  # only these, renumbered from 0 in this order; none given: all
     train_images: int | None = None  # use only this many training images
     crop_padding: int = 0  # random crop out of an image padded by this many zeros

@@ -3,22 +3,37 @@
 The test split is the official one. Validation is carved from the official training images with a fixed seed, the same
 for every run. `digits` ships inside scikit-learn; the others are taken from the data folder when their files carry the
 official md5 sums, else downloaded with torchvision's checked download.
+
+A data set of your own is one of these, and its content, not its place, is part of what a run is (`outside`):
+
+    my_data.py:shapes    a function or class in a file (or package.module:name): what its call returns has
+                         "train", "validation" and "test", as keys or attributes, each (images, labels) or a `Split`,
+                         and may have "classes", their names; torch's global generator has a fixed seed meanwhile
+    my_images/           a folder of train.safetensors, validation.safetensors and test.safetensors, each with `images`
+                         and `labels`; the slash is part of the name
+    my_images.safetensors    a file of train_images, train_labels, validation_images, ..., test_labels
+
+Without validation images a tenth of the training images is set aside. Without training images a set serves to measure.
 """
 
 import hashlib
 import urllib.error
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparserobust import files, inputs, outside
 from sparserobust.config import Data
 from sparserobust.errors import UserError, quoted
 from sparserobust.paths import data_folder, writable
-from sparserobust.seeding import stream
+from sparserobust.seeding import global_seed, stream
+from sparserobust.settings import located
 
 
 @dataclass(frozen=True)
@@ -80,10 +95,9 @@ class Splits:
 
 
 def load(settings: Data | str, device: torch.device | str = "cpu") -> Splits:
-    """The splits of a data set, by settings or by name. Raises `UserError`: unknown name, no network, damaged file."""
+    """The splits of a data set, by settings or by name. Raises `UserError`: unknown name, no network, damaged file, a
+    set of your own that is not what it should be."""
     settings = Data(name=settings) if isinstance(settings, str) else settings
-    if settings.name not in _SOURCES:
-        raise UserError(f"unknown data set {quoted(settings.name)}; known: {', '.join(_SOURCES)}")
     splits = _load(settings.name)
     if settings.classes:
         splits = _only(splits, settings)
@@ -101,18 +115,24 @@ SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100
 
 
 def image_shape(settings: Data) -> tuple[int, int, int]:
-    """(c, h, w) of the images of a data set; its files need not be here."""
-    return channels(settings), SIDES[settings.name], SIDES[settings.name]
+    """(c, h, w) of the images of a data set; its files need not be here, unless it is one of your own."""
+    if settings.name not in SIDES:
+        return _load(settings.name).image_shape
+    return IMAGES[settings.name][0], SIDES[settings.name], SIDES[settings.name]
 
 
 def channels(settings: Data) -> int:
-    """How many channels the images of a data set have; its files need not be here."""
-    return IMAGES[settings.name][0]
+    """How many channels the images of a data set have, likewise."""
+    return image_shape(settings)[0]
 
 
 def classes(settings: Data) -> int:
     """How many classes a data set has, likewise."""
-    return len(settings.classes) or IMAGES[settings.name][1]
+    return len(settings.classes) or _all_classes(settings.name)
+
+
+def _all_classes(name: str) -> int:
+    return IMAGES[name][1] if name in IMAGES else len(_load(name).classes)
 
 
 TRAINING = {"digits": 1_200, "mnist": 55_000, "fashion_mnist": 55_000, "cifar10": 45_000, "cifar100": 45_000,
@@ -120,10 +140,9 @@ TRAINING = {"digits": 1_200, "mnist": 55_000, "fashion_mnist": 55_000, "cifar10"
 
 
 def training_images(settings: Data) -> int:
-    """How many training images a data set has; its files need not be here. About as many where only some classes are
-    used."""
-    whole = TRAINING[settings.name]
-    return settings.train_images or round(whole * classes(settings) / IMAGES[settings.name][1])
+    """How many training images a data set has, likewise. About as many where only some classes are used."""
+    whole = TRAINING[settings.name] if settings.name in TRAINING else len(_load(settings.name).train)
+    return settings.train_images or round(whole * classes(settings) / _all_classes(settings.name))
 
 
 def _only(splits: Splits, settings: Data) -> Splits:
@@ -195,11 +214,84 @@ ORDERED = ("mnist",)  # data sets whose official test images are not in random o
 @cache
 def _load(name: str) -> Splits:
     """Splits on the CPU, read once per process."""
-    source, validation = _SOURCES[name]
-    (images, labels), test, classes = source()
-    order = torch.randperm(len(labels), generator=stream(0, "validation split", name))
-    held, kept = order[:validation], order[validation:]
-    return Splits(Split(images[kept], labels[kept]), Split(images[held], labels[held]), Split(*test), tuple(classes))
+    if outside.is_own_data(name):
+        with located(outside.parsed(name).place):
+            return _own(name)
+    if name not in _SOURCES:
+        raise UserError(f"unknown data set {quoted(name)}; known: {', '.join(_SOURCES)}; one of your own is named as "
+                        "my_data.py:name, my_folder/ or my_file.safetensors")
+    source, held = _SOURCES[name]
+    train, test, classes = source()
+    return Splits(*_carved(Split(*train), held, name), Split(*test), tuple(classes))
+
+
+def _carved(whole: Split, held: int, name: str) -> tuple[Split, Split]:
+    """Training images, and as many as are held back for validation, drawn with a fixed seed."""
+    order = torch.randperm(len(whole), generator=stream(0, "validation split", name))
+    held_back, kept = order[:held], order[held:]
+    return (Split(whole.images[kept], whole.labels[kept]), Split(whole.images[held_back], whole.labels[held_back]))
+
+
+def _own(name: str) -> Splits:
+    """A data set from outside the library, checked."""
+    place, part, content = outside.parsed(name)
+    if part:
+        with global_seed(0, "own data"):
+            found = outside.called(name)
+            given = {split: value for split in (*outside.SPLITS, "classes") if (value := _of(found, split)) is not None}
+    else:
+        given = _read(outside.located(place, content))
+    names = given.pop("classes", None)
+    splits = {split: _checked_split(pair, split, names) for split, pair in given.items()}
+    if not len(splits.get("test", ())):
+        raise UserError("there are no test images: give images and labels under train, validation and test, or under "
+                        "test alone; the documentation of sparserobust.data says how")
+    if len(shapes := {tuple(split.images.shape[1:]) for split in splits.values()}) > 1:
+        raise UserError(f"all images should have one shape (c, h, w), not {' and '.join(map(str, sorted(shapes)))}")
+    test = splits["test"]
+    train = splits.get("train", Split(test.images[:0], test.labels[:0]))
+    if "validation" in splits:
+        validation = splits["validation"]
+    else:
+        train, validation = _carved(train, -(-len(train) // 10), outside.counted(name))
+    count = 1 + max(int(split.labels.max()) for split in splits.values() if len(split))
+    return Splits(train, validation, test, tuple(map(str, range(count) if names is None else names)))
+
+
+def _of(found: Any, what: str) -> Any:
+    """An entry or attribute, called if it is a method; None if there is none."""
+    value = found.get(what) if isinstance(found, Mapping) else getattr(found, what, None)
+    return value() if callable(value) else value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Images and labels by split, of a folder of safetensors files or of one."""
+    if path.is_dir():
+        parts = {split: files.read_tensors(file)[0] for split in outside.SPLITS
+                 if (file := path / f"{split}{outside.TENSORS}").exists()}
+        tensors = {f"{split}_{name}": t for split, part in parts.items() for name, t in part.items()}
+    else:
+        tensors = files.read_tensors(path)[0]
+    partners = {f"{split}_{one}": f"{split}_{other}" for split in outside.SPLITS
+                for one, other in (("images", "labels"), ("labels", "images"))}
+    wrong = [name for name in tensors if partners.get(name) not in tensors]
+    if wrong:
+        raise UserError(f"{quoted(wrong[0])} is unknown, or has no partner: a folder has train, validation and "
+                        "test.safetensors with images and labels, a file has train_images, train_labels and so on")
+    return {split: (tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in outside.SPLITS
+            if f"{split}_images" in tensors}
+
+
+def _checked_split(pair: Any, split: str, names: Any) -> Split:
+    """Images (n, c, h, w) in [0, 1] and labels (n,) as the library has them: float32, int64, on the CPU."""
+    if isinstance(pair, Split):
+        pair = pair.images, pair.labels
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UserError(f"{split} should be (images, labels), not of type {type(pair).__name__}")
+    images, labels = (torch.as_tensor(part) if isinstance(part, np.ndarray) else part for part in pair)
+    with located(split):
+        inputs.check(images, labels, None if names is None else len(names))
+    return Split(images.detach().float().cpu(), labels.detach().long().cpu())
 
 
 def _tensors(images: np.ndarray, labels: np.ndarray, largest: float = 255) -> tuple[Tensor, Tensor]:

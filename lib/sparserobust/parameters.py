@@ -4,11 +4,13 @@ by Papermill, in JupyterLab."""
 import ast
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from sparserobust import yamls
 from sparserobust.errors import UserError, quoted
 from sparserobust.running import scales
+from sparserobust.settings import number
 
 INJECTED = "# Parameters"  # the first line of the cell that Papermill adds
 
@@ -31,7 +33,7 @@ def fitted(given: Mapping[str, Any], known: dict[str, ast.AnnAssign], where: str
             raise UserError(f"{where} has no parameter {quoted(name)}; {hint}")
         wanted, default = ast.unparse(known[name].annotation), known[name].value
         nothing = isinstance(default, ast.Constant) and default.value is None
-        fits = _parsed(value) if isinstance(value, str) and wanted != "str" else value
+        fits = _parsed(value, wanted) if isinstance(value, str) and wanted != "str" else value
         if not (nothing if fits is None else type(fits).__name__ == wanted):
             raise UserError(f"parameter '{name}' of {where} should be of type {wanted}, not {quoted(value)}")
         if name == "workers" and fits < 0:
@@ -65,7 +67,10 @@ def _statements(source: str) -> list[ast.stmt]:
         return []
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str, wanted: str) -> Any:
+    if wanted == "float":  # as a setting may be written: 8/255
+        with suppress(ValueError):
+            return number(text)
     try:
         return yamls.parsed(text, "a parameter")
     except UserError:

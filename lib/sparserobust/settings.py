@@ -17,10 +17,10 @@ from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
-from fractions import Fraction
 from functools import cache, cached_property
 from typing import (
     TYPE_CHECKING,
+    Annotated,
     Any,
     ClassVar,
     NoReturn,
@@ -33,6 +33,7 @@ from typing import (
     get_type_hints,
 )
 
+from sparserobust import outside
 from sparserobust.errors import UserError, quoted
 
 T = TypeVar("T")
@@ -125,12 +126,20 @@ class Settings(Checked):
 
     def plain(self) -> dict:
         """JSON-ready: the kind, and every field that differs from its default."""
+        return self._differing(lambda within: within.plain())
+
+    def counted(self) -> dict:
+        """The same, but what is outside the library, and named in a field (`outside`), is told by its content alone."""
+        counted = self._differing(lambda within: within.counted())
+        return counted | {name: outside.counted(counted[name]) for name in _outside(type(self)) if name in counted}
+
+    def _differing(self, told: "Callable[[Settings], dict]") -> dict:
         result: dict[str, Any] = {"kind": self.kind} if self.kind else {}
         for f in fields(self):
             value = getattr(self, f.name)
             default = f.default_factory() if f.default_factory is not MISSING else f.default
             if value != default:
-                result[f.name] = _plain(value)
+                result[f.name] = _plain(value, told)
         return result
 
     @classmethod
@@ -147,22 +156,32 @@ class Settings(Checked):
         return super(Settings, member).parse(plain)
 
     @property
-    def _classes(self) -> set[type["Settings"]]:
-        """The classes of these settings and of those within."""
+    def _all(self) -> "list[Settings]":
+        """These settings and those within."""
         within = (getattr(self, f.name) for f in fields(self))
-        return {type(self)}.union(*(s._classes for s in within if isinstance(s, Settings)))
+        return [self, *(each for s in within if isinstance(s, Settings) for each in s._all)]
+
+    @property
+    def _classes(self) -> set[type["Settings"]]:
+        return {type(s) for s in self._all}
 
     @property
     def modules(self) -> set[str]:
         """Names of the modules that define these settings and those within."""
         return {cls.__module__ for cls in self._classes}
 
+    @property
+    def named_outside(self) -> set[str]:
+        """What these settings and those within name that is outside the library, as they name it."""
+        return {name for s in self._all for key in _outside(type(s)) if outside.is_pinned(name := getattr(s, key))}
+
     @cached_property
     def identity(self) -> str:
         """Twelve hexadecimal digits that name these settings. The source of a class from outside
         the library enters, as another formula gives other results; `UserError` if that source
-        cannot be read or has changed since it was imported."""
-        text = json.dumps(self.plain(), sort_keys=True)
+        cannot be read or has changed since it was imported. Of files that are named in a field the
+        content enters, not the place."""
+        text = json.dumps(self.counted(), sort_keys=True)
         text += "".join(sorted(_definition(cls) for cls in self._classes if not _of_the_library(cls)))
         return hashlib.sha256(f"{type(self).__name__}:{text}".encode()).hexdigest()[:12]
 
@@ -235,25 +254,43 @@ def located(where: str) -> Iterator[None]:
 
 @cache
 def _hints(cls: type) -> dict:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in fields(cls)}
 
 
-def _plain(value: Any) -> Any:
+@cache
+def _outside(cls: type) -> list[str]:
+    """The fields that may name something outside the library."""
+    return [name for name, hint in _hints(cls).items() if get_origin(hint) is Annotated]
+
+
+def _plain(value: Any, told: Callable[[Settings], dict]) -> Any:
     if isinstance(value, Settings):
-        return value.plain()
+        return told(value)
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+        return {key: _plain(entry, told) for key, entry in value.items()}
+    return tuple(_plain(entry, told) for entry in value) if isinstance(value, tuple) else value
+
+
+def number(text: str) -> float:
+    """A number, or a ratio of two, such as `8/255` or `0.5/255`. `ValueError` if it is neither, or not finite."""
+    parts = [float(part) for part in text.split("/")]
+    if len(parts) > 2 or not all(map(math.isfinite, parts)) or 0 in parts[1:]:
+        raise ValueError(f"{quoted(text)} is no number")
+    return parts[0] / parts[1] if len(parts) == 2 else parts[0]
 
 
 def _coerced(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`, where that is safe; `8/255` and `1e-6` may be written as text, as YAML needs."""
+    """`value` as the type `hint`, where that is safe; `8/255`, `0.5/255` and `1e-6` may be written as text, as YAML
+    needs."""
     def wrong() -> UserError:
         return UserError(f"{where} should be {_type_name(hint)}, not {quoted(value)}")
 
     if hint is Any:
         return value
+    if get_origin(hint) is Annotated:
+        with located(where):
+            return get_args(hint)[1](_coerced(value, get_args(hint)[0], where))
     if get_origin(hint) in (Union, types.UnionType):
         return _first_that_fits(value, get_args(hint), where, wrong)
     if get_origin(hint) is tuple:
@@ -274,12 +311,12 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
         raise wrong()
     if hint is float and not isinstance(value, bool):
         try:
-            number = float(Fraction(value) if isinstance(value, str) and "/" in value else value)
+            found = number(value) if isinstance(value, str) else float(value)
         except (ValueError, TypeError, ArithmeticError):
             raise wrong() from None
-        if not math.isfinite(number):
+        if not math.isfinite(found):
             raise wrong()
-        return number + 0.0  # minus zero is zero
+        return found + 0.0  # minus zero is zero
     if type(value) is not hint or (hint is int and abs(value) >= 2**63):
         raise wrong()
     return value

@@ -1,6 +1,7 @@
 """Measurements of trained networks other than accuracy."""
 
 from sparserobust.analysis.activations import Activations
+from sparserobust.analysis.audit import Audit
 from sparserobust.analysis.conditioning import Conditioning, LocalLipschitz
 from sparserobust.analysis.cost import Deployable, FileSize, MACs, macs, step_costs
 from sparserobust.analysis.health import Health, best_minus_last, symptoms
@@ -19,7 +20,7 @@ from sparserobust.analysis.weights import (
            WithoutBlankPixels,
 )
 
-__all__ = ["Activations", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize", "Health",
+__all__ = ["Activations", "Audit", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize", "Health",
            "LayerNorms", "LayerSparsity", "LayerWeights", "LinearRadii", "LocalLipschitz", "MACs", "Margins",
            "RadiusOrder", "RandomMasks", "RemainingParameters", "Stability", "Theorem31", "WeightHistogram",
            "WeightSparsity", "WithoutBlankPixels", "best_minus_last", "macs", "step_costs", "symptoms"]

@@ -1,6 +1,7 @@
 """Networks."""
 
 from sparserobust.models.compact import compact
+from sparserobust.models.foreign import Foreign, Pretrained
 from sparserobust.models.gates import GatedConv2d, gated
 from sparserobust.models.lenet import LeNet5, LeNet300100, Linear
 from sparserobust.models.noise import NoisyWeights, is_noisy, noise_off, noise_scales, one_draw_a_pass
@@ -10,6 +11,6 @@ from sparserobust.models.vgg import VGG16, VGGLike
 from sparserobust.models.wide_resnet import WideResNet
 from sparserobust.models.winners import Winners
 
-__all__ = ["VGG16", "Ensemble", "GatedConv2d", "LeNet5", "LeNet300100", "Linear", "NoisyWeights", "PreActResNet",
-           "ResNet", "ResNet18", "VGGLike", "WideResNet", "Winners", "compact", "gated", "is_noisy", "noise_off",
-           "noise_scales", "one_draw_a_pass"]
+__all__ = ["VGG16", "Ensemble", "Foreign", "GatedConv2d", "LeNet5", "LeNet300100", "Linear", "NoisyWeights",
+           "PreActResNet", "Pretrained", "ResNet", "ResNet18", "VGGLike", "WideResNet", "Winners", "compact", "gated",
+           "is_noisy", "noise_off", "noise_scales", "one_draw_a_pass"]

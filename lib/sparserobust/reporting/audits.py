@@ -97,7 +97,8 @@ class Report:
         if found := self.result["certificate"]:
             add("class proved within the radius [images]", f"{found['count']} of {found['total']}")
         if found := self.result["distance"]:
-            add("l2 distance that DeepFool needs, mean", f"{found['value']:.3f}")
+            fooled = found["total"] - found["not_fooled"]
+            add(f"l2 distance of the {fooled} images of {found['total']} that DeepFool fools", f"{found['value']:.3f}")
         return pandas.DataFrame.from_dict(lines, orient="index")
 
     def layers(self) -> pandas.DataFrame:

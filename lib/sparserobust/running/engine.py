@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
+from sparserobust import outside
 from sparserobust.errors import UserError
 from sparserobust.provenance import side_by_side
 from sparserobust.running import cluster, jobs
@@ -60,7 +61,8 @@ def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: 
 
     with cluster.connected(min(workers, len(tasks))) as client:
         if cluster.given():
-            _upload(client, {name for order in orders.values() for name in order["modules"]})
+            _upload(client, {name for order in orders.values() for name in order["modules"]},
+                    {name for order in orders.values() for name in order["outside"]})
             workers = len(client.scheduler_info(n_workers=-1)["workers"])
             if not workers:
                 monitor.note("no worker has come yet")
@@ -152,8 +154,11 @@ def _outcome(future) -> dict[str, str | None] | str:
     return f"{type(error).__name__}: {error}"
 
 
-def _upload(client, modules: set[str]) -> None:
-    """Send files that define classes of somebody's own to workers that may not see them; packages they must have."""
+def _upload(client, modules: set[str], named: set[str]) -> None:
+    """Send files that define classes of somebody's own, or are named in settings, to workers that may not see them;
+    packages and folders they must have."""
     for name in sorted(modules):
         if "." not in name and (file := sys.modules[name].__file__) and file.endswith(".py"):
             client.upload_file(file)
+    for path in sorted({path for name in named for path in outside.files(name)}):
+        client.upload_file(str(path), load=False)

@@ -148,6 +148,8 @@ def _published() -> Iterator[tuple[str, dict, Run, float]]:
         if (entry := records.published(path)) is None:
             continue
         run = Run.parse(entry["record"]["run"])
+        if run.named_outside:  # its files may not be here
+            continue
         if cost := training_cost(run):
             yield TRAINING, entry["provenance"], run, entry["provenance"]["seconds"] / cost
         for result in entry["measured"].values():

@@ -122,14 +122,20 @@ def modules(task: Task) -> list[str]:
     return sorted(name for name in found if name.split(".")[0] != "sparserobust")
 
 
+def named_outside(task: Task) -> set[str]:
+    """What a task names that is outside the library."""
+    return task.run.named_outside.union(*(m.named_outside for m in task.measurements))
+
+
 def order(task: Task, store: Store) -> dict:
-    """A task in JSON, as it crosses to another process. Where that may import from is told for modules of somebody's
-    own alone."""
-    own = modules(task)
+    """A task in JSON, as it crosses to another process. Where that may import from, and find files, is told for what
+    is somebody's own alone."""
+    own, outside = modules(task), named_outside(task)
+    path = [*(str(Path(folder).absolute()) for folder in sys.path), str(Path.cwd())] if own or outside else []
     return {"key": task.key, "identity": task.run.identity, "run": task.run.plain(),
             "measurements": [m.plain() for m in task.measurements],
             "store": [str(store.folder), store.use_published, store.use_earlier],
-            "modules": own, "path": [str(Path(folder).absolute()) for folder in sys.path] if own else []}
+            "modules": own, "outside": sorted(outside), "path": path}
 
 
 def perform(order: dict, report: Callable[[str, float], None], sweep: str = "") -> str | None:
