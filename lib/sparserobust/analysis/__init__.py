@@ -20,7 +20,7 @@ from sparserobust.analysis.weights import (
            WithoutBlankPixels,
 )
 
-__all__ = ["Activations", "Audit", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize", "Health",
-           "LayerNorms", "LayerSparsity", "LayerWeights", "LinearRadii", "LocalLipschitz", "MACs", "Margins",
+__all__ = ["Activations", "Audit", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize",
+           "Health", "LayerNorms", "LayerSparsity", "LayerWeights", "LinearRadii", "LocalLipschitz", "MACs", "Margins",
            "RadiusOrder", "RandomMasks", "RemainingParameters", "Stability", "Theorem31", "WeightHistogram",
            "WeightSparsity", "WithoutBlankPixels", "best_minus_last", "macs", "step_costs", "symptoms"]

@@ -28,7 +28,7 @@ SAYS = {
     names.AUTOATTACK: "four attacks, three with gradients", WORST: "images that withstand every one"}
 HEADINGS = ("withstand [%]", "95 % interval", "images", "what it is")
 NOT_TAKEN = "not measured"
-BLUE, RED = "#0072B2", "#D55E00"
+BLUE = "#0072B2"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Report:
         return f"{size} ({'l-infinity' if self.settings.norm == 'linf' else 'l2'})"
 
     def attacks(self) -> pandas.DataFrame:
-        """A line for each attack: how many images withstand it, with Wilson's interval; last, how many withstand all."""
+        """A line for each attack: how many images withstand it, with Wilson's interval; last, how many all."""
         found = self.result["attacks"] | {WORST: {key: self.result[key] for key in ("count", "total")}}
         lines = []
         for name, row in found.items():
@@ -138,7 +138,7 @@ class Report:
             low, high = (100 * end for end in binomial_interval(row["count"], row["total"]))
             share = 100 * row["count"] / row["total"]
             (axis.hlines if sideways else axis.vlines)(place, low, high, color=BLUE, linewidth=2)
-            axis.plot(*((share, place) if sideways else (place, share)), "o", color=BLUE, markersize=7)
+            axis.plot(*((share, place) if sideways else (place, share)), "o", color=BLUE, markersize=7, clip_on=False)
 
     # ---------------------------------------------------------------------------------------------------- telling
 
@@ -251,7 +251,7 @@ class Report:
 
 FIGURE = ("Left: images that withstand each attack, with 95 % intervals. Right: along the radius, up to the whole box, "
           "where nothing should be left.")
-AFTER = ("What follows PGD-20 was tried on the images that withstand it, as an attacker would go on; they count here if "
+AFTER = ("What follows PGD-20 was tried on the images that withstand it, as an attacker would go on; they count if "
          "they withstand both.")
 STYLE = ("body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;"
          "background:#fff}img{max-width:100%}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:15px}"
