@@ -55,7 +55,7 @@ def is_pinned(name: str) -> bool:
 
 def is_own_data(name: str) -> bool:
     """Whether this names a data set outside the library: code, a folder (which has a slash), or a safetensors file."""
-    return is_pinned(name) or any(sign in name for sign in (":", "/", os.sep)) or name.endswith(TENSORS)
+    return is_pinned(name) or any(sign in name for sign in (":", "/", os.sep)) or name.endswith((TENSORS, ".py"))
 
 
 def counted(name: str) -> str:
@@ -84,7 +84,8 @@ def pinned_data(name: str) -> str:
     """The same of a data set; those of the library have no hash."""
     if not is_own_data(name):
         return name
-    return pinned_code(name) if parsed(name).part else pinned_file(name)
+    place, part, _ = parsed(name)
+    return pinned_code(name) if part or place.endswith(".py") else pinned_file(name)
 
 
 Code = Annotated[str, pinned_code]

@@ -69,6 +69,9 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
         job = TrainingState(run, model, others)
         job.resume(checkpoint)
         recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
+        if recipe.trained_epochs and not (len(splits.train) and len(splits.validation)):
+            raise UserError(f"{run.data.name} has no training images, or none to validate: 0 epochs measure a network "
+                            "as it is")
         last_report = time.monotonic()
         for epoch in range(job.epoch, recipe.trained_epochs):
             model.train()

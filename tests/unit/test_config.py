@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, FrozenInstanceError, fields, replace
+from fractions import Fraction
 from typing import get_args, get_type_hints
 
 import pytest
@@ -16,14 +17,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import sparserobust.running.jobs  # noqa: F401  (registers every kind)
-from sparserobust import Data, Recipe, Run, UserError
+from sparserobust import Data, Recipe, Run, UserError, yamls
 from sparserobust.attacks import FGSM, PGD
 from sparserobust.config import Attack, Inheritance, Measurement, Model, Objective, Sparsifier
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import Adversarial, Natural
 from sparserobust.paths import PROJECT
-from sparserobust.settings import Settings, settings, unknown
+from sparserobust.settings import Settings, number, settings, unknown
 from sparserobust.sparsifiers import RGSM, RVSM, Dense, Magnitude, Ticket
 
 FAMILIES = (Model, Attack, Objective, Sparsifier, Measurement)
@@ -355,7 +356,9 @@ def test_unknown_kinds_and_keys_are_refused_with_the_nearest(parse, plain, named
     (Recipe, {"epochs": 1, "lr": True}, ["lr", "a number"]),
     (Recipe, {"epochs": 1, "lr": float("nan")}, ["lr", "a number"]),
     (Recipe, {"epochs": 1, "lr": [0.1]}, ["lr", "a number"]),
-    (Recipe, {"epochs": 1, "lr": "1/0"}, ["lr", "a number"]),
+    *((Recipe, {"epochs": 1, "lr": text}, ["lr", "a number", repr(text)])
+      for text in ("1/0", "1/0.0", "nan/1", "inf/1", "1/inf", "1/nan", "1/2/3", "/2", "1/", "a/b", "1e308/1e-308")),
+    *((FGSM, {"epsilon": text}, ["epsilon"]) for text in ("-0.5/255", "8/-255", "-1", "0.5/0.25")),
     (Recipe, {"epochs": 1, "lr": "1e400"}, ["lr", "a number"]),
     (Recipe, {"epochs": 1, "lr": float("inf")}, ["lr"]),
     (Recipe, {"epochs": 1, "milestones": 80}, ["milestones"]),
@@ -389,6 +392,19 @@ def test_unknown_kinds_and_keys_are_refused_with_the_nearest(parse, plain, named
 def test_wrong_types_and_values_are_refused(make, given, named, refusal):
     message = refusal(make, **given)
     assert all(name in message for name in [make.__name__, *named])
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("8/255", 8 / 255), ("0.5/255", 0.5 / 255), ("1.5/255", 1.5 / 255), (".5/255", 0.5 / 255), ("8/255.0", 8 / 255),
+    (" 8 / 255 ", 8 / 255), ("5e-1/255", 0.5 / 255), ("1e-3", 0.001), ("0.25", 0.25)])
+def test_numbers_may_be_written_as_ratios(text, value):
+    assert number(text) == FGSM(epsilon=text).epsilon == value
+    assert FGSM.parse(yamls.parsed(f"epsilon: {text}", "a file")).identity == FGSM(epsilon=value).identity
+
+
+@given(st.integers(0, 2**40), st.integers(1, 2**40))
+def test_a_ratio_of_whole_numbers_is_the_nearest_number(top, bottom):
+    assert number(f"{top}/{bottom}") == float(Fraction(top, bottom))
 
 
 @pytest.mark.parametrize("changes", [{"seed": -1}, {"start": replace(RUN, model=PreActResNet(depth=8))}, {"start": 3},

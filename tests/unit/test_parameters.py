@@ -47,6 +47,17 @@ def test_what_is_something_else_is_told_in_one_line(given, told, refusal):
     assert told in message and len(message) < 300
 
 
+@pytest.mark.parametrize(("given", "fits"), [("8/255", 8 / 255), ("0.5/255", 0.5 / 255), ("1", 1.0), (0.25, 0.25)])
+def test_a_radius_may_be_a_ratio(given, fits):
+    assert parameters.fitted({"epsilon": given}, parameters.declared("epsilon: float = 0.1")) == {"epsilon": fits}
+
+
+@pytest.mark.parametrize("given", ["1/0", "nan/1", "eight/255", "", "inf", [1.0]])
+def test_what_is_no_number_is_told_in_one_line(given, refusal):
+    assert "'epsilon' of page should be of type float" in refusal(
+        parameters.fitted, {"epsilon": given}, parameters.declared("epsilon: float = 0.1"), "page")
+
+
 def page(*cells: str, **injected) -> dict:
     """The names in a page after these cells, and after the one that Papermill adds, if it adds any."""
     added = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in injected.items())
