@@ -307,7 +307,10 @@ def _matrix(weight: Tensor, transposed: bool) -> Tensor:
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hexadecimal digits that name a network by its content: names, shapes and values of its tensors, its
     layers with their settings and hooks, and the source of all classes and functions outside torch. Modes, devices,
-    gradients and places of files do not enter."""
+    gradients, places of files, DataParallel and torch.compile do not enter."""
+    while isinstance(inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None), nn.Module) and (
+            type(model).__module__.split(".")[0] == "torch"):
+        model = inner
     internal, seen = vars(nn.Module()).keys(), set[int]()
     told: list[Any] = []
     for name, module in model.named_modules(remove_duplicate=False):
@@ -352,7 +355,7 @@ def _told(value: Any, seen: set[int]) -> Any:
     if isinstance(value, property):
         return _told([value.fget], seen)
     if inspect.isfunction(value):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        cells = inspect.getclosurevars(value).nonlocals
         return name, _source(value), _told([value.__defaults__, value.__kwdefaults__, cells], seen)
     return name, _told(getattr(value, "__dict__", None), seen)
 

@@ -401,6 +401,7 @@ def test_equal_networks_have_equal_fingerprints_in_every_mode(trained, here):
     other.train()
     logits(deepcopy(other))
     assert foreign.fingerprint(other) == foreign.fingerprint(deepcopy(other)) == name
+    assert foreign.fingerprint(nn.DataParallel(other)) == foreign.fingerprint(torch.compile(other)) == name
     other.eval()(IMAGES).sum().backward()
     assert foreign.fingerprint(other) == name
     (here / "my_net.py").write_text("# the same\n" + NET)

@@ -400,4 +400,4 @@ def test_the_guide_runs_as_it_stands(tmp_path):
         printed.append(ended.stdout)
     assert re.fullmatch("[0-9a-f]{16}\n", printed[2])
     assert "180 training, 20 validation, 100 test images of shape (1, 8, 8)" in printed[4]
-    assert re.search(r"FGSM +clean\n.*as given +0\.\d+ .*pruned +0\.\d+ .*trained ", printed[5], re.DOTALL)
+    assert re.search(r"FGSM +clean\n.*\nas given +0\.\d+ +0\.\d+\npruned .*\ntrained ", printed[5])
