@@ -131,8 +131,8 @@ def test_a_measurement_leaves_model_and_chance_alone(sparse, splits):
 def test_the_two_take_turns(sparse, splits, monkeypatch, images):
     seen = []
 
-    def watched(model):
-        small = compact(model)
+    def watched(model, **shape):
+        small = compact(model, **shape)
         for name, net in (("dense", model), ("compact", small)):
             net.members[0].register_forward_pre_hook(
                 lambda _, inputs, name=name: seen.append((name, len(inputs[0]), torch.is_inference_mode_enabled())))
@@ -166,8 +166,8 @@ def test_threads_are_those_in_force(sparse, splits):
 
 @pytest.mark.parametrize(("change", "wrong"), [(1e-6, False), (1e-2, True), (torch.nan, True)], ids=str)
 def test_a_wrong_network_is_not_reported(sparse, splits, monkeypatch, change, wrong):
-    def spoiled(model):
-        small = compact(model)
+    def spoiled(model, **shape):
+        small = compact(model, **shape)
         small.members[1].linear.bias.data[3] += change * model(splits.test.images).abs().max()
         return small
 

@@ -14,6 +14,7 @@ from sparserobust.analysis.shapes import shapes_of
 from sparserobust.attacks import under_attack
 from sparserobust.config import Measurement, Run
 from sparserobust.models import compact, noise_off
+from sparserobust.models.compact import plain_copy
 from sparserobust.provenance import device
 from sparserobust.seeding import global_seed, stream
 from sparserobust.settings import settings
@@ -39,10 +40,11 @@ class MACs(Measurement, kind="macs"):
 
 @settings
 class Deployable(Measurement, kind="deployable"):
-    """What is left of a network when the input channels that are zero are really removed (`models.compact`), before
-    and after: parameters, multiply-accumulates for one image (their share left is the value), bytes of the weights as
-    safetensors, and milliseconds of one forward pass of `images` images, the median of `repeats`, noise included.
-    Zeros scattered over kernels save nothing here. `RuntimeError` if the two networks do not agree."""
+    """What is left of a network when the channels that are zero are really removed (`models.compact`, which says what
+    networks it knows), before and after: parameters, multiply-accumulates for one image (their share left is the
+    value), bytes of the weights as safetensors, and milliseconds of one forward pass of `images` images, the median of
+    `repeats`, noise included. Zeros scattered over kernels save nothing here; masks that a network was pruned with
+    count neither before nor after. `RuntimeError` if the two networks do not agree."""
 
     images: int = 1
     repeats: int = 30
@@ -51,9 +53,9 @@ class Deployable(Measurement, kind="deployable"):
         self.require(self.images > 0 and self.repeats > 0, "images and repeats must be positive")
 
     def __call__(self, model, splits):
-        images, shape = splits.test.images, splits.image_shape
+        images, shape, model = splits.test.images, splits.image_shape, plain_copy(model)
         with under_attack(model), global_seed(0, "deployable", self.identity):
-            small = compact(model)
+            small = compact(model, image_shape=shape)
             batch = images[torch.arange(self.images) % len(images)].contiguous(memory_format=torch.channels_last)
             latency, latency_left = _milliseconds([model, small], batch, self.repeats)
             difference = _largest_difference(model, small, images[:COMPARED])
@@ -74,7 +76,7 @@ class FileSize(Measurement, kind="file_size"):
     the same file as it is."""
 
     def __call__(self, model, splits):
-        content = _file(compact(model))
+        content = _file(compact(model, image_shape=splits.image_shape))
         return {"value": len(zlib.compress(content, 9)), "parts": {"unpacked": len(content)}}
 
 
@@ -103,8 +105,9 @@ def _largest_difference(model: nn.Module, small: nn.Module, images: Tensor) -> f
 
 
 def _file(model: nn.Module) -> bytes:
-    """The weights and buffers as a safetensors file."""
-    return files.packed(model.state_dict())
+    """The weights and buffers as a safetensors file; what has several names is in it once."""
+    held = {(t.data_ptr(), t.shape): (name, t) for name, t in reversed(model.state_dict().items())}
+    return files.packed(dict(reversed(held.values())))
 
 
 def step_costs(runs: dict[str, Run], image_shape: tuple[int, int, int], classes: int, repeats: int = 10) -> dict:

@@ -10,6 +10,7 @@ from sparserobust import sparsity
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
 from sparserobust.files import six_digits
+from sparserobust.models import Ensemble
 from sparserobust.settings import settings
 from sparserobust.training import weights_replaced
 
@@ -29,6 +30,8 @@ class ChannelSparsity(Measurement, kind="channel_sparsity"):
 
     def __call__(self, model, splits):
         removed, groups = sparsity.removed_channels(model), sparsity.channel_groups(model)
+        if not groups:
+            raise _without_convolutions(self, model)
         return {"value": removed / groups, "count": removed, "total": groups}
 
 
@@ -66,14 +69,18 @@ class WeightHistogram(Measurement, kind="weight_histogram"):
 
 @settings
 class LayerWeights(WeightHistogram, kind="layer_weights"):
-    """The same for one layer, the last 3x3 convolution of the first net (64x64x3x3 in ResNet20), with its picture: the
-    l2 norm of each kernel, a row per output channel (Dinh et al. 2020, figure 2, where the layer is "random")."""
+    """The same for one layer, the last 3x3 convolution of the network, in an ensemble of its first net (64x64x3x3 in
+    ResNet20), with its picture: the l2 norm of each kernel, a row per output channel (Dinh et al. 2020, figure 2, where
+    the layer is "random")."""
 
     limit: float = 0.33
     bins: int = 67
 
     def __call__(self, model, splits):
-        layers = [(name, w) for name, w in sparsity.convolutions(model.members[0]).items() if w.shape[-1] == 3]
+        net = model.members[0] if isinstance(model, Ensemble) else model
+        layers = [(name, w) for name, w in sparsity.convolutions(net).items() if w.shape[2:] == (3, 3)]
+        if not layers:
+            raise _without_convolutions(self, model, "3x3 convolution")
         name, w = layers[-1]
         picture = w.detach().double().pow(2).sum((2, 3)).sqrt().cpu()
         return self._counted(w.detach().flatten().cpu()) | {
@@ -89,6 +96,8 @@ class ChannelNorms(Measurement, kind="channel_norms"):
 
     def __call__(self, model, splits):
         norms = {name: sparsity.channel_norms(w) for name, w in sparsity.convolutions(model).items()}
+        if not norms:
+            raise _without_convolutions(self, model)
         small, total = 0, 0
         for n in norms.values():
             small += int(((n >= sparsity.CHANNEL_NORM_IS_ZERO) & (n < 0.05 * n.max())).sum())
@@ -141,3 +150,7 @@ class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
         read = (splits.train.images.flatten(1) != 0).any(0)
         with weights_replaced(model, {f"{name}.weight": first.weight.detach() * read}):
             return self.measurement(model, splits)
+
+
+def _without_convolutions(measurement: Measurement, model: nn.Module, what: str = "convolution") -> UserError:
+    return UserError(f"{measurement.kind} knows networks with a {what}: {type(model).__name__} has none")
