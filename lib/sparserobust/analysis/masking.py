@@ -48,7 +48,8 @@ MEANS = {
     "classes": "Some of its answers are no class of these data: check which network, and which data, belong together.",
     "AutoAttack's warning": "AutoAttack itself doubts that its number is to be believed.",
 }
-HARMLESS = ("random", "training mode", "not measured")  # say how numbers are to be read, not that they are too good
+# say how numbers are to be read, not that they are too good: another flag is raised where they are
+HARMLESS = ("random", "training mode", "not measured", "saturated")
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _of_gradients(evidence: Evidence) -> Iterator[tuple[str, str]]:
         yield "not finite", f"the gradient is not finite on {seen.not_finite:.0%} of the images"
     if seen.cut_off:
         yield "cut off", "the logits do not depend on the pixels in a way that can be differentiated"
-    elif max(seen.zero, seen.zero_margin) > MOST_BLOCKED:
+    elif max(seen.zero - seen.saturated, seen.zero_margin) > MOST_BLOCKED:
         yield "zero gradient", (f"the gradient is exactly zero on {seen.zero:.0%} of the images "
                                 f"({seen.zero_margin:.0%} with the margin for a loss)")
     if seen.saturated > MOST_BLOCKED:

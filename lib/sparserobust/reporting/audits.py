@@ -53,24 +53,28 @@ class Report:
 
     @property
     def radius(self) -> str:
-        """The radius in words: in 255ths where that is a round number."""
-        in_255 = 255 * self.settings.epsilon
-        size = f"{in_255:.4g}/255" if abs(in_255 - round(2 * in_255) / 2) < 1e-6 else f"{self.settings.epsilon:.4g}"
+        """The radius in words: in 255ths where that is the rounder number."""
+        in_255, short = 255 * self.settings.epsilon, f"{self.settings.epsilon:.4g}"
+        size = f"{round(in_255)}/255" if len(short) > 4 and abs(in_255 - round(in_255)) < 1e-6 else short
         return f"{size} ({'l-infinity' if self.settings.norm == 'linf' else 'l2'})"
 
     def attacks(self) -> pandas.DataFrame:
         """A line for each attack: how many images withstand it, with Wilson's interval; last, how many all."""
-        found = self.result["attacks"] | {WORST: {key: self.result[key] for key in ("count", "total")}}
         lines = []
-        for name, row in found.items():
+        for name, row in self._counts().items():
             low, high = binomial_interval(row["count"], row["total"])
             lines.append({"": name, HEADINGS[0]: f"{100 * row['count'] / row['total']:.1f}",
                           HEADINGS[1]: f"[{100 * low:.1f}, {100 * high:.1f}]",
                           HEADINGS[2]: f"{row['count']:g} of {row['total']}", HEADINGS[3]: SAYS[name]})
         for name in self.result["not_measured"]:
-            if name in SAYS and name not in found:
+            if name in SAYS:
                 lines.append({"": name, HEADINGS[0]: NOT_TAKEN, HEADINGS[3]: SAYS[name]})
         return pandas.DataFrame(lines).set_index("").fillna("")
+
+    def _counts(self) -> dict[str, dict]:
+        """Name of each attack, in the order in which they are told, and of all together, to its counts."""
+        found = self.result["attacks"] | {WORST: self.result}
+        return {name: found[name] for name in SAYS if name in found}
 
     def size(self) -> pandas.DataFrame:
         """What the network weighs: a line for each quantity, what it is, and what is left when zero channels go."""
@@ -98,7 +102,7 @@ class Report:
             add("class proved within the radius [images]", f"{found['count']} of {found['total']}")
         if found := self.result["distance"]:
             fooled = found["total"] - found["not_fooled"]
-            add(f"l2 distance of the {fooled} images of {found['total']} that DeepFool fools", f"{found['value']:.3f}")
+            add(f"l2 distance to another class, by DeepFool [of {fooled} images]", f"{found['value']:.3f}")
         return pandas.DataFrame.from_dict(lines, orient="index")
 
     def layers(self) -> pandas.DataFrame:
@@ -112,10 +116,9 @@ class Report:
     def figure(self) -> Figure:
         """Left, the share of images that withstand each attack, with its interval; right, along the radius."""
         figure, ((bars, line),) = grid(1, 2, (11, 3.9), width_ratios=(1.5, 1))
-        rows = [*self.result["attacks"].items(), (WORST, self.result)]
-        labels = [name for name, _ in rows]
-        self._points(bars, [row for _, row in rows], np.arange(len(rows)), sideways=True)
-        bars.set_yticks(np.arange(len(rows)), labels)
+        rows = self._counts()
+        self._points(bars, list(rows.values()), np.arange(len(rows)), sideways=True)
+        bars.set_yticks(np.arange(len(rows)), list(rows))
         bars.get_yticklabels()[-1].set_fontweight("bold")
         bars.set(xlim=(-2, 102), ylim=(len(rows) - 0.4, -0.6), xlabel=f"images that withstand radius {self.radius} [%]")
         if curve := self.result["curve"]:

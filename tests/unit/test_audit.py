@@ -1,0 +1,211 @@
+"""An audit against direct counts, its certificate against exact radii, and the report that tells it."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from torch import nn
+
+import sparserobust as sr
+from scaffolding import splits_of
+from sparserobust import files
+from sparserobust.analysis import audit as parts
+from sparserobust.analysis.audit import Audit
+from sparserobust.analysis.linear import exact_radii
+from sparserobust.cli import main
+from sparserobust.data import Split, Splits
+from sparserobust.evaluation import Accuracy
+from sparserobust.imagewise import unpack
+from sparserobust.reporting.audits import Report, beside
+from sparserobust.reporting.estimates import binomial_interval
+
+QUICK = Audit(epsilon=0.08, images=60, few=20, queries=30, autoattack=False)
+
+
+@pytest.fixture(scope="module")
+def result(net, digits):
+    return QUICK(net, digits)
+
+
+@pytest.fixture
+def report(result):
+    return Report(QUICK, result, "a net", {"architecture": "Net", "data": "digits"})
+
+
+def test_what_an_audit_counts_is_what_accuracy_counts(result, net, digits):
+    asked = QUICK.accuracies(random=False)
+    assert list(result["attacks"]) == list(asked) and "PGD-20, averaged gradients" not in asked
+    for name in ("clean", "one step", "PGD-20", "PGD-20, margin loss"):
+        assert result["attacks"][name]["count"] == asked[name](net, digits)["count"], name
+    right = {name: unpack(text) > 0 for name, text in result["each"].items()}
+    worst = np.logical_and.reduce([hits for name, hits in right.items() if name])
+    assert (right[""] == worst).all() and result["count"] == worst.sum() == round(60 * result["value"])
+    assert 0 < result["count"] < result["attacks"]["clean"]["count"]
+
+
+def test_a_curve_falls_from_the_clean_answers_to_nothing(result, net, digits):
+    counts = [row["count"] for row in result["curve"]]
+    assert counts[0] == Accuracy(images=20)(net, digits)["count"] and counts[-1] == 0
+    assert counts == sorted(counts, reverse=True)
+    assert [row["radius"] for row in result["curve"]] == pytest.approx([0, 0.02, 0.04, 0.08, 0.16, 0.32, 1])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_certificate_of_a_linear_network_is_exact(norm):
+    torch.manual_seed(0)
+    weights, images = torch.randn(3, 16), 0.3 + 0.4 * torch.rand(40, 1, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(weights)
+        labels = model(images).argmax(1)
+        radii = exact_radii(model(images), labels, weights, norm)
+    epsilon = float(radii.median())
+    result = replace(QUICK, epsilon=epsilon, norm=norm, images=40, few=40)(model, splits_of(images, labels, classes=3))
+    assert result["certificate"]["count"] == int((radii >= epsilon).sum()) <= result["count"]
+    assert result["count"] - result["certificate"]["count"] <= 3  # attacks find what the proof leaves
+
+
+def test_a_proof_that_an_attack_refutes_is_an_error(net, digits, monkeypatch):
+    monkeypatch.setattr(parts, "guaranteed_radius", lambda model, images, *_: torch.ones(len(images)))
+    with pytest.raises(RuntimeError, match="the bound is wrong"):
+        QUICK(net, digits)
+
+
+def test_what_could_not_be_measured_is_said_and_is_no_number(net, digits, monkeypatch):
+    model = nn.Sequential(net, nn.GroupNorm(1, 10)).eval()  # of which no bound is known
+    found = QUICK(model, digits)
+    assert found["certificate"] is None and "GroupNorm" in found["not_measured"]["certificate"]
+    assert "not measured" not in {flag["kind"] for flag in found["flags"]}  # honest networks have none either
+
+
+def test_a_network_that_is_not_finite_is_not_judged(digits, refusal):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    nn.init.constant_(model[1].weight, torch.nan)
+    assert "cannot be judged: the network answers with numbers that are not finite" in refusal(QUICK, model, digits)
+
+
+def test_images_that_were_scaled_are_refused(net, digits, refusal):
+    split = Split(2 * digits.test.images - 1, digits.test.labels)
+    data = Splits(split, split, split, digits.classes)
+    assert "normalisation belongs into the network" in refusal(sr.audit, net, data)
+
+
+def test_the_table_has_each_attack_in_order_with_wilsons_interval(report, result):
+    stored = json.loads(json.dumps(result, sort_keys=True))  # as a store keeps it
+    for each in (report, replace(report, result=stored)):
+        table = each.attacks()
+        assert list(table.index) == [*result["attacks"], "all of these"]
+        low, high = binomial_interval(result["count"], 60)
+        assert table.loc["all of these", "95 % interval"] == f"[{100 * low:.1f}, {100 * high:.1f}]"
+        assert table.loc["clean", "images"] == f"{result['attacks']['clean']['count']} of 60"
+
+
+def test_the_figure_shows_the_counts(report, result):
+    bars, line = report.figure().axes
+    assert [text.get_text() for text in bars.get_yticklabels()] == list(report.attacks().index)
+    shares = [100 * row["count"] / 60 for row in result["attacks"].values()]
+    dots = [float(each.get_xdata()[0]) for each in bars.lines]
+    assert dots == pytest.approx([*shares, 100 * result["value"]])
+    assert line.lines[0].get_ydata() == pytest.approx([5 * row["count"] for row in result["curve"]])
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_hides_no_flag(report):
+    flag = {"kind": "black box", "found": "<script>", "means": "it misleads"}
+    flagged = replace(report, result=report.result | {"flags": [flag], "not_measured": {"certificate": "no & why"}})
+    for each, words in ((report, "no proof"), (flagged, "Not to be relied on")):
+        page = each.page()
+        assert words in page and each.name in page
+        assert all(link.startswith("data:") for link in re.findall(r"(?:src|href)='([^']*)'", page))
+    assert "&lt;script&gt;" in page and "<script" not in page and "no &amp; why" in page
+    assert flagged.unreliable and not report.unreliable and "black box" in str(flagged)
+
+
+def test_a_record_has_the_keys_of_robustbench(report, result, tmp_path):
+    page, path = report.save(tmp_path / "out")
+    record = json.loads(path.read_text())
+    assert page.suffix == ".html" and path.name == "a_net.json"
+    assert record["clean_acc"] == f"{100 * result['attacks']['clean']['value']:.2f}" and "autoattack_acc" not in record
+    assert (record["eps"], record["dataset"], record["unreliable"]) == ("0.08", "digits", False)
+    assert record["audit"]["count"] == result["count"]
+    tried = replace(report, settings=replace(QUICK, epsilon=8 / 255), result=result | {"attacks": result["attacks"] | {
+        "AutoAttack": {"value": 0.5, "count": 30, "total": 60}}})
+    assert (tried.record()["eps"], tried.record()["autoattack_acc"]) == ("8/255", "50.00")
+
+
+def test_a_row_stands_beside_those_of_another_table(report):
+    table = pandas.DataFrame({"clean [%]": ["90.0"], "PGD, averaged [%]": ["50.0"], "kappa": ["3.0"]}, index=["dense"])
+    both = beside(table, report)
+    assert list(both.index) == ["dense", "a net"] and list(both.columns) == list(table.columns)
+    assert both.loc["a net", "clean [%]"].startswith(f"{100 * report.result['attacks']['clean']['value']:.1f} [")
+    assert both.loc["a net", "kappa"] == "" and both.loc["dense", "kappa"] == "3.0"
+
+
+# --- the door
+
+BUILDER = '''
+from torch import nn
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+'''
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch, digits):
+    """A folder with `my_net.py` and its weights, as DataParallel names them; the network itself."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_net.py").write_text(BUILDER)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimiser = torch.optim.Adam(net.parameters(), 0.02)
+    train = sr.data.load("digits").train
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net((train.images - 0.5) / 0.25), train.labels).backward()
+        optimiser.step()
+    files.save_tensors(tmp_path / "my.safetensors", {f"module.{n}": t for n, t in net.state_dict().items()})
+    return net.eval()
+
+
+ASKED = {"images": 40, "few": 10, "queries": 10, "autoattack": False, "progress": False}
+
+
+def test_a_checkpoint_is_judged_as_the_network_itself_and_left_as_it_is(checkpoint):
+    scales = {"mean": (0.5,), "std": (0.25,)}
+    before = {name: t.clone() for name, t in checkpoint.state_dict().items()}
+    named = sr.audit("my_net.py:build", "digits", "0.1", weights="my.safetensors", **scales, **ASKED)
+    held = sr.audit(checkpoint, "digits", 0.1, **scales, **ASKED)
+    without = sr.audit(checkpoint, "digits", 0.1, **ASKED)
+    assert named.result["each"] == held.result["each"] != without.result["each"]
+    assert named.about["content"] == held.about["content"] != without.about["content"]
+    assert (named.name, held.name) == ("my", "Sequential")
+    assert all(torch.equal(t, before[name]) for name, t in checkpoint.state_dict().items())
+
+
+def test_the_command_prints_and_writes_what_the_call_finds(checkpoint, tmp_path, capsys):
+    words = ["audit", "my_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
+             "--images", "40", "--few", "10", "--queries", "10", "--no-autoattack", "--mean", "0.5", "--std", "0.25",
+             "--name", "mine", "-o", "told"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    record = json.loads((tmp_path / "told" / "mine.json").read_text())
+    found = sr.audit("my_net.py:build", "digits", 0.1, weights="my.safetensors", mean=(0.5,), std=(0.25,), **ASKED)
+    assert record["audit"]["each"] == found.result["each"] and (tmp_path / "told" / "mine.html").exists()
+    assert found.verdict() in told and "mine.json" in told
+
+
+@pytest.mark.parametrize("changed", [
+    {"my_net.py:build": "my_net.py:built"}, {"my.safetensors": "yours.safetensors"}, {"digits": "digit"},
+    {"0.1": "8"}, {"0.1": "a lot"}, {"0.5": "a,b"}, {"0.25": "0"}, {"0.25": "0.1,0.2"}])
+def test_a_mistake_on_the_command_line_is_one_line(changed, checkpoint, capsys):
+    words = ["audit", "my_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
+             "--mean", "0.5", "--std", "0.25"]
+    try:
+        code = main([changed.get(word, word) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err.strip()
+    assert code and error.startswith("error: ") and "\n" not in error
