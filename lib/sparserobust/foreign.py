@@ -316,7 +316,8 @@ def fingerprint(model: nn.Module) -> str:
     for name, module in model.named_modules(remove_duplicate=False):
         hooks = [hook for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
                  for hook in vars(module)[kind].values()]
-        own = {key: value for key, value in vars(module).items() if key not in internal}
+        own = {key: value for key, value in vars(module).items()
+               if key not in internal and not re.match("_(is_)?torch", key)}  # what torch.compile leaves
         told.append((name, module.extra_repr(), _told(type(module), seen), _told(own, seen), _told(hooks, seen)))
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     told.append([(name, _told(t, seen)) for name, t in tensors])
