@@ -183,12 +183,17 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
     told = {"missing": [name for name, t in own.items() if name not in fitting and t.data_ptr() not in found
                         and not _is_counter(name) and not _is_scale(name, t)],
             "left over": [name for name in left if not _is_counter(name) and not _is_scale(name, weights[name])],
-            "of another shape or type": [name for name, t in fitting.items() if t.shape != own[name].shape
-                                         or t.is_floating_point() != own[name].is_floating_point()]}
+            "of another shape or type": [f"{name} {_kind(t)}, not {_kind(own[name])}" for name, t in fitting.items()
+                                         if _kind(t) != _kind(own[name])]}
     if any(told.values()):
         raise UserError("the weights do not fit the network: "
                         + "; ".join(f"{what}: {_named(names)}" for what, names in told.items() if names))
     model.load_state_dict(fitting, strict=False)
+
+
+def _kind(t: Tensor) -> str:
+    """Shape, and type where that is not a floating-point number."""
+    return f"{tuple(t.shape)}" + ("" if t.is_floating_point() else f" {str(t.dtype).removeprefix('torch.')}")
 
 
 def _named(names: Iterable[str]) -> str:

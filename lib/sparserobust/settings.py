@@ -289,8 +289,9 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if get_origin(hint) is Annotated:
+        text = _coerced(value, get_args(hint)[0], where)
         with located(where):
-            return get_args(hint)[1](_coerced(value, get_args(hint)[0], where))
+            return get_args(hint)[1](text)
     if get_origin(hint) in (Union, types.UnionType):
         return _first_that_fits(value, get_args(hint), where, wrong)
     if get_origin(hint) is tuple:

@@ -184,6 +184,13 @@ def test_weights_that_do_not_fit_are_told_by_name_and_nothing_is_loaded(change, 
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
 
+def test_another_shape_or_type_is_told_beside_the_networks(trained, refusal):
+    saved(trained.state_dict() | {"conv.bias": torch.zeros(9), "conv.weight": torch.zeros(4, 1, 3, 3).byte()})
+    assert refusal(foreign.network, "my_net.py:build", "weights.pt") == (
+        "the weights do not fit the network: of another shape or type: conv.weight (4, 1, 3, 3) uint8, not "
+        "(4, 1, 3, 3), conv.bias (9,), not (4,)")
+
+
 class Odd:
     pass
 
