@@ -184,7 +184,8 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
                         and not _is_counter(name) and not _is_scale(name, t)],
             "left over": [name for name in left if not _is_counter(name) and not _is_scale(name, weights[name])],
             "of another shape or type": [f"{name} {_kind(t)}, not {_kind(own[name])}" for name, t in fitting.items()
-                                         if _kind(t) != _kind(own[name])]}
+                                         if t.shape != own[name].shape
+                                         or own[name].is_floating_point() > t.is_floating_point()]}
     if any(told.values()):
         raise UserError("the weights do not fit the network: "
                         + "; ".join(f"{what}: {_named(names)}" for what, names in told.items() if names))

@@ -98,6 +98,7 @@ WRITTEN = INSIDE | {
     "with numbers beside": lambda weights: weights | {"epoch": 3},
     "without counters": lambda weights: {name: t for name, t in weights.items() if "num_batches" not in name},
     "half": lambda weights: {name: t.half() if t.is_floating_point() else t for name, t in weights.items()},
+    "half, counters too": lambda weights: {name: t.half() for name, t in weights.items()},
     "bfloat16": lambda weights: {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights.items()},
     "double": lambda weights: {name: t.double() if t.is_floating_point() else t for name, t in weights.items()},
 } | {prefix: prefixed(prefix) for prefix in (
