@@ -1,28 +1,201 @@
 """How sparsity is counted. One definition, used by every table.
 
-Sparsity: share of exactly zero entries among convolution and linear weights. Channel sparsity: as Dinh et al. 2020
-count it, the share of *input* channels, over all convolutions, whose l2 norm is below 1e-15.
+Sparsity: share of exactly zero entries among convolution and linear weights, as they act: behind the masks of
+`torch.nn.utils.prune`, or computed from other parameters (weight_norm, spectral_norm, any parametrisation). Channel
+sparsity: as Dinh et al. 2020 count it, the share of *input* channels, over all convolutions, whose l2 norm is below
+1e-15.
 """
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from sparserobust.errors import UserError
 
 CHANNEL_NORM_IS_ZERO = 1e-15  # Dinh et al. 2020, section 4: the norm below which a channel counts as removed
+TABLES = nn.Embedding | nn.EmbeddingBag | nn.LayerNorm | nn.RMSNorm  # their weights multiply no vector as a matrix
 
 
-def convolutions(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name to weight (out, in, k, k) of every convolution, the 3-channel stem and 1x1 shortcuts included."""
-    return {name: p for name, p in model.named_parameters() if p.dim() == 4}
+class Acting(NamedTuple):
+    """A parameter as its layer uses it."""
+
+    layer: nn.Module
+    tensor: Tensor  # shaped as the layer has it, with gradient
+    sources: tuple[Tensor, ...]  # the parameters that it is computed from; itself alone, if it is one
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a parameter itself, so that writing into it changes the network."""
+        return any(source is self.tensor for source in self.sources)
+
+    @property
+    def convolves(self) -> bool:
+        """Whether it is the weight of a convolution."""
+        return self.tensor.dim() > 2
+
+    @property
+    def groups(self) -> int:
+        return self.layer.groups if isinstance(self.layer, _ConvNd) else 1
+
+    @property
+    def filters(self) -> Tensor:
+        """A weight as (out, in of one group, *kernel), in whatever order a transposed convolution keeps it."""
+        if not isinstance(self.layer, _ConvTransposeNd):
+            return self.tensor
+        return self.tensor.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    @property
+    def channels(self) -> Tensor:
+        """A weight as (out of one group, in, *kernel): at [:, i] is all that reads input channel i."""
+        return self._channels(self.tensor)
+
+    def by_channels(self, function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+        """A function of such a tensor, which keeps its shape, applied to one that is shaped as the weight is."""
+        if isinstance(self.layer, _ConvTransposeNd):
+            return function(self._channels(tensor)).transpose(0, 1)
+        if self.groups == 1:
+            return function(tensor)
+        return function(self._channels(tensor)).unflatten(1, (self.groups, -1)).transpose(0, 1).flatten(0, 1)
+
+    def _channels(self, tensor: Tensor) -> Tensor:
+        if isinstance(self.layer, _ConvTransposeNd):
+            return tensor.transpose(0, 1)
+        if self.groups == 1:
+            return tensor
+        return tensor.unflatten(0, (self.groups, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name to weight of every convolution (4-D) and linear layer (2-D)."""
-    return {name: p for name, p in model.named_parameters() if p.dim() in (2, 4)}
+def weights(model: nn.Module, shared: bool = False) -> dict[str, Acting]:
+    """Name to weight, as it acts in eval mode (gates and noise aside), of every convolution (of any dimension, grouped,
+    transposed) and linear map, those of attention and recurrence included. Of other layers, tensors of 2 or 4
+    dimensions count that have `weight` in their name; embeddings and norms do not. A weight that several layers share
+    has its first name only; with `shared`, all of them. `UserError` for a lazy layer that no image has passed."""
+    return {name: w for name, w in _all(model, shared) if _is_weight(name.rpartition(".")[2], w)}
+
+
+def _is_weight(name: str, found: Acting) -> bool:
+    if isinstance(found.layer, _ConvNd | nn.Linear):
+        return name == "weight"
+    return "weight" in name and found.tensor.dim() in (2, 4) and not isinstance(found.layer, TABLES)
+
+
+def _all(model: nn.Module, shared: bool = False) -> Iterator[tuple[str, Acting]]:
+    """Every parameter as it acts, by the name that it has in its layer, `weight` for `weight_orig`."""
+    known: set[tuple[bool, tuple[int, ...]]] = set()
+    inside: set[nn.Module] = set()  # what computes others
+    for prefix, layer in model.named_modules():
+        if layer in inside:
+            continue
+        for chain in _computing(layer).values():
+            inside |= set(chain.modules())
+        for name, found in _of_layer(layer, prefix).items():
+            key = _is_weight(name, found), tuple(map(id, found.sources or [found.tensor]))
+            if shared or key not in known:
+                known.add(key)
+                yield f"{prefix}.{name}" if prefix else name, found
+
+
+def _computing(layer: nn.Module) -> dict[str, nn.Module]:
+    """Name of a tensor of a layer to the parametrisations that compute it."""
+    return dict(layer.parametrizations.items()) if is_parametrized(layer) else {}
+
+
+def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
+    tensors = {name: p for name, p in layer._parameters.items() if p is not None}
+    for name, p in tensors.items():
+        if is_lazy(p):
+            raise UserError(f"layer '{prefix}' has no {name} yet: pass an image through the network first")
+    found = {name: Acting(layer, p if p.layout == torch.strided else p.to_dense(), (p,)) for name, p in tensors.items()}
+    for name, chain in _computing(layer).items():
+        with _resting(chain):
+            found[name] = Acting(layer, chain(), tuple(chain.parameters()))
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            name, parts, tensor = hook._tensor_name, ("orig",), hook.apply_mask(layer)
+        elif isinstance(hook, WeightNorm):
+            name, parts, tensor = hook.name, ("g", "v"), hook.compute_weight(layer)
+        elif isinstance(hook, SpectralNorm):
+            name, parts, tensor = hook.name, ("orig",), hook.compute_weight(layer, do_power_iteration=False)
+        else:
+            continue
+        found[name] = Acting(layer, tensor, tuple(p for part in parts for p in found.pop(f"{name}_{part}").sources))
+    if isinstance(layer, _ConvNd | nn.Linear) and "weight" not in found and isinstance(layer.weight, Tensor):
+        found["weight"] = Acting(layer, layer.weight, ())  # a buffer, or written by a hook that is not known here
+    return found
+
+
+@contextmanager
+def _resting(module: nn.Module):
+    """Eval mode inside the block: spectral_norm would take a step of its power iteration."""
+    modes = [(m, m.training) for m in module.modules()]
+    try:
+        for m, _ in modes:
+            m.training = False
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def prunable(model: nn.Module) -> dict[str, Tensor]:
+    """Name to tensor of all `weights`. Those that are computed from others are no parameters: to write into them
+    changes nothing (`mask_weights` knows how to)."""
+    return {name: w.tensor for name, w in weights(model).items()}
+
+
+def convolutions(model: nn.Module) -> dict[str, Tensor]:
+    """The same of every convolution, the 3-channel stem and 1x1 shortcuts included: (out, in, *kernel) with the `in` of
+    one group, or (in, out, *kernel) with the `out` of one group, if it is transposed."""
+    return {name: w.tensor for name, w in weights(model).items() if w.convolves}
+
+
+def channels(model: nn.Module) -> dict[str, Tensor]:
+    """Name to weight of every convolution as (out of one group, in, *kernel): at [:, i] is what reads channel i."""
+    return {name: w.channels for name, w in weights(model).items() if w.convolves}
+
+
+@torch.no_grad()
+def mask_weights(model: nn.Module, masks: dict[str, Tensor]) -> None:
+    """Multiply `weights` by masks of 0 and 1, of their names and shapes. One that is computed is masked by way of its
+    sources: behind prune's masks and weight_norm the others stay what they were, spectral_norm normalises anew.
+    `UserError` where another way to compute it does not let it have zeros."""
+    computed = []
+    for name, w in weights(model).items():
+        if len(w.sources) == 1 and w.sources[0].shape == masks[name].shape:
+            w.sources[0].mul_(masks[name])
+        elif len(w.sources) == 2 and w.sources[1].shape == masks[name].shape:
+            _mask_weight_norm(w.tensor, *w.sources, masks[name])
+        if not w.plain:
+            computed.append(name)
+    acting = prunable(model) if computed else {}
+    for name in computed:
+        if not (acting[name][masks[name] == 0] == 0).all():
+            raise UserError(f"{name} is computed from other parameters in a way that cannot make it zero where it is "
+                            "pruned: make it plain first, by torch.nn.utils.parametrize.remove_parametrizations")
+
+
+def _mask_weight_norm(w: Tensor, g: Tensor, v: Tensor, mask: Tensor) -> None:
+    """w = g v / |v|, with a norm for each entry of g, becomes mask * w. Where nothing is left g is 0, as 0 / |0| is
+    no number. Another w of two tensors stays."""
+    dims = [i for i in range(v.dim()) if g.dim() == 0 or g.shape[i] == 1]
+    whole, left = (torch.linalg.vector_norm(x, dim=dims, keepdim=True) for x in (v, v * mask))
+    if g.numel() == whole.numel() and torch.allclose(g.view_as(whole) * v / whole, w):
+        g.mul_((left / whole).view_as(g))
+        v.copy_(torch.where(left > 0, v * mask, v))
 
 
 def channel_norms(weight: Tensor) -> Tensor:
-    """l2 norm of each input channel, (in,), of a convolution weight (out, in, k, k)."""
-    return weight.detach().double().pow(2).sum((0, 2, 3)).sqrt()
+    """l2 norm of each input channel, (in,), of a weight (out, in, *kernel)."""
+    return weight.detach().double().pow(2).sum((0, *range(2, weight.dim()))).sqrt()
 
 
 def all_but_smallest(scores: Tensor, removed: int) -> Tensor:
@@ -33,9 +206,11 @@ def all_but_smallest(scores: Tensor, removed: int) -> Tensor:
 
 
 def zero_weights(model: nn.Module) -> tuple[int, int]:
-    """How many convolution and linear weights are exactly zero, and how many there are."""
-    weights = prunable(model).values()
-    return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    """How many convolution and linear weights are exactly zero, and how many there are. `UserError` without any."""
+    found = prunable(model).values()
+    if not found:
+        raise UserError(f"{type(model).__name__} has no convolution or linear weights that could be counted")
+    return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
 
 
 def sparsity(model: nn.Module) -> float:
@@ -46,12 +221,12 @@ def sparsity(model: nn.Module) -> float:
 
 def channel_groups(model: nn.Module) -> int:
     """Number of input channels over all convolutions: 675 for ResNet20."""
-    return sum(w.shape[1] for w in convolutions(model).values())
+    return sum(w.shape[1] for w in channels(model).values())
 
 
 def removed_channels(model: nn.Module) -> int:
     """Number of input channels, over all convolutions, with l2 norm below 1e-15."""
-    return sum(int((channel_norms(w) < CHANNEL_NORM_IS_ZERO).sum()) for w in convolutions(model).values())
+    return sum(int((channel_norms(w) < CHANNEL_NORM_IS_ZERO).sum()) for w in channels(model).values())
 
 
 def channel_sparsity(model: nn.Module) -> float:
@@ -60,10 +235,10 @@ def channel_sparsity(model: nn.Module) -> float:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters())
+    """Number of trainable parameters. A tensor that is computed from others counts in their place."""
+    return sum(found.tensor.numel() for _, found in _all(model) if found.sources)
 
 
 def remaining_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters that are not exactly zero."""
-    return sum(int((p != 0).sum()) for p in model.parameters())
+    """Number of trainable parameters that are not exactly zero, as they act."""
+    return sum(int((found.tensor != 0).sum()) for _, found in _all(model) if found.sources)

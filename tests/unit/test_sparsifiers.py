@@ -211,8 +211,9 @@ def test_group_lasso_in_the_loss_against_finite_differences():
     model, lambda2 = Toy(), 0.7
 
     def by_hand() -> float:
-        weights = [p.detach().double() for name, p in model.named_parameters() if name in CONVOLUTIONS]
-        return lambda2 * sum(float((w[:, c].pow(2).sum() + 1e-8) ** 0.5) for w in weights for c in range(w.shape[1]))
+        groups = [(rows, rows.shape[1]) for layer in (model.first, model.second, model.third)
+                  for rows in layer.weight.detach().double().chunk(layer.groups)]  # each reads channels of its own
+        return lambda2 * sum(float((w[:, c].pow(2).sum() + 1e-8) ** 0.5) for w, read in groups for c in range(read))
 
     with torch.no_grad():
         model.second.weight[:, 1] = 0  # a dead channel: its gradient is zero, not nan

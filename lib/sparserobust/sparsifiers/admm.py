@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
-from sparserobust.sparsity import all_but_smallest, channel_norms, convolutions
+from sparserobust.sparsifiers.targets import convolving, takes_some, written
+from sparserobust.sparsity import all_but_smallest, channel_norms
 
 
 @settings
@@ -33,23 +34,25 @@ class ADMM(Sparsifier, kind="admm"):
         self.require(self.rho > 0, "rho must be positive")
 
     def project(self, w: Tensor) -> Tensor:
-        """The nearest tensor to w (out, in, k, k) of which the share `sparsity` is zero."""
+        """The nearest tensor to w (out, in, *kernel) of which the share `sparsity` is zero."""
         size = w.abs().flatten() if self.granularity == "weight" else channel_norms(w)
         kept = all_but_smallest(size, int(self.sparsity * len(size))).to(w.dtype)
-        return w * (kept.view_as(w) if self.granularity == "weight" else kept[:, None, None])
+        return w * kept.view(w.shape if self.granularity == "weight" else (-1, *[1] * (w.dim() - 2)))
 
     @torch.no_grad()
     def start(self, model):
-        weights = convolutions(model).items()
-        return ({name: self.project(w) for name, w in weights}
-                | {f"dual {name}": torch.zeros_like(w) for name, w in weights})
+        weights = written(self, model, convolutions=True)
+        takes_some(self, self.sparsity, sum(int(self.sparsity * w.channels.numel() if self.granularity == "weight"
+                                                else self.sparsity * w.channels.shape[1]) for w in weights.values()))
+        return ({name: w.by_channels(self.project, w.tensor) for name, w in weights.items()}
+                | {f"dual {name}": torch.zeros_like(w.tensor) for name, w in weights.items()})
 
     @torch.no_grad()
     def before_step(self, model, state, lr):
-        weights = convolutions(model)
-        for name, w in weights.items():
-            z, dual = state[name], state[f"dual {name}"]
-            z.copy_(self.project(w + dual))
+        weights = convolving(model)
+        for name, layer in weights.items():
+            w, z, dual = layer.tensor, state[name], state[f"dual {name}"]
+            z.copy_(layer.by_channels(self.project, w + dual))
             dual.add_(w - z)
             for _ in range(self.pulls(len(weights))):
                 w.sub_(w - z + dual, alpha=lr * self.rho)
@@ -59,7 +62,7 @@ class ADMM(Sparsifier, kind="admm"):
         return 1
 
     def sparse_weights(self, model, state):
-        return {name: self.project(w.detach()) for name, w in convolutions(model).items()}
+        return {name: w.by_channels(self.project, w.tensor.detach()) for name, w in convolving(model).items()}
 
 
 @settings
@@ -74,10 +77,10 @@ class ReleasedADMM(ADMM, kind="admm_released"):
         percent, array = 100 * self.sparsity, w.cpu().numpy()
         if self.granularity == "weight":
             return torch.where(w.abs() < float(np.percentile(array, percent)), 0.0, w)
-        flags = np.sqrt((array**2).sum((0, 2, 3)) + 1e-8)
+        flags = np.sqrt((array**2).sum((0, *range(2, array.ndim))) + 1e-8)
         for i in range(len(flags)):
             flags[i] = flags[i] > np.percentile(flags, percent)
-        return w * torch.from_numpy(flags).to(w)[:, None, None]
+        return w * torch.from_numpy(flags).to(w).view(-1, *[1] * (w.dim() - 2))
 
     def pulls(self, layers):
         return layers

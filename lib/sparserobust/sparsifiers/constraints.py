@@ -10,7 +10,7 @@ from sparserobust.config import Sparsifier
 from sparserobust.models.gates import gated
 from sparserobust.models.noise import noise_scales
 from sparserobust.settings import settings
-from sparserobust.sparsity import prunable
+from sparserobust.sparsity import weights
 
 FORMS = ("released", "slogdet", "scale_invariant", "size")  # of the condition number constraint
 
@@ -52,7 +52,15 @@ class TSCNC(Sparsifier, kind="tscnc"):
     def start(self, model):
         self.require(not self.sparse or bool(gated(model)),
                      "this network has no gated filters: choose a model with gates, or sparse 0")
+        self.require(not self.condition or bool(self._constrained(model)), "this network has no "
+                     f"{'linear' if self.layers == 'linear' else 'convolution or linear'} weights to constrain: "
+                     "choose layers all, or condition 0")
         return {}
+
+    def _constrained(self, model) -> dict[str, Tensor]:
+        """Name to weight as a matrix (out, in * kernel)."""
+        return {name: w.filters.flatten(1) for name, w in weights(model).items()
+                if not w.convolves or self.layers == "all"}
 
     def added_loss(self, model, state):
         gates = gated(model).values()
@@ -64,8 +72,7 @@ class TSCNC(Sparsifier, kind="tscnc"):
             costs = [gate.open_probability() * filter_costs(gate.weight, decay, self.l0) for gate in gates]
             loss = self.sparse / self.images * transformed_l1(torch.cat(costs), self.a, self.sign).sum()
         if self.condition:
-            penalties = {name: condition_penalty(w.flatten(1), self.form) for name, w in prunable(model).items()
-                         if w.dim() == 2 or self.layers == "all"}
+            penalties = {name: condition_penalty(w, self.form) for name, w in self._constrained(model).items()}
             for name, penalty in penalties.items():
                 self.require(not penalty.isinf(), f"the condition number of {name} is infinite: start from a network "
                              "without zero or linearly dependent rows, or choose form released")

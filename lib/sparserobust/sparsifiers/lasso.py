@@ -5,6 +5,7 @@ import torch
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
 from sparserobust.sparsifiers import proximal
+from sparserobust.sparsifiers.targets import acted_on, written
 from sparserobust.sparsity import prunable
 
 
@@ -17,6 +18,10 @@ class Lasso(Sparsifier, kind="lasso"):
 
     def check(self):
         self.require(self.lam >= 0, "lam cannot be negative")
+
+    def start(self, model):
+        acted_on(self, model)
+        return {}
 
     def added_loss(self, model, state):
         return self.lam * torch.stack([w.abs().sum() for w in prunable(model).values()]).sum()
@@ -33,6 +38,10 @@ class ProximalLasso(Sparsifier, kind="proximal_lasso"):
 
     def check(self):
         self.require(self.lam >= 0, "lam cannot be negative")
+
+    def start(self, model):
+        written(self, model)
+        return {}
 
     @torch.no_grad()
     def after_step(self, model, state, lr):

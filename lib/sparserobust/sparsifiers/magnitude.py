@@ -4,7 +4,8 @@ import torch
 
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
-from sparserobust.sparsity import all_but_smallest, prunable
+from sparserobust.sparsifiers.targets import acted_on, takes_some
+from sparserobust.sparsity import all_but_smallest, mask_weights
 
 
 @settings
@@ -12,12 +13,10 @@ class FixedMask(Sparsifier, kind="fixed_mask"):
     """Fine-tuning: convolution and linear weights that are zero in the run it starts from (its `start`) stay zero."""
 
     def start(self, model):
-        return {name: (w.detach() != 0).to(w.dtype) for name, w in prunable(model).items()}
+        return {name: (w.tensor.detach() != 0).to(w.tensor.dtype) for name, w in acted_on(self, model).items()}
 
-    @torch.no_grad()
     def after_step(self, model, state, lr):
-        for name, w in prunable(model).items():
-            w.mul_(state[name])
+        mask_weights(model, state)
 
 
 @settings
@@ -36,7 +35,7 @@ class Magnitude(FixedMask, kind="magnitude"):
 
     @torch.no_grad()
     def start(self, model):
-        scored = {name: w.abs() for name, w in prunable(model).items()}
+        scored = {name: w.tensor.abs() for name, w in acted_on(self, model).items()}
         spared = dict([scored.popitem()]) if self.keep_last else {}
         self.require(bool(scored), "keep_last leaves nothing to prune in a network of one layer")
         if self.scope == "global":
@@ -45,6 +44,7 @@ class Magnitude(FixedMask, kind="magnitude"):
             masks = {name: part.view_as(s) for (name, s), part in zip(scored.items(), parts, strict=True)}
         else:
             masks = {name: self._kept(s.flatten()).view_as(s) for name, s in scored.items()}
+        takes_some(self, self.sparsity, sum(int((mask == 0).sum()) for mask in masks.values()))
         masks |= {name: torch.ones_like(w) for name, w in spared.items()}
         self.after_step(model, masks, 0.0)
         return masks
@@ -66,8 +66,9 @@ class RelativeThreshold(FixedMask, kind="relative_threshold"):
 
     @torch.no_grad()
     def start(self, model):
+        weights = {name: w.tensor for name, w in acted_on(self, model).items()}
         masks = {name: ((w != 0) & (w.abs() >= self.threshold * w.abs().max())).to(w.dtype)
-                 for name, w in prunable(model).items()}
+                 for name, w in weights.items()}
         self.after_step(model, masks, 0.0)
         return masks
 
@@ -83,10 +84,12 @@ class RandomMask(FixedMask, kind="random_mask"):
         self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
 
     def start(self, model):
-        weights = prunable(model)
+        weights = {name: w.tensor for name, w in acted_on(self, model).items()}
         counts = [w.numel() for w in weights.values()]
         # drawn on the CPU: the same on every device
-        kept = torch.randperm(sum(counts)) >= round(self.sparsity * sum(counts))
+        removed = round(self.sparsity * sum(counts))
+        takes_some(self, self.sparsity, removed)
+        kept = torch.randperm(sum(counts)) >= removed
         parts = kept.split(counts)
         masks = {name: part.view_as(w).to(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
         self.after_step(model, masks, 0.0)

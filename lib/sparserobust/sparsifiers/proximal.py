@@ -31,14 +31,19 @@ def transformed_l1(y: Tensor, level: float, a: float = 1.0) -> Tensor:
 
 
 def group_l0(y: Tensor, level: float) -> Tensor:
-    """Hard threshold of whole input channels of a convolution weight (out, in, k, k): zeroes those whose l2 norm is at
+    """Hard threshold of whole input channels of a convolution weight (out, in, *kernel): zeroes those whose l2 norm is at
     most sqrt(2 level) (Dinh et al. 2020, eq. 6)."""
     kept = channel_norms(y) > (2 * level) ** 0.5
-    return y * kept.to(y.dtype)[:, None, None]
+    return y * _for_channels(kept, y)
 
 
 def group_l1(y: Tensor, level: float) -> Tensor:
     """Group lasso: shrinks the l2 norm of each input channel by `level` (Dinh et al. 2020, section 3.2)."""
     norms = channel_norms(y)
     factor = (norms - level).clamp_min(0) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    return y * factor.to(y.dtype)[:, None, None]
+    return y * _for_channels(factor, y)
+
+
+def _for_channels(factor: Tensor, y: Tensor) -> Tensor:
+    """Factors (in,) so shaped that they multiply the input channels of y (out, in, *kernel)."""
+    return factor.to(y.dtype).view(-1, *[1] * (y.dim() - 2))

@@ -7,6 +7,7 @@ import torch
 
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
+from sparserobust.sparsifiers.targets import takes_some, written
 from sparserobust.sparsity import all_but_smallest, prunable
 
 
@@ -36,8 +37,9 @@ class LearnedScores(Sparsifier, kind="learned_scores"):
 
     @torch.no_grad()
     def start(self, model):
-        state = {}
-        for name, w in prunable(model).items():
+        state, weights = {}, {name: w.tensor for name, w in written(self, model).items()}
+        takes_some(self, self.sparsity, sum(round(self.sparsity * w.numel()) for w in weights.values()))
+        for name, w in weights.items():
             largest = w.abs().max().clamp_min(torch.finfo(w.dtype).tiny)  # a layer of zeros has scores of zero
             state |= {name: w.clone(), f"score {name}": math.sqrt(6 / w[0].numel()) * w / largest,
                       f"momentum {name}": torch.zeros_like(w)}
@@ -48,7 +50,8 @@ class LearnedScores(Sparsifier, kind="learned_scores"):
     def before_step(self, model, state, lr):
         for name, w in prunable(model).items():
             score, momentum = state[f"score {name}"], state[f"momentum {name}"]
-            momentum.mul_(self.momentum).add_(w.grad * state[name] * score.sign() + self.weight_decay * score)
+            gradient = 0.0 if w.grad is None else w.grad * state[name] * score.sign()  # none where a layer is not used
+            momentum.mul_(self.momentum).add_(gradient + self.weight_decay * score)
             score.sub_(momentum, alpha=lr)
         for p in model.parameters():
             p.grad = None  # the optimiser leaves alone what has no gradient, with its decay and momentum

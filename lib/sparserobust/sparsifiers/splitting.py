@@ -13,7 +13,8 @@ from torch import Tensor
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
 from sparserobust.sparsifiers import proximal
-from sparserobust.sparsity import channel_norms, convolutions
+from sparserobust.sparsifiers.targets import convolving, written
+from sparserobust.sparsity import channel_norms, channels
 
 
 @settings
@@ -34,22 +35,25 @@ class Splitting(Sparsifier):
 
     @abstractmethod
     def prox(self, w: Tensor) -> Tensor:
-        """The sparse u nearest to w, (out, in, k, k) to the same shape."""
+        """The sparse u nearest to w, (out, in, *kernel) to the same shape."""
 
     @abstractmethod
     def penalty_of(self, u: Tensor) -> float:
-        """penalty(u) of one convolution (out, in, k, k): u = prox(w) minimises penalty(u) + beta / 2 |w - u|^2."""
+        """penalty(u) of one convolution (out, in, *kernel): u = prox(w) minimises penalty(u) + beta / 2 |w - u|^2."""
 
     def start(self, model):
-        return {name: self.prox(w.detach()).clone() for name, w in convolutions(model).items()}
+        return {name: w.by_channels(self.prox, w.tensor.detach()).clone()
+                for name, w in written(self, model, convolutions=True).items()}
 
     @torch.no_grad()
     def before_step(self, model, state, lr):
-        for name, w in convolutions(model).items():
-            u = state[name]
-            printed = self.prox(w) if self.u_from == "old" else None
+        for name, layer in convolving(model).items():
+            w, u = layer.tensor, state[name]
+            printed = layer.by_channels(self.prox, w) if self.u_from == "old" else None
             if self.pull == "decoupled":
                 w.add_(w - u, alpha=-lr * self.beta)
+            elif w.grad is None:  # a layer that is not used
+                w.grad = self.beta * (w - u)
             else:
                 w.grad.add_(w - u, alpha=self.beta)
             if printed is not None:
@@ -58,22 +62,22 @@ class Splitting(Sparsifier):
     @torch.no_grad()
     def after_step(self, model, state, lr):
         if self.u_from == "new":
-            for name, w in convolutions(model).items():
-                state[name].copy_(self.prox(w))
+            for name, w in convolving(model).items():
+                state[name].copy_(w.by_channels(self.prox, w.tensor))
 
     @torch.no_grad()
     def after_epoch(self, model, state):
         if self.replace == "end":
             return
-        for name, w in convolutions(model).items():
-            dense = w.clone()
-            w.copy_(state[name])
+        for name, w in convolving(model).items():
+            dense = w.tensor.clone()
+            w.tensor.copy_(state[name])
             if self.replace == "swap":
                 state[name].copy_(dense)
 
     def sparse_weights(self, model, state):
         if self.replace == "swap":  # w and u have just changed places: w is the sparse one
-            return {name: w.detach() for name, w in convolutions(model).items()}
+            return {name: w.tensor.detach() for name, w in convolving(model).items()}
         return dict(state)
 
 
@@ -124,7 +128,7 @@ class RGSM(Splitting, kind="rgsm"):
         if not self.lambda2:
             return 0.0
         # 1e-8 under the root keeps the gradient of a channel at zero finite, as released
-        norms = [(w.float().pow(2).sum((0, 2, 3)) + 1e-8).sqrt().sum() for w in convolutions(model).values()]
+        norms = [(w.float().pow(2).sum((0, *range(2, w.dim()))) + 1e-8).sqrt().sum() for w in channels(model).values()]
         return self.lambda2 * torch.stack(norms).sum()
 
     def prox(self, w):

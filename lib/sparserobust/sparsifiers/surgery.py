@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
+from sparserobust.sparsifiers.targets import written
 from sparserobust.sparsity import prunable
 
 
@@ -32,7 +33,7 @@ class DynamicNetworkSurgery(Sparsifier, kind="surgery"):
 
     @torch.no_grad()
     def start(self, model):
-        weights = prunable(model)
+        weights = {name: w.tensor for name, w in written(self, model).items()}
         rates = self.rates * len(weights) if len(self.rates) == 1 else self.rates
         self.require(len(rates) == len(weights), f"{len(rates)} rates for {len(weights)} convolution and linear layers:"
                      " give each its own, or one for all")

@@ -6,6 +6,7 @@ from torch import Tensor
 from sparserobust.config import Run, Sparsifier
 from sparserobust.settings import settings
 from sparserobust.sparsifiers.magnitude import FixedMask
+from sparserobust.sparsifiers.targets import written
 from sparserobust.sparsity import prunable
 
 
@@ -24,7 +25,7 @@ class Ticket(FixedMask, kind="ticket"):
 
     @torch.no_grad()
     def start(self, model, pruned):
-        masks = {name: (pruned[name] != 0).to(w) for name, w in prunable(model).items()}
+        masks = {name: (pruned[name] != 0).to(w.tensor) for name, w in written(self, model).items()}
         self.after_step(model, masks, 0.0)
         return masks
 
@@ -46,7 +47,8 @@ class MatchedHistogram(Sparsifier, kind="matched_histogram"):
         return (self.target,)
 
     def start(self, model, target):
-        return {name: target[name].flatten().sort().values.to(w.device) for name, w in prunable(model).items()}
+        return {name: target[name].flatten().sort().values.to(w.tensor.device)
+                for name, w in written(self, model).items()}
 
     @torch.no_grad()
     def before_step(self, model, state, lr):

@@ -1,0 +1,33 @@
+"""What a sparsifier acts on, and one line where there is nothing."""
+
+from sparserobust.config import Sparsifier
+from sparserobust.sparsity import Acting, weights
+
+
+def convolving(model) -> dict[str, Acting]:
+    """Name to weight of every convolution."""
+    return {name: w for name, w in weights(model).items() if w.convolves}
+
+
+def acted_on(sparsifier: Sparsifier, model, convolutions: bool = False) -> dict[str, Acting]:
+    """Name to convolution and linear weight, or to those of `convolutions` alone; `UserError` of the sparsifier if
+    there are none."""
+    found = convolving(model) if convolutions else weights(model)
+    kinds = "convolution" if convolutions else "convolution or linear"
+    sparsifier.require(bool(found), f"this network has no {kinds} weights, so there is nothing to act on")
+    return found
+
+
+def written(sparsifier: Sparsifier, model, convolutions: bool = False) -> dict[str, Acting]:
+    """The same for a sparsifier that writes into weights: one that is computed from others is a `UserError`, too."""
+    found = acted_on(sparsifier, model, convolutions)
+    for name, w in found.items():
+        sparsifier.require(w.plain, f"it writes into weights, and {name} is computed from other parameters: make it "
+                           "plain first, by torch.nn.utils.prune.remove or parametrize.remove_parametrizations")
+    return found
+
+
+def takes_some(sparsifier: Sparsifier, share: float, removed: int) -> None:
+    """`UserError` where a share above zero is asked for, and rounds to nothing."""
+    sparsifier.require(share == 0 or removed > 0, f"{share:g} of what this network has rounds to nothing: "
+                       "there is nothing to remove")
