@@ -175,7 +175,7 @@ class Data(Settings):
 @settings
 class Recipe(Settings):
     """How long and how fast. SGD with Nesterov momentum; weight decay acts on all parameters but scales of noise and
-    gates."""
+    gates. The last batch has what is left over of the images; a single one joins the batch before it."""
 
     epochs: int
     batch_size: int = 128

@@ -3,12 +3,13 @@ algorithm is not on record; this is a reading of its claim."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from sparserobust.config import Inheritance
 from sparserobust.errors import UserError
 from sparserobust.models.noise import WeightNoise
 from sparserobust.models.resnet import Padded
-from sparserobust.sparsity import prunable
+from sparserobust.sparsity import weights as acting_weights
 
 
 @torch.no_grad()
@@ -25,10 +26,11 @@ def inherit(model: nn.Module, weights: dict[str, Tensor], settings: Inheritance)
     gradient reaches a weight between two channels that are. A channel that lost all its weights on both sides is such a
     case: it may need a `kappa` above 0 to come back.
 
-    `UserError` where the tensors do not fit, or where channels cannot be told apart as inherited and new.
+    `UserError` where the tensors do not fit, where channels cannot be told apart as inherited and new, and for weights
+    that are computed from other parameters.
     """
     _check_fit(model, weights)
-    layers = prunable(model)
+    layers = acting_weights(model)
     for name, large in model.state_dict().items():
         small = weights[name].to(large)
         corner = large[tuple(map(slice, small.shape))]  # a view
@@ -47,6 +49,14 @@ def _check_fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
         if len(old) != len(new) or old[2:] != new[2:] or any(m > n for m, n in zip(old, new, strict=True)):
             raise UserError(f"inheritance: {name} of shape {old} does not fit into {new}: the smaller network has at "
                             "most as many channels, and kernels of the same size")
+    for name, w in acting_weights(model).items():
+        if not w.plain:
+            raise UserError(f"inheritance: {name} is computed from other parameters: make it plain first, by "
+                            "torch.nn.utils.prune.remove or parametrize.remove_parametrizations")
+        if small[name] != large[name] and (w.groups > 1 or getattr(w.layer, "transposed", False)
+                                           or not isinstance(w.layer, nn.Linear | _ConvNd)):
+            raise UserError(f"inheritance: {name}, of another width, belongs to {type(w.layer).__name__}: only linear "
+                            "layers and convolutions without groups, not transposed, are known")
     if small == large:
         return
     if any(isinstance(layer, Padded) for layer in model.modules()):

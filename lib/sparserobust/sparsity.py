@@ -106,7 +106,8 @@ def _all(model: nn.Module, shared: bool = False) -> Iterator[tuple[str, Acting]]
 
 def _computing(layer: nn.Module) -> dict[str, nn.Module]:
     """Name of a tensor of a layer to the parametrisations that compute it."""
-    return dict(layer.parametrizations.items()) if is_parametrized(layer) else {}
+    chains = layer.parametrizations if is_parametrized(layer) else None
+    return dict(chains.items()) if isinstance(chains, nn.ModuleDict) else {}
 
 
 def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
@@ -118,6 +119,7 @@ def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
     for name, chain in _computing(layer).items():
         with _resting(chain):
             found[name] = Acting(layer, chain(), tuple(chain.parameters()))
+    parts: tuple[str, ...]
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
             name, parts, tensor = hook._tensor_name, ("orig",), hook.apply_mask(layer)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import files
-from sparserobust.answers import NotFinite, predicted
+from sparserobust.answers import NotFinite, predicted, under_attack
 from sparserobust.attacks import PGD
 from sparserobust.config import Objective, Recipe, Run
 from sparserobust.data import Split, Splits, augmented
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 from sparserobust.inheritance import inherit
-from sparserobust.models import gated, noise_scales
+from sparserobust.models import gated, noise_off, noise_scales
 from sparserobust.optimisers import SGD
 from sparserobust.provenance import has_bfloat16, with_threads
 from sparserobust.seeding import global_seed, stream
@@ -65,10 +65,11 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
     elif start is not None:
         model.load_state_dict(start)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    with with_threads(run.recipe.threads):
+    check_fit(model, splits.train.images, len(splits.classes))
+    with with_threads(run.recipe.threads), answers_checked(model):
         job = TrainingState(run, model, others)
         job.resume(checkpoint)
-        recipe, batches = run.recipe, math.ceil(len(splits.train) / run.recipe.batch_size)
+        recipe = run.recipe
         if recipe.trained_epochs and not (len(splits.train) and len(splits.validation)):
             raise UserError(f"{run.data.name} has no training images, or none to validate: 0 epochs measure a network "
                             "as it is")
@@ -81,12 +82,13 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
             attack = stream(run.seed, "attack", epoch, device=device)
             losses = torch.zeros((), device=device)
             with global_seed(run.seed, "noise", epoch):
-                for step, index in enumerate(order.split(recipe.batch_size)):
+                batches = in_batches(order, recipe.batch_size)
+                for step, index in enumerate(batches):
                     images = augmented(splits.train.images[index], run.data, augmentation)
-                    lr = learning_rate(recipe, epoch, step / batches)
+                    lr = learning_rate(recipe, epoch, step / len(batches))
                     losses += job.step(objective, images, splits.train.labels[index], attack, lr) * len(index)
                     if time.monotonic() - last_report > 2:
-                        report(epoch + (step + 1) / batches)
+                        report(epoch + (step + 1) / len(batches))
                         last_report = time.monotonic()
             job.end_epoch(epoch, float(losses) / len(splits.train), splits.validation)
             if checkpoint is not None:
@@ -94,6 +96,46 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
             report(epoch + 1)
         model.load_state_dict(job.final_weights(), strict=False)
     return TrainingResult(model.eval(), job.history)
+
+
+def in_batches(order: Tensor, size: int) -> list[Tensor]:
+    """Indices (n,), `size` at a time. A single one that is left over joins the batch before it: of one image, a norm
+    has no variance to divide by."""
+    batches = list(order.split(size))
+    if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def check_fit(model: nn.Module, images: Tensor, classes: int) -> None:
+    """`UserError` unless the network has weights to count, and makes one logit for each class of images (n, c, h, w),
+    of which it is shown the first."""
+    sparsity(model)
+    shape = tuple(images.shape[1:])
+    try:
+        with torch.no_grad(), under_attack(model), noise_off(model):
+            logits = model(images[:1])
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        raise UserError(f"{type(model).__name__} takes no images of shape {shape}: {quoted(str(error))}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"{type(model).__name__} answers an image with {given}, where logits of shape {(1, classes)} "
+                        "are needed")
+
+
+@contextmanager
+def answers_checked(model: nn.Module):
+    """`UserError` inside the block for a network whose answer is more than logits in training mode alone."""
+    def check(module, images, logits):
+        if not isinstance(logits, Tensor):
+            raise UserError(f"{type(model).__name__} answers with {type(logits).__name__} in training mode, where "
+                            "logits are needed: switch off its auxiliary outputs")
+
+    hook = model.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
@@ -162,6 +204,11 @@ class TrainingState:
                 loss = objective(model, images, labels, attack)
         except NotFinite:
             raise self._diverged(self.epoch, math.nan) from None
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 "):
+                raise
+            raise UserError(f"a batch of {len(images)} is too small for the norms of this network, which need more "
+                            f"than one value for a variance: raise batch_size or train_images") from error
         (loss + run.sparsifier.added_loss(model, self.state)).backward()
         run.sparsifier.before_step(model, self.state, lr)
         self.optimiser.step(lr)

@@ -44,8 +44,8 @@ class Activations(Measurement, kind="activations"):
                                     for key in ("zero", "total", "dead", "units"))
         return {"value": zero / total, "count": zero, "total": total, "dead_units": dead, "units": units,
                 "layers": layers, "parts": {"dead": dead / units},
-                "weights": {name.removesuffix(".weight"): _unused(w.detach())
-                            for name, w in sparsity.prunable(model).items()}}
+                "weights": {name.removesuffix(".weight"): _unused(w)
+                            for name, w in sparsity.weights(model).items()}}
 
     @torch.no_grad()
     def _layers(self, model: nn.Module, images: Tensor) -> dict[str, dict]:
@@ -63,10 +63,10 @@ class Activations(Measurement, kind="activations"):
                         "units": units.numel()} for layer, units in dead.items()}
 
 
-def _unused(weight: Tensor) -> dict[str, int]:
-    """Counts for a weight (out, in) or (out, in, k, k)."""
-    nonzero = weight != 0
-    used = nonzero.reshape(*weight.shape[:2], -1).any(2)  # (out, in)
-    return {"dead_outputs": int((~used.any(1)).sum()), "outputs": used.shape[0],
-            "unused_inputs": int((~used.any(0)).sum()), "inputs": used.shape[1],
+def _unused(weight: sparsity.Acting) -> dict[str, int]:
+    nonzero = weight.tensor.detach() != 0
+    by_output = (weight.filters.detach() != 0).flatten(1).any(1)
+    by_input = (weight.channels.detach() != 0).transpose(0, 1).flatten(1).any(1)
+    return {"dead_outputs": int((~by_output).sum()), "outputs": len(by_output),
+            "unused_inputs": int((~by_input).sum()), "inputs": len(by_input),
             "nonzero": int(nonzero.sum()), "total": nonzero.numel()}

@@ -18,10 +18,10 @@ from sparserobust.errors import UserError
 from sparserobust.evaluation import BATCH
 from sparserobust.files import six_digits
 from sparserobust.models import is_noisy
-from sparserobust.models.gates import acting_weight
+from sparserobust.models.gates import GatedConv2d
 from sparserobust.seeding import stream
 from sparserobust.settings import settings
-from sparserobust.sparsity import all_but_smallest
+from sparserobust.sparsity import all_but_smallest, weights
 
 RANK_THRESHOLD = 1e-6  # singular values up to this share of the largest count as zero
 FLOOR = 1e-3  # share of the largest singular value that smaller ones count as, to show lost rank
@@ -29,15 +29,28 @@ FOLDED = ("folded", "folded_floored", "folded_deficit")  # what `row_conditionin
 
 
 def effective_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name of every convolution and linear layer to the weight with which it acts in eval mode: after masks, which are
-    zeros, and after gates."""
-    return {name: acting_weight(layer).detach() for name, layer in model.named_modules()
-            if isinstance(layer, nn.Conv2d | nn.Linear)}
+    """Name of every convolution and linear layer to the weight (out, in of one group, *kernel) with which it acts in
+    eval mode: after masks, which are zeros, and after gates."""
+    return {_layer(name): (w.layer.effective_weight() if isinstance(w.layer, GatedConv2d) else w.filters).detach()
+            for name, w in weights(model, shared=True).items()}
 
 
-def spectrum(weight: Tensor) -> Tensor:
-    """Singular values (min(out, in * kernel),), descending, float64, of a weight as the matrix (out, in * kernel)."""
+def groups_of(model: nn.Module) -> dict[str, int]:
+    """Name of every such layer to how many groups its channels fall into: 1, but for grouped convolutions."""
+    return {_layer(name): w.groups for name, w in weights(model, shared=True).items()}
+
+
+def _layer(weight: str) -> str:
+    """The name of the layer with a weight of this name; the weight's own, if it is not called `weight`."""
+    return f".{weight}".removesuffix(".weight").removeprefix(".")
+
+
+def spectrum(weight: Tensor, groups: int = 1) -> Tensor:
+    """Singular values (min(out, in * kernel),), descending, float64, of a weight as the matrix (out, in * kernel). In
+    groups, it has a block for each and zeros elsewhere: the values are those of all blocks."""
     matrix = weight.detach().double().flatten(1)
+    if groups > 1:
+        return torch.linalg.svdvals(matrix.unflatten(0, (groups, -1))).flatten().sort(descending=True).values
     return torch.linalg.svdvals(matrix.T if len(matrix) < matrix.shape[1] else matrix)  # many times faster if tall
 
 
@@ -59,12 +72,12 @@ def effective_rank(values: Tensor) -> float:
     return float(torch.special.entr(values / total).sum().exp()) if total > 0 else 0.0
 
 
-def conditioning(weight: Tensor) -> dict[str, float | int | None]:
+def conditioning(weight: Tensor, groups: int = 1) -> dict[str, float | int | None]:
     """Of a weight as a matrix, to six digits: `condition`; how many singular values are `zero`; `effective_rank`; the
     spectral `norm`; and that over the root mean square of all singular values, `relative_norm`, which is 1 if all are
     equal and stays what it is when the weight is rescaled, as all but `norm` do. None for what a weight of zeros has
     not."""
-    values = spectrum(weight)
+    values = spectrum(weight, groups)
     number, root_mean_square = condition(values), values.square().mean().sqrt()
     return {"condition": six_digits(number) if number else None, "zero": len(values) - rank(values),
             "effective_rank": six_digits(effective_rank(values)), "norm": six_digits(float(values[0])),
@@ -102,11 +115,11 @@ def _floored(values: Tensor, floor: float) -> Tensor:
     return values.clamp_min(floor * values[0])
 
 
-def row_conditioning(weight: Tensor) -> dict[str, float | None]:
+def row_conditioning(weight: Tensor, groups: int = 1) -> dict[str, float | None]:
     """Of a folded weight (`folding.folded_weights`) as a matrix with rows of length one, by name:
     `condition` (folded) and `floored_condition` (folded_floored), to six digits, and `deficit`
     (folded_deficit), to six decimals. None for a weight of zeros."""
-    values = spectrum(unit_rows(weight))
+    values = spectrum(unit_rows(weight), groups)
     number, floored, short = condition(values), floored_condition(values), deficit(values)
     if number is None or floored is None or short is None:
         return dict.fromkeys(FOLDED)
@@ -146,7 +159,7 @@ def null_of(model: nn.Module, draws: int, generator: torch.Generator,
     of a network that was trained on afterwards; only `norm` depends on it. A claim that pruning makes networks
     ill-conditioned has to beat this. Layers named in `by_rows` also get the medians over the draws
     of what `row_conditioning` finds, under `<name>_median`."""
-    layers = {}
+    layers, groups = {}, groups_of(model)
     for name, weight in effective_weights(model).items():
         zeros, size, rows, scaled = int((weight == 0).sum()), float(weight.double().norm()), [], []
         for _ in range(draws):
@@ -154,9 +167,9 @@ def null_of(model: nn.Module, draws: int, generator: torch.Generator,
             sizes = gaussian.abs()  # no two are equal, and sorting them takes several times as long
             largest_gone = sizes.flatten().kthvalue(zeros).values if zeros else 0.0
             pruned = gaussian * (sizes > largest_gone)
-            rows.append(conditioning(pruned * (size / pruned.norm()) if size else pruned))
+            rows.append(conditioning(pruned * (size / pruned.norm()) if size else pruned, groups[name]))
             if name in by_rows:
-                scaled.append(row_conditioning(pruned))
+                scaled.append(row_conditioning(pruned, groups[name]))
         layers[name] = _over_draws(rows)
         if scaled:
             layers[name] |= {f"{key}_median": _median(row[key] for row in scaled) for key in FOLDED}
@@ -236,9 +249,11 @@ class Conditioning(Measurement, kind="conditioning"):
         self.require(self.null_draws >= 0, "null_draws cannot be negative")
 
     def __call__(self, model, splits):
-        weights = effective_weights(model)
-        layers = {name: conditioning(weight) for name, weight in weights.items()}
-        fullest = {name: min(weight.flatten(1).shape) for name, weight in weights.items()}
+        weights, groups = effective_weights(model), groups_of(model)
+        self.require(bool(weights), "this network has no convolution or linear weights")
+        layers = {name: conditioning(weight, groups[name]) for name, weight in weights.items()}
+        fullest = {name: groups[name] * min(len(weight) // groups[name], weight[0].numel())
+                   for name, weight in weights.items()}
         linear = [name for name, weight in weights.items() if weight.dim() == 2]
         counted = [name for name in weights if name not in linear] or linear
         last = layers[linear[-1]] if linear else {"condition": None, "norm": None}
@@ -256,7 +271,8 @@ class Conditioning(Measurement, kind="conditioning"):
         except UserError as error:
             folded, result["not_folded"] = {}, str(error)
         for name in by_rows:
-            layers[name] |= row_conditioning(folded[name]) if folded else dict.fromkeys(FOLDED)
+            layers[name] |= (row_conditioning(folded[name], groups[name]) if name in folded
+                             else dict.fromkeys(FOLDED))
         if self.null_draws:
             null = null_of(model, self.null_draws, self._chance(weights), by_rows)
             medians = {name: layer["condition_median"] for name, layer in null.items()}

@@ -11,7 +11,7 @@ from sparserobust.files import six_digits
 from sparserobust.models.lenet import Sequence
 from sparserobust.seeding import stream
 from sparserobust.settings import settings
-from sparserobust.sparsity import all_but_smallest
+from sparserobust.sparsity import all_but_smallest, weights
 
 
 @settings
@@ -46,15 +46,16 @@ class RandomMasks(Measurement, kind="random_masks"):
         layers.popitem()  # the last one keeps its weights
         self.require(bool(layers), "there is no layer before the last")
         shapes = input_shapes(model, splits.image_shape)
+        acting = {w.layer: w.tensor.detach() for w in weights(model, shared=True).values()}
         random, smallest, sums = [], [], []
         for name, layer in layers.items():
-            norms = _norms(layer, layer.weight, shapes[layer])
+            weight = acting[layer]
+            norms = _norms(layer, weight, shapes[layer])
             self.require(bool(norms.all()), f"all weights of layer {name} are zero")
-            random.append(torch.stack([torch.stack([_norms(layer, weight, shapes[layer]) for weight in draw]) / norms
-                                       for draw in self._masked(name, layer.weight)]))
-            smallest.append(torch.stack([_norms(layer, weight, shapes[layer]) for weight in self._pruned(layer.weight)])
-                            / norms)
-            sums.append(layer.weight.detach().double().abs().sum().item() / norms[NORMS.index("linf")])
+            random.append(torch.stack([torch.stack([_norms(layer, some, shapes[layer]) for some in draw]) / norms
+                                       for draw in self._masked(name, weight)]))
+            smallest.append(torch.stack([_norms(layer, some, shapes[layer]) for some in self._pruned(weight)]) / norms)
+            sums.append(weight.double().abs().sum().item() / norms[NORMS.index("linf")])
         random, smallest = torch.stack(random), torch.stack(smallest).prod(0)  # layer, draw, level, norm
         joint, kept = random.prod(0), 1 - torch.tensor(self.levels, dtype=torch.float64)
         explicit = {"frobenius": kept ** (len(layers) / 2), "linf": kept ** len(layers) * torch.stack(sums).prod()}

@@ -4,7 +4,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from sparserobust import sparsity
 from sparserobust.config import Measurement
@@ -58,6 +57,7 @@ class WeightHistogram(Measurement, kind="weight_histogram"):
         self.require(self.limit > 0 and self.bins > 0 and self.near_zero > 0, "limit, bins and near_zero are positive")
 
     def __call__(self, model, splits):
+        sparsity.zero_weights(model)  # a line where there is nothing to count
         return self._counted(torch.cat([w.detach().flatten() for w in sparsity.prunable(model).values()]).cpu())
 
     def _counted(self, weights: torch.Tensor) -> dict:
@@ -95,7 +95,7 @@ class ChannelNorms(Measurement, kind="channel_norms"):
     their convolution, yet not below 1e-15."""
 
     def __call__(self, model, splits):
-        norms = {name: sparsity.channel_norms(w) for name, w in sparsity.convolutions(model).items()}
+        norms = {name: sparsity.channel_norms(w) for name, w in sparsity.channels(model).items()}
         if not norms:
             raise _without_convolutions(self, model)
         small, total = 0, 0
@@ -113,14 +113,13 @@ class LayerSparsity(Measurement, kind="layer_sparsity"):
     its entries."""
 
     def __call__(self, model, splits):
-        layers = {}
+        layers, (zero, total) = {}, sparsity.zero_weights(model)
         for name, w in sparsity.prunable(model).items():
             size = w.detach().abs()
             left = size[size > 0]
             layers[name.removesuffix(".weight")] = {
                 "zero": int((size == 0).sum()), "total": size.numel(), "largest": float(size.max()),
                 "smallest": float(left.min()) if len(left) else 0.0, "std": float(w.detach().std())}
-        zero, total = sparsity.zero_weights(model)
         return {"value": zero / total, "count": zero, "total": total, "layers": layers}
 
 
@@ -143,12 +142,13 @@ class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
         return self.measurement.cost
 
     def __call__(self, model, splits):
-        name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
-        if not isinstance(first, nn.Linear):
-            raise UserError(f"the first layer of {type(model).__name__} is a convolution: it has no weight of its own "
-                            "for each pixel")
+        sparsity.zero_weights(model)
+        name, first = next(iter(sparsity.weights(model).items()))
         read = (splits.train.images.flatten(1) != 0).any(0)
-        with weights_replaced(model, {f"{name}.weight": first.weight.detach() * read}):
+        if not first.plain or first.tensor.shape[1:] != read.shape:
+            raise UserError(f"the first layer of {type(model).__name__} is a convolution, or does not read the pixels: "
+                            "it has no weight of its own for each of them")
+        with weights_replaced(model, {name: first.tensor.detach() * read}):
             return self.measurement(model, splits)
 
 

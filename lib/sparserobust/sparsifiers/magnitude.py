@@ -4,8 +4,8 @@ import torch
 
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
-from sparserobust.sparsifiers.targets import acted_on, takes_some
-from sparserobust.sparsity import all_but_smallest, mask_weights
+from sparserobust.sparsifiers.targets import acted_on
+from sparserobust.sparsity import all_but_smallest, mask_weights, prunable
 
 
 @settings
@@ -13,7 +13,8 @@ class FixedMask(Sparsifier, kind="fixed_mask"):
     """Fine-tuning: convolution and linear weights that are zero in the run it starts from (its `start`) stay zero."""
 
     def start(self, model):
-        return {name: (w.tensor.detach() != 0).to(w.tensor.dtype) for name, w in acted_on(self, model).items()}
+        acted_on(self, model)
+        return {name: (w.detach() != 0).to(w.dtype) for name, w in prunable(model).items()}
 
     def after_step(self, model, state, lr):
         mask_weights(model, state)
@@ -35,7 +36,8 @@ class Magnitude(FixedMask, kind="magnitude"):
 
     @torch.no_grad()
     def start(self, model):
-        scored = {name: w.tensor.abs() for name, w in acted_on(self, model).items()}
+        acted_on(self, model)
+        scored = {name: w.abs() for name, w in prunable(model).items()}
         spared = dict([scored.popitem()]) if self.keep_last else {}
         self.require(bool(scored), "keep_last leaves nothing to prune in a network of one layer")
         if self.scope == "global":
@@ -44,7 +46,6 @@ class Magnitude(FixedMask, kind="magnitude"):
             masks = {name: part.view_as(s) for (name, s), part in zip(scored.items(), parts, strict=True)}
         else:
             masks = {name: self._kept(s.flatten()).view_as(s) for name, s in scored.items()}
-        takes_some(self, self.sparsity, sum(int((mask == 0).sum()) for mask in masks.values()))
         masks |= {name: torch.ones_like(w) for name, w in spared.items()}
         self.after_step(model, masks, 0.0)
         return masks
@@ -66,9 +67,9 @@ class RelativeThreshold(FixedMask, kind="relative_threshold"):
 
     @torch.no_grad()
     def start(self, model):
-        weights = {name: w.tensor for name, w in acted_on(self, model).items()}
+        acted_on(self, model)
         masks = {name: ((w != 0) & (w.abs() >= self.threshold * w.abs().max())).to(w.dtype)
-                 for name, w in weights.items()}
+                 for name, w in prunable(model).items()}
         self.after_step(model, masks, 0.0)
         return masks
 
@@ -84,12 +85,11 @@ class RandomMask(FixedMask, kind="random_mask"):
         self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
 
     def start(self, model):
-        weights = {name: w.tensor for name, w in acted_on(self, model).items()}
+        acted_on(self, model)
+        weights = prunable(model)
         counts = [w.numel() for w in weights.values()]
         # drawn on the CPU: the same on every device
-        removed = round(self.sparsity * sum(counts))
-        takes_some(self, self.sparsity, removed)
-        kept = torch.randperm(sum(counts)) >= removed
+        kept = torch.randperm(sum(counts)) >= round(self.sparsity * sum(counts))
         parts = kept.split(counts)
         masks = {name: part.view_as(w).to(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
         self.after_step(model, masks, 0.0)

@@ -31,8 +31,8 @@ def transformed_l1(y: Tensor, level: float, a: float = 1.0) -> Tensor:
 
 
 def group_l0(y: Tensor, level: float) -> Tensor:
-    """Hard threshold of whole input channels of a convolution weight (out, in, *kernel): zeroes those whose l2 norm is at
-    most sqrt(2 level) (Dinh et al. 2020, eq. 6)."""
+    """Hard threshold of whole input channels of a convolution weight (out, in, *kernel): zeroes those whose l2 norm is
+    at most sqrt(2 level) (Dinh et al. 2020, eq. 6)."""
     kept = channel_norms(y) > (2 * level) ** 0.5
     return y * _for_channels(kept, y)
 

@@ -7,7 +7,7 @@ import torch
 
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
-from sparserobust.sparsifiers.targets import takes_some, written
+from sparserobust.sparsifiers.targets import written
 from sparserobust.sparsity import all_but_smallest, prunable
 
 
@@ -37,11 +37,11 @@ class LearnedScores(Sparsifier, kind="learned_scores"):
 
     @torch.no_grad()
     def start(self, model):
-        state, weights = {}, {name: w.tensor for name, w in written(self, model).items()}
-        takes_some(self, self.sparsity, sum(round(self.sparsity * w.numel()) for w in weights.values()))
-        for name, w in weights.items():
+        state = {}
+        for name, layer in written(self, model).items():
+            w, fan_in = layer.tensor, layer.filters[0].numel()
             largest = w.abs().max().clamp_min(torch.finfo(w.dtype).tiny)  # a layer of zeros has scores of zero
-            state |= {name: w.clone(), f"score {name}": math.sqrt(6 / w[0].numel()) * w / largest,
+            state |= {name: w.clone(), f"score {name}": math.sqrt(6 / fan_in) * w / largest,
                       f"momentum {name}": torch.zeros_like(w)}
         self._mask(model, state)
         return state

@@ -33,7 +33,8 @@ class DynamicNetworkSurgery(Sparsifier, kind="surgery"):
 
     @torch.no_grad()
     def start(self, model):
-        weights = {name: w.tensor for name, w in written(self, model).items()}
+        written(self, model)
+        weights = prunable(model)
         rates = self.rates * len(weights) if len(self.rates) == 1 else self.rates
         self.require(len(rates) == len(weights), f"{len(rates)} rates for {len(weights)} convolution and linear layers:"
                      " give each its own, or one for all")

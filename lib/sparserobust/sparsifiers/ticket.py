@@ -25,7 +25,8 @@ class Ticket(FixedMask, kind="ticket"):
 
     @torch.no_grad()
     def start(self, model, pruned):
-        masks = {name: (pruned[name] != 0).to(w.tensor) for name, w in written(self, model).items()}
+        written(self, model)
+        masks = {name: (pruned[name] != 0).to(w) for name, w in prunable(model).items()}
         self.after_step(model, masks, 0.0)
         return masks
 
@@ -47,8 +48,8 @@ class MatchedHistogram(Sparsifier, kind="matched_histogram"):
         return (self.target,)
 
     def start(self, model, target):
-        return {name: target[name].flatten().sort().values.to(w.tensor.device)
-                for name, w in written(self, model).items()}
+        written(self, model)
+        return {name: target[name].flatten().sort().values.to(w.device) for name, w in prunable(model).items()}
 
     @torch.no_grad()
     def before_step(self, model, state, lr):
