@@ -47,8 +47,11 @@ def _layer(weight: str) -> str:
 
 def spectrum(weight: Tensor, groups: int = 1) -> Tensor:
     """Singular values (min(out, in * kernel),), descending, float64, of a weight as the matrix (out, in * kernel). In
-    groups, it has a block for each and zeros elsewhere: the values are those of all blocks."""
+    groups, it has a block for each and zeros elsewhere: the values are those of all blocks. `UserError` if it is
+    not finite."""
     matrix = weight.detach().double().flatten(1)
+    if not matrix.isfinite().all():
+        raise UserError("a weight of this network is not finite, so it has no singular values")
     if groups > 1:
         return torch.linalg.svdvals(matrix.unflatten(0, (groups, -1))).flatten().sort(descending=True).values
     return torch.linalg.svdvals(matrix.T if len(matrix) < matrix.shape[1] else matrix)  # many times faster if tall
