@@ -8,12 +8,19 @@ Neither changes a folded weight whose rows are then scaled to length one.
 
 from torch import Tensor, fx, nn
 
-from sparserobust.analysis.lipschitz import AVERAGES, BATCH_NORM, OWN
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError
-from sparserobust.models.gates import acting_weight
+from sparserobust.models.compact import Pick
+from sparserobust.models.gates import GatedConv2d, acting_weight
+from sparserobust.models.noise import Noise, NoisyConv2d, NoisyLinear
+from sparserobust.models.normalise import Normalise
+from sparserobust.models.resnet import Padded
 from sparserobust.models.winners import KWinners
 
+# This library's, each taken as a whole.
+OWN = (GatedConv2d, KWinners, Noise, NoisyConv2d, NoisyLinear, Normalise, Padded, Pick)
+BATCH_NORM = nn.BatchNorm1d | nn.BatchNorm2d
+AVERAGES = nn.AvgPool2d | nn.AdaptiveAvgPool2d
 LAYERS = nn.Conv2d | nn.Linear
 # Operations f with f(a x) = a f(x) for positive factors a of channels. K-winners are none of them:
 # a factor changes which units win.
@@ -62,7 +69,7 @@ def folded_weights(model: nn.Module) -> dict[str, Tensor]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
-        whole = (*OWN, KWinners, LAYERS, BATCH_NORM)
+        whole = (*OWN, LAYERS, BATCH_NORM)
         return isinstance(module, whole) or super().is_leaf_module(module, name)
 
 

@@ -6,47 +6,67 @@ Frobenius norm of each weight), linf (largest absolute row sums). BatchNorm is f
 """
 
 from collections.abc import Callable
-from math import gcd, prod
+from functools import partial
+from math import gcd, pi, prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
+from sparserobust import inputs
 from sparserobust.analysis.linear import row_distances, smallest_radius
 from sparserobust.analysis.shapes import shapes_of
+from sparserobust.analysis.tracing import called, linear_layer, traced
 from sparserobust.attacks import margin, random_in_ball, runner_up, under_attack
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy
-from sparserobust.models.compact import Pick
-from sparserobust.models.gates import GatedConv2d, acting_weight
-from sparserobust.models.noise import Noise, NoisyConv2d, NoisyLinear
-from sparserobust.models.normalise import Normalise
-from sparserobust.models.resnet import Padded
+from sparserobust.models.gates import acting_weight
 
 NORMS = ("l2", "frobenius", "linf")
-OWN = (GatedConv2d, Noise, NoisyConv2d, NoisyLinear, Normalise, Padded, Pick)  # this library's, each taken as a whole
-HARMLESS = nn.ReLU | nn.Identity | nn.Flatten | nn.Dropout | Noise | Padded | Pick  # none has a constant above one
-HARMLESS_CALLS = ("relu", "flatten", "view", "reshape")
-BATCH_NORM = nn.BatchNorm1d | nn.BatchNorm2d
-AVERAGES = nn.AvgPool2d | nn.AdaptiveAvgPool2d
-AVERAGE_CALLS = ("avg_pool2d", "adaptive_avg_pool2d", "mean")
+# Operations of ATen by their constants. First the functions of single numbers: largest absolute derivative, rounded up.
+SLOPES: dict[str, float | Callable[..., float]] = {
+    "relu": 1, "hardtanh": 1, "clamp": 1, "clamp_min": 1, "clamp_max": 1, "abs": 1, "neg": 1, "tanh": 1, "sin": 1,
+    "cos": 1, "atan": 1, "asinh": 1, "softshrink": 1, "log_sigmoid_forward": 1, "sigmoid": 1 / 4, "hardsigmoid": 1 / 6,
+    "hardswish": 1.5, "gelu": 1.1291, "silu": 1.0999, "mish": 1.0886, "erf": 2 / pi**0.5,
+    "leaky_relu": lambda slope=0.01: max(1.0, abs(slope)),
+    "prelu_kernel": lambda slopes: max(1.0, _largest(slopes)),
+    "elu": lambda alpha=1, scale=1, inner=1: max(abs(scale), abs(alpha * scale * inner)),
+    "celu": lambda alpha=1: 1,
+    "softplus": lambda beta=1, threshold=20: 1 if beta > 0 and threshold >= 20 else torch.inf,  # else it jumps
+    "threshold": lambda threshold, value: 1 if threshold == value else torch.inf,
+    "softmax": 1 / 2,  # of vectors, by the row sums of its Jacobian, which is symmetric
+}
+# Each number goes to one place at most; or the largest of a group does.
+MOVES = {"alias", "amax", "amin", "clone", "detach", "flip", "lift_fresh", "max", "min", "permute", "pixel_shuffle",
+         "pixel_unshuffle", "roll", "select", "slice", "squeeze", "t", "to_copy", "transpose", "unsafe_view",
+         "unsqueeze", "view"}
+PARTS = {"split", "split_with_sizes", "unbind", "unsafe_split"}  # whose results are lists
+# Linear maps without negative entries, to which a constant may be added.
+WEIGHTED = {"adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool2d", "avg_pool3d", "constant_pad_nd", "cumsum",
+            "diagonal", "expand", "gather", "im2col", "index", "index_select", "mean", "reflection_pad1d",
+            "reflection_pad2d", "reflection_pad3d", "repeat", "replication_pad1d", "replication_pad2d",
+            "replication_pad3d", "sum", "tril", "triu", "unfold", "upsample_bilinear2d", "upsample_linear1d",
+            "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"}
+PRODUCTS = {"addmm", "baddbmm", "bmm", "mm", "mv"}
 Shapes = dict[nn.Module, torch.Size]  # of what goes into each convolution and linear layer, without the batch
 
 
 def margin_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str = "l2") -> Tensor:
     """An upper bound (classes, classes), float64, of the Lipschitz constants of all differences of two logits: the
     constant of the map from images to what the last layer reads, times |w_i - w_k| (Guo et al. 2018, lemma 3.2). It is
-    a product along layers, a sum where branches are added. For all networks that torch.fx can trace; `UserError` for
-    noise that is on, and for an operation whose constant is not known here."""
+    a product along layers, a sum where branches are added. Hooks, parametrisations and whatever
+    else acts on the way is bounded, too. `UserError` for noise that is on, for an operation whose constant is not known
+    here, and for a network that is no fixed function of one image or branches on its numbers."""
     if is_noisy(model):
         raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
-    graph = _Graph(model, image_shape, norm)
-    last, layer = graph.last, graph.layer(graph.last)
-    if isinstance(layer, nn.Linear):
-        return graph.constants[last.all_input_nodes[0]] * row_distances(layer.weight.detach().double(), norm)
-    logits = graph.values[last][0]
-    return graph.constants[last] * row_distances(torch.eye(len(logits), device=logits.device).double(), norm)
+    _check(norm)
+    last = traced(model, image_shape)
+    if called(last) == "log_softmax" and last.args[1] in (1, -1):  # which leaves differences as they are
+        last = last.args[0]
+    read, rows, _ = linear_layer(last) or (last, torch.eye(last.meta["shape"][1], device=last.meta["device"]), None)
+    return _constants(last.graph, norm)[read] * row_distances(rows.double(), norm)
 
 
 def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str = "l2") -> dict[str, float]:
@@ -60,8 +80,10 @@ def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str =
 def guaranteed_radius(model: nn.Module, images: Tensor, labels: Tensor, norm: str = "l2") -> Tensor:
     """For each image the radius (n,) within which the class provably stays `labels`: the smallest over the other
     classes of logit difference over its bound (lemma 3.1); zero for images that are misclassified."""
+    inputs.check(images, labels)
     channels, height, width = images.shape[1:]
     bound = margin_bound(model, (channels, height, width), norm).to(images.device)
+    inputs.check(images, labels, len(bound))
     with under_attack(model):
         logits = model(images).double()
     return smallest_radius(logits, labels, bound)
@@ -101,33 +123,48 @@ def operator_norm(layer: nn.Conv2d | nn.Linear, weight: Tensor, shape: torch.Siz
     """Norm of the map x -> layer(x) without bias, with `weight` for the layer's own, on inputs of this shape; for a
     convolution that of the convolution itself, zero padding included. The spectral norm of a convolution comes from
     below, right to six digits."""
-    _check(norm)
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         raise UserError(f"no norm is known here of a convolution with padding_mode '{layer.padding_mode}'")
+    if isinstance(layer, nn.Linear) and norm == "l2":
+        return _matrix_norm(weight, norm)
+    return _norm_of(partial(_applied, layer), weight, shape, norm)
+
+
+def _norm_of(apply: Callable[[Tensor, Tensor], Tensor], weight: Tensor, shape: torch.Size, norm: str) -> float:
+    """Norm of the map x -> apply(weight, x) on inputs of this shape, in whose matrix stand single weights and zeros."""
+    _check(norm)
     weight = weight.detach().double()
     ones = torch.ones(1, *shape, dtype=weight.dtype, device=weight.device)
     if norm == "linf":
-        return float(_applied(layer, weight.abs(), ones).max())
+        return float(apply(weight.abs(), ones).max())
     if norm == "frobenius":
-        return float(_applied(layer, weight**2, ones).sum().sqrt())
-    if isinstance(layer, nn.Linear):
-        gram = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
-        return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())  # many times faster than an SVD
-    return _largest_singular_value(layer, weight, ones.shape)
+        return float(apply(weight**2, ones).sum().sqrt())
+    return _largest_singular_value(partial(apply, weight), ones)
 
 
-def _largest_singular_value(layer: nn.Conv2d, weight: Tensor, shape: torch.Size) -> float:
-    """By Lanczos' method on A^T A, in a tenth of the steps of power iteration: from below, until what it leaves open is
-    a millionth."""
+def _matrix_norm(matrix: Tensor, norm: str) -> float:
+    """The largest norm of matrices (..., out, in)."""
+    matrix = matrix.detach().double()
+    if norm == "linf":
+        return float(matrix.abs().sum(-1).max())
+    if norm == "frobenius":
+        return float((matrix**2).sum((-2, -1)).sqrt().max())
+    gram = matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+    return float(torch.linalg.eigvalsh(gram)[..., -1].max().clamp_min(0).sqrt())  # many times faster than an SVD
+
+
+def _largest_singular_value(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:
+    """Of a linear map of tensors shaped as `like`. By Lanczos' method on A^T A, in a tenth of the steps of power
+    iteration: from below, until what it leaves open is a millionth."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator, dtype=weight.dtype).to(weight.device)
+    x = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
     basis = x.flatten()[None] / x.norm()
     diagonal: list[float] = []
     beside: list[float] = []
     while True:
-        x = basis[-1].view(shape).requires_grad_(True)
+        x = basis[-1].view(like.shape).requires_grad_(True)
         with torch.enable_grad():
-            image = _applied(layer, weight, x)
+            image = apply(x)
             (x,) = torch.autograd.grad(image, x, image.detach())  # A^T A x
         x = x.flatten()
         diagonal.append(float(x @ basis[-1]))
@@ -154,118 +191,127 @@ def _check(norm: str) -> None:
         raise UserError(f"norm is one of {', '.join(NORMS)}, not '{norm}'")
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module, name):
-        return isinstance(module, OWN) or super().is_leaf_module(module, name)
+def _constants(graph: fx.Graph, norm: str) -> dict[fx.Node, float]:
+    """For each node an upper bound of the Lipschitz constant of the map from two images to it, and so from one."""
+    found: dict[fx.Node, float] = {}
+    for node in graph.nodes:
+        if node.op != "output":
+            found[node] = 1.0 if node.op == "placeholder" else _constant(node, found, norm)
+    return found
 
 
-class _Graph:
-    """A network in eval mode as a graph of operations (nodes): for each what it computes from a black image (`values`),
-    and an upper bound of the Lipschitz constant of the map from the image to that (`constants`)."""
+def _constant(node: fx.Node, constants: dict[fx.Node, float], norm: str) -> float:
+    args: tuple[Any, ...] = node.args
+    call = called(node)
+    nodes = [a for a in tree_leaves((args, node.kwargs)) if isinstance(a, fx.Node)]
+    if not any(constants[a] for a in nodes):
+        return 0.0  # the same for all images
+    if node.meta["dtype"] not in (torch.float32, torch.float64):
+        raise UserError(f"no Lipschitz constant is known here of {call} to {node.meta['dtype']}")
+    if call in ("add", "sub", "rsub"):
+        alpha = abs(node.kwargs.get("alpha", args[2] if len(args) > 2 else 1))
+        scales = (alpha, 1) if call == "rsub" else (1, alpha)
+        return sum(scale * constants[a] * _copies(a, node, norm) for a, scale in zip(args, scales, strict=False)
+                   if isinstance(a, fx.Node))
+    if call in ("cat", "stack", "maximum", "minimum"):
+        each = [constants[a] * (1 if call in ("cat", "stack") else _copies(a, node, norm)) for a in nodes]
+        return max(each) if norm == "linf" else sum(c**2 for c in each) ** 0.5
+    if len(nodes) == 1 and (factor := _factor(node, call, nodes[0], norm)) < torch.inf:
+        return factor * constants[nodes[0]]
+    raise UserError(f"no Lipschitz constant is known here of {call}")
 
-    def __init__(self, model: nn.Module, image_shape: tuple[int, int, int], norm: str):
-        self.model, self.norm = model, norm
-        self.constants: dict[fx.Node, float] = {}
-        with torch.no_grad(), under_attack(model):
-            try:
-                graph = _Tracer().trace(model)
-            except (ValueError, TypeError, RuntimeError) as error:  # torch.fx raises one or the other
-                raise UserError(f"torch.fx cannot trace {type(model).__name__}: {str(error).splitlines()[0]}") from None
-            run = fx.Interpreter(fx.GraphModule(model, graph), garbage_collect_values=False)
-            run.run(torch.zeros(1, *image_shape).to(next(model.parameters())))
-            self.values: dict[fx.Node, Any] = run.env
-            *nodes, output = graph.nodes
-            for node in nodes:
-                self.constants[node] = self._constant(node)
-        self.last = output.args[0]
-        if not isinstance(self.last, fx.Node):
-            raise UserError(f"{type(model).__name__} does not return logits only")
 
-    def layer(self, node: fx.Node) -> nn.Module | None:
-        """The layer that a node calls; None if it calls a function or a method."""
-        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+def _factor(node: fx.Node, call: str, source: fx.Node, norm: str) -> float:
+    """The constant of an operation that reads `source` once and no other node; infinite if it is not known."""
+    args: Any = node.args
+    if call == "mul":
+        return _copies(source, node, norm) * _largest(args[1] if args[0] is source else args[0])
+    if call in PRODUCTS:
+        return _product(node, call, source, norm)
+    if args[0] is not source:
+        return torch.inf
+    if call == "div" and not node.kwargs:
+        return _copies(source, node, norm) * _largest(1 / args[1])
+    if call in SLOPES:
+        slope = SLOPES[call]
+        return slope(*args[1:]) if callable(slope) else slope
+    if call in MOVES or call in PARTS or (call == "getitem" and (args[1] == 0 or called(source) in PARTS)):
+        return 1.0
+    if call in WEIGHTED:
+        target: Any = node.target
+        return _weighted(lambda x: target(x, *args[1:], **node.kwargs), source, norm)
+    if call == "convolution":
+        weight, _, *options = args[1:]
+        follower = _norm_after(node)
+        scale = 1.0 if follower is None else _scale(follower).view(-1, *[1] * (weight.dim() - 1))
+        return _norm_of(partial(_convolved, options), weight * scale, source.meta["shape"][1:], norm)
+    if call == "batch_norm":
+        return 1.0 if _norm_after(source) is node else _largest(_scale(node))
+    if call.startswith("max_pool"):
+        return 1.0 if norm == "linf" else _windows(*args[1:5]) ** 0.5
+    if call.startswith("adaptive_max_pool"):
+        sizes = zip(source.meta["shape"][2:], node.meta["shape"][2:], strict=True)
+        return 1.0 if norm == "linf" else prod(1 if n % m == 0 else -(-m // n) + 1 for n, m in sizes) ** 0.5
+    return torch.inf
 
-    def _constant(self, node: fx.Node) -> float:
-        if node.op == "placeholder":
-            return 1.0
-        layer = self.layer(node)
-        args: tuple[Any, ...] = node.args
-        call = type(layer).__name__ if layer is not None else getattr(node.target, "__name__", str(node.target))
-        sources = [source for source in node.all_input_nodes if self.constants[source]]
-        if not sources or call == "size" or (call, *args[1:]) == ("getattr", "shape"):
-            return 0.0  # the same for all images
-        if call in ("add", "sub") and not node.kwargs:
-            return sum(self._broadcast(source, node) for source in args if source in sources)
-        if call == "cat":
-            found = [self.constants[source] for source in args[0]]
-            return max(found) if self.norm == "linf" else sum(c**2 for c in found) ** 0.5
-        if call in ("mul", "truediv") and not node.kwargs:
-            moving, fixed = reversed(args) if call == "mul" and args[1] in sources else args
-            if moving in sources and fixed not in sources:
-                scale = self.values.get(fixed, fixed)
-                return self._broadcast(moving, node) * _largest(scale if call == "mul" else 1 / scale)
-        elif len(sources) == 1 and (factor := self._factor(node, layer, call, sources[0])) is not None:
-            return factor * self.constants[sources[0]]
-        raise UserError(f"no Lipschitz constant is known here of {call}")
 
-    def _broadcast(self, source: fx.Node, node: fx.Node) -> float:
-        """The constant of `source` once its numbers are repeated to the shape of `node`."""
-        copies = self.values[node].numel() / self.values[source].numel()
-        return self.constants[source] * (1.0 if self.norm == "linf" else copies**0.5)
+def _product(node: fx.Node, call: str, source: fx.Node, norm: str) -> float:
+    """`_factor` of a product of matrices, one of which does not move."""
+    left, right = node.args[1:3] if call in ("addmm", "baddbmm") else node.args
+    scale = abs(node.kwargs.get("alpha", 1))
+    if left is source:
+        matrix = right.mT if right.dim() > 1 else right[None]
+    elif right is source:
+        matrix = left
+    else:
+        return torch.inf
+    if linear_layer(node) and (follower := _norm_after(node)):
+        matrix = matrix * _scale(follower)[:, None]
+    return scale * _matrix_norm(matrix, norm)
 
-    def _factor(self, node: fx.Node, layer: nn.Module | None, call: str, source: fx.Node) -> float | None:
-        """The constant of one operation that reads `source`; None if it is not known."""
-        args: tuple[Any, ...] = fx.node.map_arg(node.args[1:], self.values.get)
-        options: dict[str, Any] = fx.node.map_arg(node.kwargs, self.values.get)
-        silent = call == "dropout" and options.get("training") is False
-        if silent or isinstance(layer, HARMLESS) or call in HARMLESS_CALLS:
-            return 1.0
-        if isinstance(layer, Normalise):
-            return _largest(1 / layer.std)
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            norm = self._norm_after(node)
-            scale = 1.0 if norm is None else _scale(norm).view(-1, *[1] * (layer.weight.dim() - 1))
-            return operator_norm(layer, acting_weight(layer) * scale, self.values[source].shape[1:], self.norm)
-        if isinstance(layer, BATCH_NORM):
-            return 1.0 if self._norm_after(source) is layer else _largest(_scale(layer))
-        if call == "max_pool2d" or isinstance(layer, nn.MaxPool2d):
-            pool = layer if isinstance(layer, nn.MaxPool2d) else nn.MaxPool2d(*args, **options)
-            return 1.0 if self.norm == "linf" else _windows(pool) ** 0.5
-        if call in AVERAGE_CALLS or isinstance(layer, AVERAGES):
-            average: Any = layer or (getattr(Tensor, call) if node.op == "call_method" else node.target)
-            return self._averaging(lambda x: average(x, *args, **options), self.values[source])
+
+def _copies(source: fx.Node, node: fx.Node, norm: str) -> float:
+    """The constant of repeating the numbers of `source` to the shape of `node`."""
+    return 1.0 if norm == "linf" else (node.meta["shape"].numel() / source.meta["shape"].numel()) ** 0.5
+
+
+def _norm_after(node: fx.Node) -> fx.Node | None:
+    """The BatchNorm that is to be folded into this convolution or linear layer: no one else reads the layer."""
+    if (called(node) != "convolution" or node.args[6]) and not linear_layer(node):  # one that is transposed is left alone
         return None
-
-    def _norm_after(self, node: fx.Node) -> BATCH_NORM | None:
-        """The BatchNorm that is to be folded into this convolution or linear layer: no one else reads the layer."""
-        layer, readers = self.layer(node), [self.layer(user) for user in node.users]
-        by_channel = isinstance(layer, nn.Conv2d | nn.Linear) and self.values[node].dim() == layer.weight.dim()
-        return readers[0] if by_channel and len(readers) == 1 and isinstance(readers[0], BATCH_NORM) else None
-
-    def _averaging(self, average: Callable[[Tensor], Tensor], like: Tensor) -> float | None:
-        """Largest row sum of a linear map without negative entries; in l2, where that is an upper bound, the square
-        root of it times the largest column sum (Schur's test). None if the map mixes images."""
-        x = torch.zeros(2, *like.shape[1:], dtype=torch.float64, device=like.device)
-        x[0] = 1
-        with torch.enable_grad():
-            rows = average(x.requires_grad_(True))
-            (columns,) = torch.autograd.grad(rows.sum(), x)
-        if rows.shape[:1] != (2,) or rows[1].any():
-            return None
-        return float(rows.max()) if self.norm == "linf" else float((rows.max() * columns.max()).sqrt())
+    match list(node.users):
+        case [fx.Node(args=[read, *_]) as norm] if called(norm) == "batch_norm" and read is node:
+            return norm
+    return None
 
 
-def _scale(norm: BATCH_NORM) -> Tensor:
-    """By what each channel (c,) is multiplied in evaluation mode."""
-    if norm.running_var is None:
-        raise UserError("no Lipschitz constant is known here of BatchNorm without running statistics")
-    return (1.0 if norm.weight is None else norm.weight) / (norm.running_var + norm.eps).sqrt()
+def _scale(norm: fx.Node) -> Tensor:
+    """By what a BatchNorm multiplies each channel (c,) in evaluation mode."""
+    _, weight, _, _, variance, training, _, eps = norm.args
+    if training or variance is None:
+        raise UserError("no Lipschitz constant is known here of a norm without running statistics")
+    return (1.0 if weight is None else weight) / (variance + eps).sqrt()
 
 
-def _windows(pool: nn.MaxPool2d) -> int:
-    """In how many windows one pixel can lie: it can be the largest, and move, in all of them."""
-    sizes = [(v, v) if isinstance(v, int) else v for v in (pool.kernel_size, pool.stride, pool.dilation)]
-    return prod(-(-k * gcd(s, d) // s) for k, s, d in zip(*sizes, strict=True))
+def _weighted(apply: Callable[[Tensor], Tensor | list[Tensor]], source: fx.Node, norm: str) -> float:
+    """Of a linear map without negative entries, to which a constant may be added: its largest row sum; in l2, where
+    that is an upper bound, the square root of it times the largest column sum (Schur's test)."""
+    x = torch.ones(source.meta["shape"], dtype=torch.float64, device=source.meta["device"])
+    with torch.enable_grad():
+        rows = apply(x.requires_grad_(True)) - apply(torch.zeros_like(x))
+        (columns,) = torch.autograd.grad(rows.sum(), x)
+    return float(rows.max()) if norm == "linf" else float((rows.max() * columns.max()).sqrt())
+
+
+def _convolved(options: list, weight: Tensor, x: Tensor) -> Tensor:
+    return torch.convolution(x, weight, None, *options)
+
+
+def _windows(size: list[int], stride: list[int] = (), padding: Any = 0, dilation: list[int] | int = 1) -> int:
+    """In how many windows of a max-pooling one pixel can lie: it can be the largest, and move, in all of them."""
+    axes = [[v] * 3 if isinstance(v, int) else list(v) * 3 if len(v) == 1 else v
+            for v in (size, stride or size, dilation)]
+    return prod(-(-k * gcd(s, d) // s) for k, s, d in zip(*axes, strict=False))
 
 
 def _largest(value: Tensor | float) -> float:

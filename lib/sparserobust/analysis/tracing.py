@@ -1,0 +1,138 @@
+"""A network as the graph of what it does to images: each operation of PyTorch (ATen) that reads them, in order.
+
+The network itself is called, with hooks, parametrisations and an overridden `__call__`, on a tensor that notes every
+operation on it and keeps its numbers to itself: a network that would branch on them, or take them elsewhere, is
+refused. Operations in which no image takes part are done at once, and their results are constants of the graph.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sparserobust.analysis.shapes import random_images
+from sparserobust.attacks import under_attack
+from sparserobust.errors import UserError, quoted
+
+# What they make of a tensor depends on its shape alone.
+FACTORIES = {"empty_like", "full_like", "ones_like", "zeros_like", "rand_like", "randn_like", "new_empty",
+             "new_empty_strided", "new_full", "new_ones", "new_zeros"}
+
+
+def traced(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Node:
+    """The logits (2, classes) of `model` in eval mode, as the last node of the graph of two images; `node.meta` has
+    shape, dtype and device. That the graph computes what the model does is tried on other images. `UserError` for a
+    network that cannot be followed or does not repeat itself."""
+    name, images, tape = type(model).__name__, random_images(model, image_shape, 5), _Tape()
+    with torch.no_grad(), under_attack(model), torch.compiler.set_stance("force_eager"):
+        try:
+            logits = model(tape.noted(images[:2].clone(), tape.graph.placeholder("images")))
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network's own code raises
+            raise UserError(f"{name} cannot be followed: {quoted(str(error))}") from error
+        if not isinstance(logits, Traced) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
+            raise UserError(f"{name} does not return logits only, (n, classes) of two classes or more, which depend on "
+                            "the images")
+        tape.graph.output(tape.node(logits))
+        tape.graph.eliminate_dead_code()
+        found = fx.Interpreter(nn.Module(), graph=tape.graph).run(images[2:4].clone())
+        again, beside = model(images[2:4].clone()), model(images[2:].clone())[:2]
+    if not found.isfinite().all():
+        raise UserError(f"{name} answers with numbers that are not finite: look at its weights")
+    for answers, share in ((again, 1e-5), (beside, 1e-3)):  # a GPU rounds otherwise if there are more images
+        if not (answers - found).abs().max() <= share * found.abs().max():
+            raise UserError(f"{name} answers otherwise at another call or beside other images: it is no function of one "
+                            "image, of which something could be proved")
+    return logits.node
+
+
+def linear_layer(node: fx.Node) -> tuple[fx.Node, Tensor, Tensor | None] | None:
+    """What a linear layer reads (n, in), its weight (out, in) and its bias (out,); None for any other node."""
+    match called(node), node.args:
+        case ("addmm", (Tensor() as bias, fx.Node() as read, Tensor() as weight)) if not node.kwargs:
+            return read, weight.T, bias
+        case ("mm", (fx.Node() as read, Tensor() as weight)):
+            return read, weight.T, None
+    return None
+
+
+def called(node: fx.Node) -> str:
+    """The operation of a node, without the underscores that mark what is internal or done in place."""
+    target: Any = getattr(node.target, "overloadpacket", node.target)
+    name = target if isinstance(target, str) else target.__name__
+    return name.removesuffix("_").removeprefix("_").removeprefix("native_").removeprefix("cudnn_")
+
+
+class Traced(Tensor):
+    """A tensor that depends on images. What it is lies in `value`."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    value: Tensor
+    node: fx.Node
+    tape: "_Tape"
+    version: int  # of the memory of `value`, when this was noted
+
+    @staticmethod
+    def __new__(cls, value: Tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, value.shape, strides=value.stride(), dtype=value.dtype,
+                                                   device=value.device)
+
+    def __repr__(self, **_):
+        return f"Traced({tuple(self.shape)})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        given = tree_leaves((args, kwargs))
+        return next(t for t in given if isinstance(t, Traced)).tape.note(func, args, kwargs or {})
+
+
+class _Tape:
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.versions: dict[int, int] = {}  # how often each memory has been written to
+
+    def noted(self, value: Tensor, node: fx.Node) -> Traced:
+        return self._renew(Traced(value), value, node)
+
+    def _renew(self, tensor: Traced, value: Tensor, node: fx.Node) -> Traced:
+        node.meta |= {"shape": value.shape, "dtype": value.dtype, "device": value.device}
+        tensor.value, tensor.node, tensor.tape = value, node, self
+        tensor.version = self.versions.get(_memory(value), 0)
+        return tensor
+
+    def node(self, tensor: Tensor) -> fx.Node | Tensor:
+        """Where a tensor comes from; a constant as it is now."""
+        if not isinstance(tensor, Traced):
+            return tensor.detach().clone()
+        if tensor.version != self.versions.get(_memory(tensor.value), 0):
+            raise UserError("no Lipschitz constant is known here of a tensor of which a part, or another view, was changed")
+        return tensor.node
+
+    def note(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        name = func.overloadpacket.__name__
+        given, options = tree_map_only(Traced, lambda t: t.value, (args, kwargs))
+        if name in FACTORIES:
+            return func(*given, **options)
+        if torch.Tag.data_dependent_output in func.tags:
+            raise UserError(f"no Lipschitz constant is known here of looking at the numbers of a tensor ({name})")
+        node = self.graph.call_function(func, *tree_map_only(Tensor, self.node, (args, kwargs)))
+        written = [argument for argument in func._schema.arguments if argument.alias_info
+                   and argument.alias_info.is_write]
+        found = func(*given, **options)
+        if written:
+            if not isinstance(args[0], Traced) or found is not args[0].value or found.shape != args[0].shape:
+                raise UserError(f"no Lipschitz constant is known here of {name}, which writes into another tensor")
+            self.versions[_memory(found)] = self.versions.get(_memory(found), 0) + 1
+            return self._renew(args[0], found, node)
+        if isinstance(found, Tensor):
+            return self.noted(found, node)
+        parts = [self.noted(part, self.graph.call_function(operator.getitem, (node, i))) for i, part in enumerate(found)]
+        node.meta |= parts[0].node.meta
+        return type(found)(parts)
+
+
+def _memory(value: Tensor) -> int:
+    return value.untyped_storage()._cdata
