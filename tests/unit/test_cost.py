@@ -6,6 +6,8 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from scaffolding import generator, seeded, splits_of
 from sparserobust import analysis, files
@@ -70,7 +72,65 @@ def test_of_layers_of_every_shape():
     assert macs(model, (4, 7, 9)) == (4 * 6 * 6 + 3 * 2) * 12 + 36 * 5
 
 
-def test_counting_changes_nothing(sparse):
+class Functions(nn.Module):
+    """Nothing in it is a layer that is called as such: attention, products and convolutions as functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.kernel, self.matrix = nn.Parameter(torch.rand(4, 1, 3)), nn.Parameter(torch.rand(5, 4, 6))
+
+    def forward(self, x):  # 6x5x7
+        tokens = functional.conv2d(x, self.kernel.view(2, 2, 3, 1).repeat(3, 1, 1, 1), groups=3).flatten(2).mT  # 21x6
+        tokens, _ = self.attention(tokens, tokens, tokens)
+        tokens = functional.scaled_dot_product_attention(tokens, tokens[:, :7], tokens[:, :7])
+        tokens = functional.conv1d(tokens.mT, self.kernel.repeat(6, 2, 1)[:6, :2], groups=3).mT  # 19x6
+        return torch.einsum("nld,hod->nhlo", tokens, self.matrix).flatten(1) @ torch.ones(19 * 20, 3)
+
+
+def test_of_what_is_called_as_a_function():
+    attention = 21 * 6 * (4 * 6 + 2 * 21)  # four linear maps, and two products of tokens
+    expected = 21 * 6 * 6 + attention + 2 * 21 * 7 * 6 + 19 * 6 * 6 + 19 * 20 * 6 + 19 * 20 * 3
+    model = Functions().eval()
+    assert macs(model, (6, 5, 7)) == macs(nn.DataParallel(model), (6, 5, 7)) == expected
+    assert macs(torch.compile(model), (6, 5, 7)) == expected
+    with torch.inference_mode():
+        assert macs(model, (6, 5, 7)) == expected
+
+
+def test_of_layers_that_are_transposed_or_called_twice():
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2), layer, nn.ReLU(), layer)  # 5x6: 11x13
+    assert macs(model, (2, 5, 6)) == 2 * 2 * 9 * 5 * 6 + 2 * 4 * 4 * 9 * 11 * 13
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v2", "vit_b_32", "densenet121"])
+def test_of_networks_of_torchvision_as_torch_counts_them(name):
+    from torchvision import models
+
+    model, counter = getattr(models, name)().eval(), FlopCounterMode(display=False)
+    torch.backends.mha.set_fastpath_enabled(False)  # else attention is one operation, and not counted
+    with counter, torch.no_grad():
+        model(torch.zeros(1, 3, 224, 224))
+    torch.backends.mha.set_fastpath_enabled(True)
+    assert macs(model, (3, 224, 224)) == counter.get_total_flops() / 2
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_of_a_network_with_products_out_of_sight(refusal):
+    class Calls(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x[:, 0], x[:, 0])
+
+    assert "_trilinear" in refusal(macs, Calls(nn.Bilinear(4, 4, 2)), (1, 4, 4))
+    assert "fft" in refusal(macs, Calls(lambda x, _: torch.fft.fft(x)), (1, 4, 4))
+
+
+def test_counting_changes_nothing(sparse, refusal):
     sparse.train()
     sparse.members[0].blocks[0].norm1.eval()
     modes, chance = [m.training for m in sparse.modules()], torch.get_rng_state()
@@ -79,8 +139,7 @@ def test_counting_changes_nothing(sparse):
     assert [m.training for m in sparse.modules()] == modes and is_noisy(sparse)
     assert torch.equal(torch.get_rng_state(), chance)
     assert all(torch.equal(t, before[name]) for name, t in sparse.state_dict().items())
-    with pytest.raises(RuntimeError):
-        macs(sparse, (2, 8, 8))  # too few channels
+    assert "takes no images of shape (2, 8, 8)" in refusal(macs, sparse, (2, 8, 8))  # too few channels
     assert not any(m._forward_hooks for m in sparse.modules())
 
 

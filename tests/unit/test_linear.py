@@ -10,7 +10,7 @@ from sparserobust.analysis.linear import Binary, balancing_bias, exact_radii, we
 from sparserobust.attacks import FGSM, PGD
 from sparserobust.data import Split, Splits
 from sparserobust.imagewise import unpack
-from sparserobust.models import LeNet5, LeNet300100
+from sparserobust.models import LeNet300100
 from sparserobust.models.lenet import Linear
 
 
@@ -228,10 +228,21 @@ def test_validation_images_are_measured_where_they_are_asked_for_and_no_others(m
 
 
 def test_only_linear_networks_have_these_parameters(refusal):
-    weight, bias = weight_and_bias(trained(3, [1, 1, 1])[0])
+    model, _ = trained(3, [1, 1, 1])
+    weight, bias = weight_and_bias(model, (1, 5, 5))
     assert (weight.shape, bias.shape, weight.dtype, bias.dtype) == ((3, 25), (3,), torch.float64, torch.float64)
     assert not weight.requires_grad
-    for model, layers in ((LeNet300100().build((1, 6, 6), 3), 3), (LeNet5(kernel=3).build((1, 8, 8), 3), 4),
-                          (torch.nn.Sequential(torch.nn.Conv2d(1, 3, 6)), 1)):
-        message = refusal(weight_and_bias, model)
-        assert "a linear network has one linear layer and no convolution" in message and f"{layers} layers" in message
+    layer = torch.nn.Linear(25, 3, bias=False)
+    weight, bias = weight_and_bias(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten(), layer), (1, 5, 5))
+    assert torch.equal(weight, layer.weight.double()) and torch.equal(bias, torch.zeros(3).double())
+    hooked = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
+    hooked.register_forward_hook(lambda _, inputs, logits: 3 * logits)
+    for other in (LeNet300100().build((1, 5, 5), 3), hooked, torch.nn.Sequential(model, torch.nn.ReLU()),
+                  torch.nn.Sequential(torch.nn.Conv2d(1, 3, 5), torch.nn.Flatten()),
+                  torch.nn.Sequential(torch.nn.BatchNorm2d(1), model), torch.nn.Sequential(Turned(), model)):
+        assert "one linear layer on flattened images" in refusal(weight_and_bias, other, (1, 5, 5))
+
+
+class Turned(torch.nn.Module):
+    def forward(self, x):
+        return x.view(-1, 1, 5, 5).transpose(2, 3)

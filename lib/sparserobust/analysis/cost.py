@@ -1,5 +1,6 @@
 """What a network costs: where it is deployed, multiply-accumulates, bytes, time; where it is trained, a step."""
 
+import re
 import statistics
 import time
 import zlib
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import files, sparsity
-from sparserobust.analysis.shapes import shapes_of
+from sparserobust.analysis.shapes import each_operation
 from sparserobust.attacks import under_attack
 from sparserobust.config import Measurement, Run
+from sparserobust.errors import UserError
 from sparserobust.models import compact, noise_off
 from sparserobust.models.compact import plain_copy
 from sparserobust.provenance import device
@@ -21,13 +23,33 @@ from sparserobust.settings import settings
 from sparserobust.training import TrainingState
 
 WARM_UP = 3  # untimed passes before the timed ones
+PRODUCTS = {"addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv", "vdot"}
+# Names of operations of ATen in which products of matrices are done out of sight.
+HIDING = re.compile("rnn|lstm|gru|attention|transformer|conv|matmul|_mm|fft|cdist|sparse|^_trilinear")
 COMPARED = 100  # test images on which the compact network must agree with the dense one
 
 
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of all convolutions and linear layers for one image (c, h, w): 40,813,184 for ResNet20 and
-    3x32x32. Those with padding count; norms, additions and noise do not. The model comes back as it was."""
-    return sum(given.numel() * layer.weight[0].numel() for layer, _, given in shapes_of(model, image_shape))
+    """Multiply-accumulates of all convolutions and products of matrices for one image (c, h, w), called as layers or as
+    functions, with those inside attention and its two products: 40,813,184 for ResNet20 and 3x32x32. Those with padding
+    count; norms, additions and noise do not. The model comes back as it was. `UserError` for an operation that may hide
+    others."""
+    total = 0
+
+    def count(operation, args, found):
+        nonlocal total
+        name = operation.overloadpacket.__name__
+        if name == "convolution":
+            x, weight, transposed = args[0], args[1], args[6]
+            total += (x if transposed else found).numel() * weight[0].numel()
+        elif name.lstrip("_") in PRODUCTS:
+            left = args[1] if name.startswith(("add", "badd")) else args[0]
+            total += found.numel() * left.shape[-1]
+        elif HIDING.search(name) or (operation.namespace != "aten" and isinstance(found, Tensor)):
+            raise UserError(f"the multiply-accumulates of {operation.namespace}.{name} are not known here")
+
+    each_operation(model, image_shape, count)
+    return total
 
 
 @settings

@@ -7,6 +7,9 @@ Neither changes a folded weight whose rows are then scaled to length one.
 """
 
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError
@@ -26,6 +29,7 @@ LAYERS = nn.Conv2d | nn.Linear
 # a factor changes which units win.
 POSITIVE = (nn.ReLU | nn.LeakyReLU | nn.PReLU | nn.MaxPool2d | nn.AdaptiveMaxPool2d | AVERAGES
             | nn.Flatten | nn.Identity | nn.Dropout | nn.Dropout2d)
+RENEWING = BasePruningMethod, SpectralNorm, WeightNorm
 POSITIVE_CALLS = ("relu", "relu_", "leaky_relu", "max_pool2d", "adaptive_max_pool2d", "avg_pool2d",
                   "adaptive_avg_pool2d", "flatten", "view", "reshape")
 
@@ -46,7 +50,8 @@ def folded_weights(model: nn.Module) -> dict[str, Tensor]:
     stays as it is, such as those inside an attention module of torch.nn. Subclasses count as the
     convolution, linear layer or BatchNorm they derive from. Linear layers are taken to read
     (n, features). Factors between two layers without a BatchNorm between them stay in the weights.
-    `UserError` for a network that torch.fx cannot trace.
+    `UserError` for a network that torch.fx cannot trace, or of which it does not see all: with hooks, or with a `forward`
+    or `__call__` of its own on a module.
     """
     graph = _traced(model)
     after: dict[nn.Module, set[BATCH_NORM | None]] = {}  # norms, or None, of the calls of a layer
@@ -74,14 +79,27 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(model: nn.Module) -> fx.Graph:
+    name = type(model).__name__
+    for module in model.modules():
+        if _hidden(module):
+            raise UserError(
+                f"BatchNorm cannot be folded into {name}, as what hooks or a replaced `forward` of "
+                f"{type(module).__name__} do is not seen: make them a part of the forward")
     try:
         with under_attack(model):
             return _Tracer().trace(model)
     except Exception as error:  # whatever a network's own code raises if it is given no tensor
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"BatchNorm cannot be folded into {type(model).__name__}, as torch.fx cannot trace it: "
+            f"BatchNorm cannot be folded into {name}, as torch.fx cannot trace it: "
             f"rewrite its forward without branches on tensors ({reason})") from None
+
+
+def _hidden(module: nn.Module) -> bool:
+    """Whether a call does more than the `forward` of its class; hooks that renew a weight aside."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return ("forward" in vars(module) or type(module).__call__ is not nn.Module.__call__
+            or any(not isinstance(hook, RENEWING) for hook in hooks))
 
 
 def _module(model: nn.Module, node: fx.Node) -> nn.Module | None:

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import imagewise
+from sparserobust.analysis.tracing import called, linear_layer, traced
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
 from sparserobust.settings import settings
+
+FLATTENING = {"alias", "clone", "detach", "squeeze", "unsafe_view", "unsqueeze", "view"}  # the pixels keep their order
 
 
 def balancing_bias(scores: Tensor, signs: Tensor) -> float:
@@ -91,7 +94,7 @@ class Theorem31(Measurement, kind="theorem_31"):
         self.choice("split", "test", "validation")
 
     def __call__(self, model, splits):
-        weight, _ = weight_and_bias(model)
+        weight, _ = weight_and_bias(model, splits.image_shape)
         if len(weight) != 2:
             raise UserError(f"theorem 3.1 speaks of two classes, these data have {len(weight)}: set `classes`")
         weight = weight[1] - weight[0]
@@ -127,7 +130,7 @@ class LinearRadii(Measurement, kind="linear_radii"):
         self.choice("split", "test", "validation")
 
     def __call__(self, model, splits):
-        weight, bias = weight_and_bias(model)
+        weight, bias = weight_and_bias(model, splits.image_shape)
         split = getattr(splits, self.split).sample(None)
         images, labels = split.images.flatten(1).double(), split.labels
         r2 = exact_radii(weight, bias, images, labels, "l2")
@@ -144,13 +147,17 @@ class LinearRadii(Measurement, kind="linear_radii"):
         return {"value": float(r2.mean()), "total": len(labels), "each": each, "parts": parts}
 
 
-def weight_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight (classes, d) and bias (classes,), float64, of a linear network; `UserError` for any other."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
-        raise UserError(f"a linear network has one linear layer and no convolution, {type(model).__name__} has "
-                        f"{len(layers)} layers")
-    return layers[0].weight.detach().double(), layers[0].bias.detach().double()
+def weight_and_bias(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Weight (classes, d) and bias (classes,), float64, of a linear network; `UserError` for any other: between image
+    and logits there is one linear layer, and nothing else but flattening."""
+    layer = linear_layer(traced(model, image_shape))
+    node = layer[0] if layer else None
+    while node and called(node) in FLATTENING:
+        (node,) = node.all_input_nodes
+    if layer is None or node is None or node.op != "placeholder":
+        raise UserError(f"a linear network is one linear layer on flattened images, {type(model).__name__} does more")
+    _, weight, bias = layer
+    return weight.double(), weight.new_zeros(len(weight)).double() if bias is None else bias.double()
 
 
 def exact_radii(weight: Tensor, bias: Tensor, images: Tensor, labels: Tensor, norm: str) -> Tensor:

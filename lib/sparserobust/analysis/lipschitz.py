@@ -62,7 +62,7 @@ def margin_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str 
     if is_noisy(model):
         raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
     _check(norm)
-    last = traced(model, image_shape)
+    last: Any = traced(model, image_shape)
     if called(last) == "log_softmax" and last.args[1] in (1, -1):  # which leaves differences as they are
         last = last.args[0]
     read, rows, _ = linear_layer(last) or (last, torch.eye(last.meta["shape"][1], device=last.meta["device"]), None)
@@ -201,7 +201,8 @@ def _constants(graph: fx.Graph, norm: str) -> dict[fx.Node, float]:
 
 
 def _constant(node: fx.Node, constants: dict[fx.Node, float], norm: str) -> float:
-    args: tuple[Any, ...] = node.args
+    args: Any = node.args
+    options: dict[str, Any] = node.kwargs
     call = called(node)
     nodes = [a for a in tree_leaves((args, node.kwargs)) if isinstance(a, fx.Node)]
     if not any(constants[a] for a in nodes):
@@ -209,7 +210,7 @@ def _constant(node: fx.Node, constants: dict[fx.Node, float], norm: str) -> floa
     if node.meta["dtype"] not in (torch.float32, torch.float64):
         raise UserError(f"no Lipschitz constant is known here of {call} to {node.meta['dtype']}")
     if call in ("add", "sub", "rsub"):
-        alpha = abs(node.kwargs.get("alpha", args[2] if len(args) > 2 else 1))
+        alpha = abs(options.get("alpha", args[2] if len(args) > 2 else 1))
         scales = (alpha, 1) if call == "rsub" else (1, alpha)
         return sum(scale * constants[a] * _copies(a, node, norm) for a, scale in zip(args, scales, strict=False)
                    if isinstance(a, fx.Node))
@@ -257,8 +258,9 @@ def _factor(node: fx.Node, call: str, source: fx.Node, norm: str) -> float:
 
 def _product(node: fx.Node, call: str, source: fx.Node, norm: str) -> float:
     """`_factor` of a product of matrices, one of which does not move."""
-    left, right = node.args[1:3] if call in ("addmm", "baddbmm") else node.args
-    scale = abs(node.kwargs.get("alpha", 1))
+    args: Any = node.args
+    left, right = args[1:3] if call in ("addmm", "baddbmm") else args
+    scale: Any = node.kwargs.get("alpha", 1)
     if left is source:
         matrix = right.mT if right.dim() > 1 else right[None]
     elif right is source:
@@ -267,7 +269,7 @@ def _product(node: fx.Node, call: str, source: fx.Node, norm: str) -> float:
         return torch.inf
     if linear_layer(node) and (follower := _norm_after(node)):
         matrix = matrix * _scale(follower)[:, None]
-    return scale * _matrix_norm(matrix, norm)
+    return abs(scale) * _matrix_norm(matrix, norm)
 
 
 def _copies(source: fx.Node, node: fx.Node, norm: str) -> float:
@@ -276,24 +278,25 @@ def _copies(source: fx.Node, node: fx.Node, norm: str) -> float:
 
 
 def _norm_after(node: fx.Node) -> fx.Node | None:
-    """The BatchNorm that is to be folded into this convolution or linear layer: no one else reads the layer."""
-    if (called(node) != "convolution" or node.args[6]) and not linear_layer(node):  # one that is transposed is left alone
-        return None
-    match list(node.users):
-        case [fx.Node(args=[read, *_]) as norm] if called(norm) == "batch_norm" and read is node:
-            return norm
+    """The BatchNorm that is to be folded into this linear layer or convolution, which is not a transposed one: no one
+    else reads the layer."""
+    if linear_layer(node) or (called(node) == "convolution" and not node.args[6]):
+        readers = list(node.users)
+        if len(readers) == 1 and called(readers[0]) == "batch_norm" and readers[0].args[0] is node:
+            return readers[0]
     return None
 
 
 def _scale(norm: fx.Node) -> Tensor:
     """By what a BatchNorm multiplies each channel (c,) in evaluation mode."""
-    _, weight, _, _, variance, training, _, eps = norm.args
+    args: Any = norm.args
+    _, weight, _, _, variance, training, _, eps = args
     if training or variance is None:
         raise UserError("no Lipschitz constant is known here of a norm without running statistics")
     return (1.0 if weight is None else weight) / (variance + eps).sqrt()
 
 
-def _weighted(apply: Callable[[Tensor], Tensor | list[Tensor]], source: fx.Node, norm: str) -> float:
+def _weighted(apply: Callable[[Tensor], Tensor], source: fx.Node, norm: str) -> float:
     """Of a linear map without negative entries, to which a constant may be added: its largest row sum; in l2, where
     that is an upper bound, the square root of it times the largest column sum (Schur's test)."""
     x = torch.ones(source.meta["shape"], dtype=torch.float64, device=source.meta["device"])
@@ -307,11 +310,10 @@ def _convolved(options: list, weight: Tensor, x: Tensor) -> Tensor:
     return torch.convolution(x, weight, None, *options)
 
 
-def _windows(size: list[int], stride: list[int] = (), padding: Any = 0, dilation: list[int] | int = 1) -> int:
+def _windows(size: list[int], stride: list[int] | None = None, padding: Any = 0, dilation: Any = 1) -> int:
     """In how many windows of a max-pooling one pixel can lie: it can be the largest, and move, in all of them."""
-    axes = [[v] * 3 if isinstance(v, int) else list(v) * 3 if len(v) == 1 else v
-            for v in (size, stride or size, dilation)]
-    return prod(-(-k * gcd(s, d) // s) for k, s, d in zip(*axes, strict=False))
+    axes = [[v] * len(size) if isinstance(v, int) else list(v) for v in (size, stride or size, dilation)]
+    return prod(-(-k * gcd(s, d) // s) for k, s, d in zip(*axes, strict=True))
 
 
 def _largest(value: Tensor | float) -> float:

@@ -1,11 +1,16 @@
-"""What goes into the convolutions and linear layers of a network, and what comes out."""
+"""What passes through a network: what goes into its convolutions and linear layers, and each operation it does."""
 
+from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparserobust.attacks import under_attack
+from sparserobust.errors import UserError, quoted
 from sparserobust.models import noise_off
 
 Seen = tuple[nn.Conv2d | nn.Linear, torch.Size, torch.Size]
@@ -21,12 +26,48 @@ def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Seen]
 
     hooks = [layer.register_forward_hook(note) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     try:
-        with torch.no_grad(), under_attack(model), noise_off(model):
-            model(random_images(model, image_shape, 1))
+        _pass(model, image_shape)
     finally:
         for hook in hooks:
             hook.remove()
     return seen
+
+
+def each_operation(model: nn.Module, image_shape: tuple[int, int, int],
+                   note: Callable[[Any, tuple, Any], None]) -> None:
+    """Calls `note` with each operation of ATen, its arguments and its result, while one image (c, h, w) passes the
+    network; attention, also in layers of torch.nn, is taken apart into products of matrices."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), _Watch(note):
+            _pass(model, image_shape)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, note: Callable[[Any, tuple, Any], None]):
+        super().__init__()
+        self.note = note
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        with self:  # in inference mode, operations that consist of others come in one piece
+            found = func.decompose(*args, **(kwargs or {}))
+        if found is NotImplemented:
+            found = func(*args, **(kwargs or {}))
+            self.note(func, args, found)
+        return found
+
+
+def _pass(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """One image, without noise."""
+    with torch.no_grad(), under_attack(model), noise_off(model):
+        try:
+            model(random_images(model, image_shape, 1))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise UserError(f"{type(model).__name__} takes no images of shape {image_shape}: {quoted(str(error))}") \
+                from error
 
 
 def random_images(model: nn.Module, image_shape: tuple[int, int, int], n: int) -> Tensor:

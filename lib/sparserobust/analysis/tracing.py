@@ -29,6 +29,7 @@ def traced(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Node:
     with torch.no_grad(), under_attack(model), torch.compiler.set_stance("force_eager"):
         try:
             logits = model(tape.noted(images[:2].clone(), tape.graph.placeholder("images")))
+            again, beside = model(images[2:4].clone()), model(images[2:].clone())
         except UserError:
             raise
         except Exception as error:  # whatever a network's own code raises
@@ -39,13 +40,12 @@ def traced(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Node:
         tape.graph.output(tape.node(logits))
         tape.graph.eliminate_dead_code()
         found = fx.Interpreter(nn.Module(), graph=tape.graph).run(images[2:4].clone())
-        again, beside = model(images[2:4].clone()), model(images[2:].clone())[:2]
     if not found.isfinite().all():
         raise UserError(f"{name} answers with numbers that are not finite: look at its weights")
-    for answers, share in ((again, 1e-5), (beside, 1e-3)):  # a GPU rounds otherwise if there are more images
-        if not (answers - found).abs().max() <= share * found.abs().max():
-            raise UserError(f"{name} answers otherwise at another call or beside other images: it is no function of one "
-                            "image, of which something could be proved")
+    for answers, share in ((again, 1e-5), (beside[:2], 1e-3)):  # a GPU rounds otherwise if there are more images
+        if answers.shape != found.shape or not (answers - found).abs().max() <= share * found.abs().max():
+            raise UserError(f"{name} answers otherwise at another call or beside other images: it is no function of "
+                            "one image, of which something could be proved")
     return logits.node
 
 
@@ -69,7 +69,7 @@ def called(node: fx.Node) -> str:
 class Traced(Tensor):
     """A tensor that depends on images. What it is lies in `value`."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     value: Tensor
     node: fx.Node
     tape: "_Tape"
@@ -108,7 +108,7 @@ class _Tape:
         if not isinstance(tensor, Traced):
             return tensor.detach().clone()
         if tensor.version != self.versions.get(_memory(tensor.value), 0):
-            raise UserError("no Lipschitz constant is known here of a tensor of which a part, or another view, was changed")
+            raise UserError("no Lipschitz constant is known here of a tensor that was changed in part")
         return tensor.node
 
     def note(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -129,7 +129,8 @@ class _Tape:
             return self._renew(args[0], found, node)
         if isinstance(found, Tensor):
             return self.noted(found, node)
-        parts = [self.noted(part, self.graph.call_function(operator.getitem, (node, i))) for i, part in enumerate(found)]
+        parts = [self.noted(part, self.graph.call_function(operator.getitem, (node, i)))
+                 for i, part in enumerate(found)]
         node.meta |= parts[0].node.meta
         return type(found)(parts)
 
