@@ -9,6 +9,7 @@ from torchvision.models import resnet18
 from scaffolding import built, lively
 from sparserobust.analysis import lipschitz
 from sparserobust.attacks import PGD, CarliniWagnerL2, DeepFool, l2_norm, predicted, random_in_ball
+from sparserobust.errors import UserError
 from sparserobust.models import (
     VGG16,
     LeNet5,
@@ -111,6 +112,7 @@ class Calls(nn.Module):
         self.norm, self.norm_1d = nn.BatchNorm2d(2), nn.BatchNorm1d(6)
         self.normalise = Normalise([10.0, 20.0], [51.0, 102.0])
         self.register_buffer("scale", torch.tensor([0.5, -3.0]).view(2, 1, 1))
+        self.register_buffer("matrix", torch.tensor([[3.0, 4, 0, 0], [-4, 3, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
         shake(self)
 
     def forward(self, x):
@@ -145,7 +147,39 @@ OPERATIONS = {
     "normalised": (lambda m, x: m.normalise(x), 5, 5),
     "concatenation": (lambda m, x: torch.cat([x, 2 * x], 1), 5**0.5, 2),
     "constant": (lambda m, x: x + torch.sigmoid(m.scale), 1, 1),
+    "multiple of a sum": (lambda m, x: torch.add(x, x, alpha=-3), 4, 4),
+    "function of a default": (lambda m, x: (lambda y, scale=3.0: y * scale)(x), 3, 3),
+    "shapes": (lambda m, x: x.permute(0, 2, 3, 1).transpose(1, 2).contiguous()[..., None].squeeze(), 1, 1),
+    "slices": (lambda m, x: x[:, 1:, ::2, None, 3], 1, 1),
+    "indices": (lambda m, x: x[:, [0, 1, 1, 1]], 3**0.5, 1),
+    "chunks": (lambda m, x: sum(x.chunk(2, 1)), 2, 2),
+    "split, unbound, stacked": (lambda m, x: torch.stack([*x.split([1, 3], 2)[1].unbind(2)[:2]]).movedim(0, 1), 2**.5, 1),
+    "padding": (lambda m, x: functional.pad(x, (1, 2, 0, 1), value=0.3), 1, 1),
+    "replicated": (lambda m, x: functional.pad(x, (0, 2, 0, 0), mode="replicate"), 3**0.5, 1),
+    "reflected": (lambda m, x: functional.pad(x, (1, 1, 0, 0), mode="reflect"), 2**0.5, 1),
+    "enlarged": (lambda m, x: functional.interpolate(x, scale_factor=2), 2, 1),
+    "channels dropped": (lambda m, x: functional.dropout2d(nn.Dropout2d()(x) if m.training else x, training=False), 1, 1),
+    "in place": (lambda m, x: functional.relu(x.clone().mul_(2).add_(1), inplace=True), 2, 2),
+    "in place, of itself": (lambda m, x: (2 * x).add_(x), 3, 3),
+    "largest": (lambda m, x: x.amax((2, 3)) - x.flatten(2).max(2)[0], 2, 2),
+    "larger": (lambda m, x: torch.maximum(x, 2 * x), 5**0.5, 2),
+    "adaptive max": (lambda m, x: functional.adaptive_max_pool2d(x, 2), 1, 1),
+    "adaptive max, overlapping": (lambda m, x: functional.adaptive_max_pool2d(x, (1, 3)), 2**0.5, 1),
+    "max of rows": (lambda m, x: functional.max_pool1d(x.flatten(2), 3, 1), 3**0.5, 1),
+    "max of a volume": (lambda m, x: functional.max_pool3d(x[:, None], 2, 1), 8**0.5, 1),
+    "softmax": (lambda m, x: 4 * x.flatten(1).softmax(1), 2, 2),
+    "product from the right": (lambda m, x: x @ m.matrix, 5, 7),
+    "product from the left": (lambda m, x: m.matrix.T @ x, 5, 7),
+    "einsum": (lambda m, x: torch.einsum("nchw,wk->nkch", x, m.matrix), 5, 7),
+    "linear": (lambda m, x: functional.linear(x, m.matrix.T, torch.ones(4)), 5, 7),
+    "transposed convolution": (lambda m, x: functional.conv_transpose2d(x, torch.ones(2, 1, 2, 2), stride=2), 8**0.5, 2),
+    "convolution of rows": (lambda m, x: functional.conv1d(x.flatten(2), torch.ones(2, 1, 2), stride=2, groups=2), 2**.5, 2),
+    "convolution of a volume": (lambda m, x: functional.conv3d(x[:, None], torch.ones(1, 1, 2, 1, 1)), 2**0.5, 2),
 }
+
+
+# Their Frobenius norms are not their spectral ones.
+COARSE = {name for name in OPERATIONS if "product from" in name or "convolution" in name} | {"einsum", "linear"}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -154,12 +188,261 @@ def test_constants_of_single_operations(name):
     function, l2, linf = OPERATIONS[name]
     model = Calls(function)
     for norm, expected, unit in (("l2", l2, 2**0.5), ("frobenius", l2, 2**0.5), ("linf", linf, 2.0)):
-        assert float(lipschitz.margin_bound(model, (2, 4, 4), norm)[0, 1]) == pytest.approx(expected * unit, rel=1e-6)
+        bound = float(lipschitz.margin_bound(model, (2, 4, 4), norm)[0, 1]) / unit
+        assert bound == pytest.approx(expected, rel=1e-6) or (norm == "frobenius" and bound > expected and name in COARSE)
     generator = torch.Generator().manual_seed(0)
     for x in [torch.randn(1, 2, 4, 4, generator=generator), torch.zeros(1, 2, 4, 4)]:
         jacobian = torch.autograd.functional.jacobian(model, x).reshape(-1, 32)
         assert torch.linalg.matrix_norm(jacobian, 2) <= l2 * (1 + 1e-5)
         assert jacobian.abs().sum(1).max() <= linf * (1 + 1e-5)
+
+
+ACTIVATIONS = [nn.ReLU(), nn.LeakyReLU(0.2), nn.LeakyReLU(-3.0), nn.PReLU(2, 1.5), nn.ReLU6(), nn.Hardtanh(-0.5, 2.0),
+               nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Hardswish(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(),
+               nn.ELU(), nn.ELU(2.0), nn.SELU(), nn.CELU(2.0), nn.Softplus(3.0), nn.LogSigmoid(), nn.Softshrink(),
+               nn.Threshold(0.5, 0.5), nn.LeakyReLU(1.0, inplace=True), nn.SiLU(inplace=True)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_the_constant_of_an_activation_is_its_steepest_slope(activation):
+    """By finite differences, which no constant lies below, nor far above."""
+    x = torch.linspace(-12, 12, 200_001, dtype=torch.float64).expand(1, 2, -1)
+    with torch.no_grad():
+        slopes = activation.double()(x.clone()).diff().abs() / x.diff()
+    model = Calls(lambda m, x: activation.to(x.dtype)(x + 0))
+    for norm, unit in (("l2", 2**0.5), ("linf", 2.0)):
+        constant = float(lipschitz.margin_bound(model, (2, 4, 4), norm)[0, 1]) / unit
+        assert slopes.max() * (1 - 1e-9) <= constant <= slopes.max() * 1.0005
+
+
+def test_log_softmax_leaves_differences_as_they_are():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 5))
+    bound = lipschitz.margin_bound(nn.Sequential(model, nn.LogSoftmax(1)), (2, 4, 4), "l2")
+    assert torch.equal(bound, lipschitz.margin_bound(model, (2, 4, 4), "l2"))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(2, 4, 3, 2, 1, 1, groups=2), nn.Conv2d(2, 4, 3, 2, 2, 2, groups=2),
+                                   nn.Conv2d(2, 3, 3, padding="same"), nn.Conv2d(2, 3, 3, 1, 2, padding_mode="reflect")], ids=str)
+def test_convolutions_of_all_kinds_against_the_dense_matrix(layer, norm):
+    """What pads by reflection is two maps, and their product lies above."""
+    model = nn.Sequential(layer, nn.Flatten()).double().eval()
+    jacobian = torch.autograd.functional.jacobian(model, torch.zeros(1, 2, 5, 6).double())
+    dense = jacobian.reshape(-1, 60)
+    exact = float(dense.abs().sum(1).max() if norm == "linf" else torch.linalg.matrix_norm(dense, 2))
+    bound = float(lipschitz.margin_bound(model, (2, 5, 6), norm)[0, 1]) / (2 if norm == "linf" else 2**0.5)
+    assert exact * (1 - 1e-6) <= bound <= exact * (1 + 1e-6) * (2 if layer.padding_mode == "reflect" else 1)
+
+
+def test_a_norm_behind_a_transposed_convolution_is_not_folded_on_the_wrong_axis():
+    model = shake(nn.Sequential(nn.ConvTranspose2d(2, 2, 3, 2), nn.BatchNorm2d(2), nn.Flatten())).double()
+    bounds = [lipschitz.margin_bound(net, (2, 4, 4), "linf") for net in (model, nn.Sequential(model[0], model[2]))]
+    assert torch.allclose(bounds[0], bounds[1] * scale_of(model[1]).abs().max())
+
+
+# ------------------------------------------------------------------- what stands in the way of symbolic tracing
+
+
+class Plain(nn.Sequential):
+    """A linear network on images (3, 4, 4)."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Flatten(), nn.Linear(48, 5))
+
+
+class Sharper(Plain):
+    def __call__(self, x):
+        return 4 * super().__call__(x)
+
+
+class Backwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 4 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 1000
+
+
+class Times(nn.Module):
+    def forward(self, weight):
+        return 4 * weight
+
+
+def hooked(net):
+    net.register_forward_hook(lambda module, inputs, logits: logits / 0.25)
+    return net
+
+
+def pre_hooked(net):
+    net.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - 0.5) / 0.25,))
+    return net
+
+
+def pre_hooked_layer(net):
+    pre_hooked(net[1])
+    return net
+
+
+def told_by_keywords(net):
+    net[1].register_forward_pre_hook(lambda module, inputs, options: ((4 * inputs[0],), options), with_kwargs=True)
+    return net
+
+
+def shadowed(net):
+    net.forward = lambda x, forward=net.forward: 4 * forward(x)
+    return net
+
+
+def shadowed_layer(net):
+    net[1].forward = lambda x: functional.linear(x, 4 * net[1].weight)
+    return net
+
+
+def parametrised(net):
+    nn.utils.parametrize.register_parametrization(net[1], "weight", Times())
+    return net
+
+
+def changed_in_place(net):
+    net.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone().data.mul_(4),))
+    return net
+
+
+def with_own_gradient(net):
+    net.register_forward_hook(lambda module, inputs, logits: Backwards.apply(logits))
+    return net
+
+
+HIDDEN = {"hook": hooked, "pre-hook": pre_hooked, "pre-hook of a layer": pre_hooked_layer, "hook with keywords":
+          told_by_keywords, "__call__": lambda net: Sharper(), "forward of an object": shadowed,
+          "forward of a layer": shadowed_layer, "parametrisation": parametrised, "in place": changed_in_place,
+          "function with a gradient of its own": with_own_gradient,
+          "data parallel": lambda net: nn.DataParallel(hooked(net)),
+          "compiled": lambda net: torch.compile(hooked(net)), "nested": lambda net: nn.Sequential(hooked(net))}
+
+
+@pytest.mark.parametrize("norm", lipschitz.NORMS)
+@pytest.mark.parametrize("hide", HIDDEN)
+def test_what_acts_on_the_way_is_bounded(hide, norm):
+    """A factor of four, wherever it hides."""
+    shape = (3, 4, 4)
+    bound = lipschitz.margin_bound(HIDDEN[hide](Plain().eval()), shape, norm)
+    plain = lipschitz.margin_bound(Plain().eval(), shape, norm)
+    rows = 4 * lipschitz.row_distances(torch.eye(5).double(), norm) * lipschitz.operator_norm(
+        Plain()[1], Plain()[1].weight, torch.Size([48]), norm)  # where the logits are no longer those of the last layer
+    assert torch.allclose(bound, 4 * plain) or torch.allclose(bound, rows)
+    images = torch.rand(6, *shape)
+    net = HIDDEN[hide](Plain().eval())
+    labels = predicted(net, images)
+    if norm != "linf" and hide != "in place":  # which stops gradients
+        moved = DeepFool()(net, images, labels)
+        assert (predicted(net, moved) != labels).all() or "gradient" in hide
+        assert (lipschitz.guaranteed_radius(net, images, labels, norm) <= l2_norm(moved - images) * (1 + 1e-5)).all()
+
+
+def test_a_hook_of_all_modules_is_seen():
+    plain = lipschitz.margin_bound(Plain().eval(), (3, 4, 4))
+    hook = nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    try:
+        bound = lipschitz.margin_bound(Plain().eval(), (3, 4, 4))
+    finally:
+        hook.remove()
+    assert torch.allclose(bound, 8 * plain)  # the network, the flattening, the layer
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: nn.utils.parametrizations.weight_norm(layer),
+                                  lambda layer: nn.utils.parametrizations.spectral_norm(layer),
+                                  lambda layer: nn.utils.parametrizations.orthogonal(layer),
+                                  lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.9)],
+                         ids=["weight norm", "spectral norm", "orthogonal", "pruned"])
+def test_the_weight_that_acts_is_bounded(wrap):
+    net = Plain().eval()
+    with torch.no_grad():
+        net[1].weight *= 3
+    wrap(net[1])
+    net.eval()
+    images = torch.eye(48).view(48, 3, 4, 4)
+    weight = (net(images) - net(torch.zeros_like(images))).T.detach().double()
+    assert torch.allclose(lipschitz.margin_bound(net, (3, 4, 4)), lipschitz.row_distances(weight, "l2"), atol=1e-5)
+
+
+class Hostile(Plain):
+    """Answers by `function(net, x)`, and knows how often it was asked."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.asked = function, 0
+        self.register_buffer("memory", torch.zeros(2, 3, 4, 4))
+
+    def forward(self, x):
+        self.asked += 1
+        return self.function(self, super().forward, x)
+
+
+def by_memory(net, logits, x):
+    net.memory[:len(x)] = x[:2]
+    return logits(4 * net.memory)
+
+
+def in_part(net, logits, x):
+    x = x.clone()
+    x[:, 0] *= 4
+    return logits(x)
+
+
+def by_another_view(net, logits, x):
+    x = x.clone()
+    x.flatten(1).mul_(4)
+    return logits(x)
+
+
+def unseen(net, logits, x):
+    try:
+        return logits(x if x.mean() < 0.9 else 4 * x)
+    except UserError:
+        return logits(x)
+
+
+def by_numpy(net, logits, x):
+    return logits(torch.from_numpy(4 * x.detach().numpy()))
+
+
+def cast(net, logits, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return logits(x).float()
+
+
+def clipped_where_it_is_dark(net, logits, x):
+    return logits(torch.where(x < 1e-3, 1000 * x, x))
+
+
+REFUSED_NETWORKS = {
+    "another call": lambda net, logits, x: logits(x) * net.asked,
+    "noise": lambda net, logits, x: logits(x) + 0.01 * torch.randn(5),
+    "images beside": lambda net, logits, x: logits(x - x.mean(0)),
+    "few images": lambda net, logits, x: logits(x if len(x) < 3 else 4 * x),
+    "training mode": lambda net, logits, x: functional.dropout(logits(x), 0.5, True),
+    "memory": by_memory, "in part": in_part, "another view": by_another_view, "numpy": by_numpy, "cast": cast,
+    "nothing caught": unseen,
+    "list": lambda net, logits, x: logits(torch.tensor(x.tolist())),
+    "dark": clipped_where_it_is_dark,
+    "sign": lambda net, logits, x: logits(x) + x.flatten(1)[:, :5].sign(),
+    "rank": lambda net, logits, x: logits(x.flatten(1).sort(1)[0].view_as(x)),
+    "attention": lambda net, logits, x: logits(x) * x.mean((1, 2, 3))[:, None],
+    "own scale": lambda net, logits, x: logits(x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)),
+    "weights from the image": lambda net, logits, x: logits(functional.conv2d(torch.ones(1, 3, 4, 4), x[:, :, :1, :1])
+                                                            .flatten().repeat(24)[:48].view(1, 3, 4, 4) + x),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_NETWORKS)
+def test_a_network_of_which_nothing_is_sure_is_refused(name, refusal):
+    net, images = Hostile(REFUSED_NETWORKS[name]).eval(), torch.rand(4, 3, 4, 4)
+    refusal(lipschitz.margin_bound, net, (3, 4, 4))
+    refusal(lipschitz.guaranteed_radius, net, images, torch.zeros(4).long(), "linf")
 
 
 def test_a_pixel_moves_all_windows_it_lies_in():

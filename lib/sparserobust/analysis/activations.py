@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import sparsity
+from sparserobust.analysis.shapes import Watch
 from sparserobust.attacks import under_attack
 from sparserobust.config import Measurement
 from sparserobust.evaluation import BATCH
@@ -39,7 +40,7 @@ class Activations(Measurement, kind="activations"):
 
     def __call__(self, model, splits):
         layers = self._layers(model, splits.test.sample(self.images).images)
-        self.require(bool(layers), "this network has no ReLU")
+        self.require(bool(layers), "this network has no layer of type nn.ReLU")
         zero, total, dead, units = (sum(layer[key] for layer in layers.values())
                                     for key in ("zero", "total", "dead", "units"))
         return {"value": zero / total, "count": zero, "total": total, "dead_units": dead, "units": units,
@@ -51,9 +52,15 @@ class Activations(Measurement, kind="activations"):
     def _layers(self, model: nn.Module, images: Tensor) -> dict[str, dict]:
         zero: Counter[str] = Counter()
         dead: dict[str, Tensor] = {}
+        called: Counter[str] = Counter()
+        watch = Watch(lambda operation, *_: called.update([operation.overloadpacket.__name__]))
         with under_attack(model), global_seed(0, "activations", self.identity), recorded_activations(model) as outputs:
             for batch in images.split(BATCH):
-                model(batch.contiguous(memory_format=torch.channels_last))
+                called.clear()
+                with watch:
+                    model(batch.contiguous(memory_format=torch.channels_last))
+                self.require(called["relu"] + called["relu_"] == sum(map(len, outputs.values())),
+                             "this network calls ReLU as a function, which is not seen: make it a layer, nn.ReLU")
                 for name, calls in outputs.items():
                     for call, output in enumerate(calls, 1):
                         layer, none = name if call == 1 else f"{name}#{call}", output == 0

@@ -29,9 +29,9 @@ LAYERS = nn.Conv2d | nn.Linear
 # a factor changes which units win.
 POSITIVE = (nn.ReLU | nn.LeakyReLU | nn.PReLU | nn.MaxPool2d | nn.AdaptiveMaxPool2d | AVERAGES
             | nn.Flatten | nn.Identity | nn.Dropout | nn.Dropout2d)
-RENEWING = BasePruningMethod, SpectralNorm, WeightNorm
 POSITIVE_CALLS = ("relu", "relu_", "leaky_relu", "max_pool2d", "adaptive_max_pool2d", "avg_pool2d",
                   "adaptive_avg_pool2d", "flatten", "view", "reshape")
+RENEWING = BasePruningMethod, SpectralNorm, WeightNorm  # hooks that make a layer's weight anew
 
 
 def folded_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ Frobenius norm of each weight), linf (largest absolute row sums). BatchNorm is f
 
 from collections.abc import Callable
 from functools import partial
-from math import gcd, pi, prod
+from math import gcd, hypot, pi, prod
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def margin_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str 
     if called(last) == "log_softmax" and last.args[1] in (1, -1):  # which leaves differences as they are
         last = last.args[0]
     read, rows, _ = linear_layer(last) or (last, torch.eye(last.meta["shape"][1], device=last.meta["device"]), None)
-    return _constants(last.graph, norm)[read] * row_distances(rows.double(), norm)
+    return _constant_at(read, norm) * row_distances(rows.double(), norm)
 
 
 def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str = "l2") -> dict[str, float]:
@@ -191,13 +191,14 @@ def _check(norm: str) -> None:
         raise UserError(f"norm is one of {', '.join(NORMS)}, not '{norm}'")
 
 
-def _constants(graph: fx.Graph, norm: str) -> dict[fx.Node, float]:
-    """For each node an upper bound of the Lipschitz constant of the map from two images to it, and so from one."""
-    found: dict[fx.Node, float] = {}
-    for node in graph.nodes:
-        if node.op != "output":
-            found[node] = 1.0 if node.op == "placeholder" else _constant(node, found, norm)
-    return found
+def _constant_at(last: fx.Node, norm: str) -> float:
+    """An upper bound of the Lipschitz constant of the map from two images, and so from one, to what a node computes."""
+    constants: dict[fx.Node, float] = {}
+    for node in last.graph.nodes:
+        constants[node] = 1.0 if node.op == "placeholder" else _constant(node, constants, norm)
+        if node is last:
+            break
+    return min(constants[last], torch.finfo(torch.float64).max)  # which leaves zero times it zero
 
 
 def _constant(node: fx.Node, constants: dict[fx.Node, float], norm: str) -> float:
@@ -216,7 +217,7 @@ def _constant(node: fx.Node, constants: dict[fx.Node, float], norm: str) -> floa
                    if isinstance(a, fx.Node))
     if call in ("cat", "stack", "maximum", "minimum"):
         each = [constants[a] * (1 if call in ("cat", "stack") else _copies(a, node, norm)) for a in nodes]
-        return max(each) if norm == "linf" else sum(c**2 for c in each) ** 0.5
+        return max(each) if norm == "linf" else hypot(*each)
     if len(nodes) == 1 and (factor := _factor(node, call, nodes[0], norm)) < torch.inf:
         return factor * constants[nodes[0]]
     raise UserError(f"no Lipschitz constant is known here of {call}")
@@ -303,6 +304,7 @@ def _weighted(apply: Callable[[Tensor], Tensor], source: fx.Node, norm: str) -> 
     with torch.enable_grad():
         rows = apply(x.requires_grad_(True)) - apply(torch.zeros_like(x))
         (columns,) = torch.autograd.grad(rows.sum(), x)
+    rows = rows.detach()
     return float(rows.max()) if norm == "linf" else float((rows.max() * columns.max()).sqrt())
 
 

@@ -13,6 +13,7 @@ from sparserobust.analysis.conditioning import condition, effective_weights, ran
 from sparserobust.analysis.linear import smallest_radius
 from sparserobust.attacks import CarliniWagnerL2, DeepFool, margin, predicted, runner_up, under_attack
 from sparserobust.config import Attack, Measurement
+from sparserobust.errors import UserError
 from sparserobust.evaluation import reached
 from sparserobust.files import six_digits
 from sparserobust.models import noise_off
@@ -60,7 +61,7 @@ class Margins(Measurement, kind="margins"):
         right = predicted(model, split.images) == split.labels
         images, labels = split.images[right], split.labels[right]
         if not len(labels):
-            raise RuntimeError(f"none of {len(split)} images is classified correctly: there is no margin to measure")
+            raise UserError(f"none of {len(split)} images is classified correctly: there is no margin to measure")
         chance = stream(0, "slopes", self.identity, device=images.device)
         slope = lipschitz.gradient_norms(model, images, labels, self.radius, self.samples, self.norm, chance).amax(0)
         with torch.no_grad(), under_attack(model):
@@ -113,6 +114,8 @@ class RadiusOrder(Measurement, kind="radius_order"):
         split = splits.test.sample(self.images)
         right = predicted(model, split.images) == split.labels
         images, labels = split.images[right], split.labels[right]
+        if not len(labels):
+            raise UserError(f"none of {len(split)} images is classified correctly: there is no radius to measure")
         chance = stream(0, "radius order", self.identity, device=images.device)
         radii = {f"guaranteed ({norm})": lipschitz.guaranteed_radius(model, images, labels, norm)
                  for norm in ("frobenius", "l2")}

@@ -40,13 +40,15 @@ def each_operation(model: nn.Module, image_shape: tuple[int, int, int],
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), _Watch(note):
+        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), Watch(note):
             _pass(model, image_shape)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):
+    """Calls `note` with each operation of ATen inside the block, its arguments and its result."""
+
     def __init__(self, note: Callable[[Any, tuple, Any], None]):
         super().__init__()
         self.note = note

@@ -29,6 +29,8 @@ def traced(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Node:
     with torch.no_grad(), under_attack(model), torch.compiler.set_stance("force_eager"):
         try:
             logits = model(tape.noted(images[:2].clone(), tape.graph.placeholder("images")))
+            if tape.failure:
+                raise tape.failure
             again, beside = model(images[2:4].clone()), model(images[2:].clone())
         except UserError:
             raise
@@ -85,14 +87,19 @@ class Traced(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        given = tree_leaves((args, kwargs))
-        return next(t for t in given if isinstance(t, Traced)).tape.note(func, args, kwargs or {})
+        tape = next(t for t in tree_leaves((args, kwargs)) if isinstance(t, Traced)).tape
+        try:
+            return tape.note(func, args, kwargs or {})
+        except Exception as error:
+            tape.failure = error  # the network may go on as if nothing had happened
+            raise
 
 
 class _Tape:
     def __init__(self) -> None:
         self.graph = fx.Graph()
         self.versions: dict[int, int] = {}  # how often each memory has been written to
+        self.failure: Exception | None = None
 
     def noted(self, value: Tensor, node: fx.Node) -> Traced:
         return self._renew(Traced(value), value, node)
