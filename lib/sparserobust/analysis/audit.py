@@ -8,6 +8,7 @@ import torch
 
 from sparserobust import imagewise
 from sparserobust.analysis.cost import Deployable, FileSize, MACs
+from sparserobust.analysis.layer_table import LayerTable
 from sparserobust.analysis.lipschitz import guaranteed_radius
 from sparserobust.analysis.masking import Evidence, flags_of, look
 from sparserobust.analysis.weights import ChannelSparsity, RemainingParameters, WeightSparsity
@@ -153,6 +154,6 @@ class Audit(Measurement, kind="audit"):
 
 NETWORK: dict[str, Measurement] = {
     "sparsity": WeightSparsity(), "channel_sparsity": ChannelSparsity(), "parameters": RemainingParameters(),
-    "macs": MACs(), "file_size": FileSize(), "deployable": Deployable()}
+    "macs": MACs(), "file_size": FileSize(), "deployable": Deployable(), "layers": LayerTable()}
 
 

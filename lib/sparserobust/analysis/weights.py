@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from sparserobust import sparsity
 from sparserobust.config import Measurement

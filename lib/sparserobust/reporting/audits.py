@@ -26,6 +26,9 @@ SAYS = {
     names.MARGIN: "a loss that confident answers do not flatten", names.LONGER: "100 steps",
     names.AVERAGED: "gradients of ten draws, averaged", names.SQUARE: "sees answers alone, no gradients",
     names.AUTOATTACK: "four attacks, three with gradients", WORST: "images that withstand every one"}
+LAYER = {"name": "layer", "kind": "kind", "shape": "shape", "zeros": "zero weights", "unused": "channels not read",
+         "dead": "dead units", "norm": "l2 norm", "condition": "condition number"}
+SHARES = {"zeros": "weights", "unused": "inputs", "dead": "units"}  # of what they are counts
 HEADINGS = ("withstand [%]", "95 % interval", "images", "what it is")
 NOT_TAKEN = "not measured"
 BLUE = "#0072B2"
@@ -108,7 +111,18 @@ class Report:
     def layers(self) -> pandas.DataFrame:
         """A line for each layer with weights."""
         rows = self.result["network"].get("layers", {}).get("layers", [])
-        return pandas.DataFrame(rows).set_index("layer") if rows else pandas.DataFrame()
+        table = pandas.DataFrame([{heading: self._of_layer(row, key) for key, heading in LAYER.items()} for row in rows],
+                                 columns=list(LAYER.values()))
+        return table.set_index(LAYER["name"])
+
+    @staticmethod
+    def _of_layer(row: dict, key: str) -> str:
+        if key in SHARES:
+            count, total = row[key], row[SHARES[key]]
+            return "" if count is None else f"{count:,} of {total:,}"
+        if key == "condition":
+            return "infinite" if row["lost"] else f"{row[key]:.4g}"
+        return f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key])
 
     # -------------------------------------------------------------------------------------------------- figures
 

@@ -1,7 +1,5 @@
 """Exercises of 07_your_network."""
 
-from collections.abc import Callable
-
 import torch
 
 from sparserobust import data
@@ -40,7 +38,7 @@ def exercise_2(answer) -> Verdict:
 def exercise_3(answer, results: Results) -> Verdict:
     """A function of images (n, 1, 8, 8) that hides the gradient and leaves the answers nearly as
     they are: an audit of the network behind it should flag it."""
-    if not isinstance(answer, Callable):
+    if not callable(answer):
         return not_yet("a function is expected: images (n, 1, 8, 8) in, images out")
     net, test = network(results, NATURAL), data.load(results.experiment.settings.data).test
     changed = answer(test.images)

@@ -110,9 +110,9 @@ def halved(net: nn.Module) -> nn.Module:
         for layer, norm, reader in zip(layers, layers[1:], layers[2:], strict=False):
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 gone = layer.weight.abs().flatten(1).sum(1).argsort()[: layer.out_channels // 2]
-                for t in (layer.weight, norm.weight, norm.bias):
+                layer.weight[gone], reader.weight[:, gone] = 0, 0
+                for t in norm.parameters():
                     t[gone] = 0
-                reader.weight[:, gone] = 0
     return net
 
 
