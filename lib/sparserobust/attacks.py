@@ -345,8 +345,7 @@ class AutoAttack(Attack, kind="autoattack"):
     """AutoAttack (Croce & Hein 2020) through pyautoattack: `standard` for deterministic networks, `rand` (20 draws) for
     random ones, `matched` for whichever the network is. Where accuracy is counted afterwards on a fresh forward pass,
     as this library does, a defender draws its noise after the attacker has committed. With fewer than ten classes all
-    wrong ones are targets; the loss of its targeted APGD needs four classes, that of the untargeted one in `rand`
-    three: with fewer these are left out. That, and what AutoAttack warns of, is flagged (`answers.flagged`)."""
+    wrong ones are targets; what needs more classes, or other images, than there are is left out. That, and what AutoAttack warns of, is flagged (`answers.flagged`)."""
 
     epsilon: float
     norm: str = "linf"
@@ -378,7 +377,7 @@ class AutoAttack(Attack, kind="autoattack"):
                 suite = Suite(_RowMajor(model), norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=self.epsilon,
                               version=version, device=images.device, seed=seed)
                 with torch.no_grad():
-                    _fit_to(suite, model(images[:1]).shape[1])
+                    _fit_to(suite, model(images[:1]).shape[1], self.norm == "linf" or fits_square(images))
                 adversarial, _ = suite.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
         finally:
             log.removeHandler(warnings)
@@ -386,14 +385,22 @@ class AutoAttack(Attack, kind="autoattack"):
         return adversarial.detach()
 
 
-def _fit_to(suite, classes: int) -> None:
-    """Make an AutoAttack suite, written for ten classes or more, one for fewer."""
+def fits_square(images: Tensor) -> bool:
+    """Whether pyautoattack's Square can attack these images in l2: its first perturbation tiles them by a fifth."""
+    return images.shape[2] == images.shape[3] >= 5
+
+
+def _fit_to(suite, classes: int, square: bool) -> None:
+    """Make an AutoAttack suite, written for ten classes or more, one for fewer; without `square` where it cannot be."""
     for part in (suite.apgd_targeted, suite.fab):
         part.n_target_classes = min(part.n_target_classes, classes - 1)
-    for name, needed in (("apgd-t", 4), ("apgd-dlr", 3)):
-        if name in suite.attacks_to_run and classes < needed:
+    for name, possible, why in (
+            ("apgd-t", classes >= 4, f"whose loss needs 4 classes, not {classes}"),
+            ("apgd-dlr", classes >= 3, f"whose loss needs 3 classes, not {classes}"),
+            ("square", square, "which in l2 is for square images of 5x5 pixels or more")):
+        if name in suite.attacks_to_run and not possible:
             suite.attacks_to_run = [attack for attack in suite.attacks_to_run if attack != name]
-            flag(f"AutoAttack without {name}, whose loss needs {needed} classes, not {classes}")
+            flag(f"AutoAttack without {name}, {why}")
 
 
 class _RowMajor(nn.Module):

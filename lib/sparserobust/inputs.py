@@ -28,7 +28,8 @@ def network(model: Any) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, type) or not callable(model):
-        raise UserError(f"a network is a torch.nn.Module or a function, not {quoted(model)}")
+        raise UserError("a network is a torch.nn.Module or a function, not of type "
+                        f"{model.__name__ if isinstance(model, type) else type(model).__name__}")
     return Function(model)
 
 

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch.nn.functional import one_hot
 
-from sparserobust.attacks import check_radius, l2_norm, mean_logits, per_image, under_attack
+from sparserobust.attacks import check_radius, fits_square, l2_norm, mean_logits, per_image, under_attack
 from sparserobust.config import Attack
 from sparserobust.errors import UserError
 from sparserobust.settings import settings
@@ -41,6 +41,8 @@ class Square(Attack, kind="square"):
             from pyautoattack.square import SquareAttack
         except ImportError:
             raise UserError("Square needs pyautoattack: pip install 'sparserobust[lab]'") from None
+        self.require(self.norm == "linf" or fits_square(images), "in l2 it is for square images of 5x5 pixels or more, "
+                     f"not for {images.shape[2]}x{images.shape[3]}: take norm linf")
         images = images.contiguous()
         adversarial = images.clone()
         with under_attack(model), torch.no_grad(), _chance(generator):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
-from scaffolding import built
+from scaffolding import built, seeded, splits_of
+from sparserobust.analysis import Health, Margins
 from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, RandomisedFGSM
-from sparserobust.config import Attack
+from sparserobust.config import Attack, Measurement
 from sparserobust.data import Split, Splits
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.models import PreActResNet
@@ -70,3 +72,98 @@ def test_an_attack_of_ones_own_is_guarded_and_its_own_mistakes_are_not_hidden(ne
     with pytest.raises(ValueError, match="of mine"):
         Mine()(net, *few)
     assert "scale them" in refusal(Mine(), net, few[0] + 1, few[1])
+
+
+# --- networks of others
+
+
+class Answers(nn.Module):
+    """Images to what `answer` makes of the logits of a linear network."""
+
+    def __init__(self, answer, classes: int = 4):
+        super().__init__()
+        with seeded():
+            self.net, self.answer = nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), answer
+
+    def forward(self, x):
+        return self.answer(self.net(x))
+
+
+NO_LOGITS = {"answers with a tuple": lambda z: (z, z), "answers with a dict": lambda z: {"logits": z},
+             "for a single logit z": lambda z: z[:, :1], "shape (6, 4, 1)": lambda z: z[..., None],
+             "shape (6,)": lambda z: z[:, 0], "label 5 is none of 4 classes": lambda z: z,
+             "numbers that are not finite": lambda z: torch.cat([z, z, z * torch.nan], 1),
+             "are not finite, so": lambda z: torch.cat([z, z, z[:, :1] / 0], 1)}
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.kind)
+def test_what_are_no_logits_for_these_labels_is_one_line(attack, few, refusal):
+    for what, answer in NO_LOGITS.items():
+        assert what in refusal(attack, Answers(answer).eval(), *few), what
+
+
+@pytest.mark.parametrize("measurement", [
+    Accuracy(), Distance(attack=DeepFool(steps=2)), Health(epsilon=0.1, steps=(1, 2)), Margins(images=4, samples=2)],
+    ids=lambda measurement: measurement.kind)
+def test_no_number_comes_of_what_are_no_logits(measurement, few, refusal):
+    data = Split(*few)
+    for what, answer in NO_LOGITS.items():
+        told = refusal(measurement, Answers(answer).eval(), Splits(data, data, data, tuple("abcdefghij")))
+        assert what.replace("(6", "(2") in told, what
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.kind)
+def test_attacks_take_functions_and_need_no_gradients_switched_on(attack, net, few):
+    def found(model, images=few[0]):
+        return attack(model, images, few[1], torch.Generator().manual_seed(0))
+
+    whole = found(net)
+    assert torch.equal(found(lambda x: net(x)), whole)
+    for outside in (torch.no_grad, torch.inference_mode):
+        with outside():
+            assert torch.equal(found(net, few[0].clone()), whole)
+    assert torch.equal(found(net, few[0].clone().requires_grad_(True)), whole) and not whole.requires_grad
+
+
+@pytest.mark.parametrize("attack", ATTACKS[:-1], ids=lambda attack: attack.kind)  # ZOO sees float32
+def test_attacks_know_other_precisions_and_images_that_are_not_square(attack, few):
+    model = Answers(lambda z: z, 10).eval()
+    wide = nn.Sequential(nn.AdaptiveAvgPool2d(8), *model.net).eval()
+    found = attack(model.double(), few[0].double(), few[1], torch.Generator().manual_seed(0))
+    assert found.dtype == torch.float64
+    images = torch.rand(6, 1, 8, 12, generator=torch.Generator().manual_seed(0))
+    assert attack(wide.float(), images, few[1]).shape == images.shape
+
+
+def test_splits_are_asked_for_where_one_is_given(net, few, refusal):
+    assert "the three splits of a data set" in refusal(Accuracy(), net, Split(*few))
+    assert "a torch.nn.Module or a function" in refusal(Accuracy(), net.state_dict(), splits_of(*few))
+
+
+@settings
+class Broken(Measurement, kind="broken"):
+    """Gives what it is told to."""
+
+    given: dict
+
+    def __call__(self, model, splits):
+        return self.given
+
+
+@pytest.mark.parametrize("given", [{"value": float("nan")}, {"value": 1.0, "parts": {"part": float("inf")}},
+                                   {"value": 1.0, "rows": [{"x": 0.5}, {"x": float("-inf")}]}])
+def test_a_measurement_of_ones_own_gives_numbers_or_an_error(given, net, few, refusal):
+    assert "is not a finite number" in refusal(Broken(given=given), net, splits_of(*few))
+    assert Broken(given={"value": 1.0, "other": None})(net, splits_of(*few)) == {"value": 1.0, "other": None}
+
+
+def test_what_an_attack_of_ones_own_returns_are_images(net, few, refusal):
+    @settings
+    class Wild(Attack, kind="wild"):
+        cost = 0.0
+
+        def __call__(self, model, images, labels, generator=None):
+            return {0: images + 1, 1: images[:1], 2: images * torch.nan}[len(labels) % 3]
+
+    for n in (6, 4, 5):
+        assert "are no images" in refusal(Wild(), net, few[0][:n], few[1][:n])

@@ -24,4 +24,5 @@ from sparserobust.analysis.weights import (
 __all__ = ["Activations", "Audit", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize",
            "Health", "LayerNorms", "LayerSparsity", "LayerTable", "LayerWeights", "LinearRadii", "LocalLipschitz",
            "MACs", "Margins", "RadiusOrder", "RandomMasks", "RemainingParameters", "Stability", "Theorem31",
-           "WeightHistogram", "WeightSparsity", "WithoutBlankPixels", "best_minus_last", "layers", "macs", "step_costs", "symptoms"]
+           "WeightHistogram", "WeightSparsity", "WithoutBlankPixels", "best_minus_last", "layers",
+           "macs", "step_costs", "symptoms"]

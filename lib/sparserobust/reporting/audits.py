@@ -111,8 +111,8 @@ class Report:
     def layers(self) -> pandas.DataFrame:
         """A line for each layer with weights."""
         rows = self.result["network"].get("layers", {}).get("layers", [])
-        table = pandas.DataFrame([{heading: self._of_layer(row, key) for key, heading in LAYER.items()} for row in rows],
-                                 columns=list(LAYER.values()))
+        lines = [{heading: self._of_layer(row, key) for key, heading in LAYER.items()} for row in rows]
+        table = pandas.DataFrame(lines, columns=list(LAYER.values()))
         return table.set_index(LAYER["name"])
 
     @staticmethod
