@@ -63,7 +63,7 @@ def test_the_certificate_of_a_linear_network_is_exact(norm):
         model[1].weight.copy_(weights)
         labels = model(images).argmax(1)
         radii = exact_radii(weights, torch.zeros(3), images.flatten(1), labels, norm)
-    epsilon = float(radii.median())
+    epsilon = float(radii.sort().values[19:21].mean())
     result = replace(QUICK, epsilon=epsilon, norm=norm, images=40, few=40)(model, splits_of(images, labels, classes=3))
     assert result["certificate"]["count"] == int((radii >= epsilon).sum()) <= result["count"]
     assert result["count"] - result["certificate"]["count"] <= 3  # attacks find what the proof leaves
