@@ -14,6 +14,7 @@ from sparserobust import (
     attacks,
     data,
     evaluation,
+    export,
     foreign,
     models,
     objectives,
@@ -29,4 +30,5 @@ from sparserobust.running.store import Store
 
 __version__ = "0.1.0"
 __all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks",
-           "audit", "data", "evaluation", "foreign", "models", "objectives", "query_attacks", "sparsifiers", "sparsity"]
+           "audit", "data", "evaluation", "export", "foreign", "models", "objectives", "query_attacks", "sparsifiers",
+           "sparsity"]

@@ -65,6 +65,8 @@ def _traced(model: nn.Module, images: Tensor):
     try:
         with torch.inference_mode(False), torch.enable_grad():
             graph = DependencyGraph().build_dependency(model, (images.clone(),), verbose=False)
+        if next(iter(graph.module2node.values())).grad_fn is None:
+            raise RuntimeError("its logits have no gradient")
         update_index_mapping(graph)
         ends = _ends(graph, model)
         return graph, ends, *_spread(graph, ends)

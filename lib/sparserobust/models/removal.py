@@ -23,6 +23,8 @@ class Trial:
     def __init__(self, model: nn.Module, shape: tuple[int, ...], images: Tensor | None = None):
         """The random images have this shape (c, h, w); some of `images` (n, c, h, w), if there are any, come to them.
         `UserError` if the network does not take them, and answer each time with the same finite logits (n, classes)."""
+        if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
+            raise UserError(f"the shape of an image is (channels, height, width), not {quoted(shape)}")
         random = torch.rand(TRIED, *shape, generator=stream(0, "compact"))
         random[::2].round_()  # black and white, for stronger contrasts
         self.images = torch.cat([random, *([] if images is None else [images[:TRIED].cpu()])]).double()
@@ -34,11 +36,11 @@ class Trial:
         if self.expected is None:
             raise UserError(f"{name} takes no images of shape {tuple(self.images.shape[1:])}: {quoted(self.refused)}")
         if not isinstance(self.expected, Tensor) or self.expected.dim() != 2:
-            raise UserError(f"compact knows networks with logits (n, classes), not what {name} puts out")
+            raise UserError(f"{name} puts out something else than logits (n, classes), as networks here do")
         if not self.expected.isfinite().all():
             raise UserError(f"{name} answers with numbers that are not finite: look at its weights")
         if not torch.equal(self.expected, self.logits(model)):
-            raise UserError(f"{name} answers at random, so that there is nothing to compare a smaller copy with")
+            raise UserError(f"{name} answers at random, so that there is nothing to compare another copy with")
 
     def copy(self, model: nn.Module) -> nn.Module:
         """A copy as it is tried: on the CPU, in the precision of the images, in eval mode."""
