@@ -12,6 +12,7 @@ from sparserobust.paths import PROJECT
 
 SMALLEST = {  # arguments with which a script takes seconds
     "benchmarks/adversarial_training.py": "--batch 2 --repeats 1 --depth 8 --width 2",
+    "benchmarks/compact.py": "--only mnasnet0_5 --side 32 --repeats 1",
     "benchmarks/coverage.py": "--draws 50 --seeds 3",
     "benchmarks/engine.py": "--runs 4 --seconds 0.1",
     "benchmarks/stress/__main__.py": "--only sweeps --share 0.1",
