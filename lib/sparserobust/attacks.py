@@ -345,7 +345,8 @@ class AutoAttack(Attack, kind="autoattack"):
     """AutoAttack (Croce & Hein 2020) through pyautoattack: `standard` for deterministic networks, `rand` (20 draws) for
     random ones, `matched` for whichever the network is. Where accuracy is counted afterwards on a fresh forward pass,
     as this library does, a defender draws its noise after the attacker has committed. With fewer than ten classes all
-    wrong ones are targets; what needs more classes, or other images, than there are is left out. That, and what AutoAttack warns of, is flagged (`answers.flagged`)."""
+    wrong ones are targets; what needs more classes, or other images, than there are is left out. That, and what
+    AutoAttack warns of, is flagged (`answers.flagged`)."""
 
     epsilon: float
     norm: str = "linf"
