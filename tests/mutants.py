@@ -1,4 +1,4 @@
-"""Would the tests notice? Twenty-seven small mistakes in the library, of the kind that crashes nothing and falsifies a
+"""Would the tests notice? Twenty-nine small mistakes in the library, of the kind that crashes nothing and falsifies a
 published number - a sign, a threshold, a norm, a mask too early, the wrong mode, split or axis - each put alone into a
 copy of the package, on which the tests that should catch it are run.
 
@@ -134,6 +134,11 @@ MUTANTS = (
     Mutant("own_settings_of_a_network_lose", "running/scales.py",
            "merged(section, changes)", "merged(changes, section)",
            ("test_scales.py::test_scales_and_networks_say_only_what_differs",)),
+    Mutant("a_tensor_changed_in_part_is_read", "analysis/tracing.py",
+           "if tensor.version != self.versions.get(_memory(tensor.value), 0):", "if tensor.version is None:",
+           ("test_lipschitz.py::test_a_network_of_which_nothing_is_sure_is_refused",)),
+    Mutant("transposed_convolutions_by_their_outputs", "analysis/cost.py",
+           "(x if transposed else found)", "found", ("test_cost.py",)),
 )
 
 

@@ -189,3 +189,18 @@ def test_wrong_settings(refusal):
 
 def test_cost_goes_by_images():
     assert Activations(images=2000).cost == pytest.approx(2 * Activations(images=1000).cost) and Activations().cost > 0
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.relu = nn.Linear(64, 3), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(torch.relu(x.flatten(1)) @ self.linear.weight.T)
+
+
+def test_a_relu_that_is_not_seen_is_told(refusal):
+    data = splits_of(torch.rand(5, *SHAPE))
+    assert "calls ReLU as a function" in refusal(Activations(), Mixed(), data)
+    assert "no layer of type nn.ReLU" in refusal(Activations(), nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), data)

@@ -449,6 +449,21 @@ def test_gates_and_masks_act_and_the_network_is_left_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_what_stands_beside_the_forward_is_not_folded_over(refusal):
+    """A hook that renews a weight does not."""
+    def straight_net(change):
+        change(net := Net(straight))
+        return net
+
+    for change in (lambda net: net.norm.register_forward_hook(lambda *given: 2 * given[2]),
+                   lambda net: net.register_forward_pre_hook(lambda *given: (2 * given[1][0],)),
+                   lambda net: setattr(net.norm, "forward", lambda x: x)):
+        assert "hooks or a replaced `forward`" in refusal(folded_weights, straight_net(change))
+    pruned = straight_net(lambda net: nn.utils.prune.l1_unstructured(net.conv, "weight", 10))
+    folded = folded_weights(pruned)["conv"]
+    assert (folded == 0).sum() == 10 and torch.allclose(folded.float(), fused(pruned.conv.weight, pruned.norm))
+
+
 class Branching(nn.Sequential):
     def forward(self, x):
         return super().forward(x if x.sum() > 0 else -x)

@@ -299,6 +299,26 @@ def test_the_rank_of_a_convolution_is_that_of_its_matrix_and_its_norm_that_of_th
     assert result["value"] == pytest.approx(spectral[0] * spectral[1], rel=1e-4)
 
 
+def test_layers_of_all_kinds_have_norms(refusal):
+    """Those of their dense matrices."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(1, 2, 3, 2), nn.Flatten(2), nn.Conv1d(2, 3, 5, 3), nn.Unflatten(
+        1, (1, 3)), nn.Conv2d(1, 1, 2), nn.Flatten(), nn.Linear(50, 2)).eval()
+    norms = {norm: lipschitz.layer_norms(model, SHAPE, norm) for norm in lipschitz.NORMS}
+    x = torch.rand(1, *SHAPE)
+    for name, layer in model.named_children():
+        if name in norms["l2"]:
+            dense = torch.autograd.functional.jacobian(layer.double(), x.double())
+            dense = dense.flatten(dense.dim() // 2).flatten(0, dense.dim() // 2 - 1)
+            assert norms["l2"][name] == pytest.approx(float(torch.linalg.matrix_norm(dense, 2)), rel=1e-5)
+            assert norms["linf"][name] == pytest.approx(float(dense.abs().sum(1).max()), rel=1e-5)
+            assert norms["frobenius"][name] == pytest.approx(float(dense.norm()), rel=1e-5)
+        x = layer.float()(x).detach()
+    assert list(norms["l2"]) == ["0", "2", "4", "6"]
+    assert list(LayerNorms()(model, splits_of(torch.rand(2, *SHAPE)))["layers"]) == ["0", "2", "4", "6"]
+    assert "no convolution" in refusal(LayerNorms(), nn.Flatten(), splits_of(torch.rand(2, *SHAPE)))
+
+
 def test_a_layer_without_weights_has_no_condition():
     model = Sequence(nn.Flatten(), nn.Linear(16, 4), nn.Linear(4, 3)).eval()
     nn.init.zeros_(model[2].weight)

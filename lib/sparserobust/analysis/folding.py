@@ -50,8 +50,8 @@ def folded_weights(model: nn.Module) -> dict[str, Tensor]:
     stays as it is, such as those inside an attention module of torch.nn. Subclasses count as the
     convolution, linear layer or BatchNorm they derive from. Linear layers are taken to read
     (n, features). Factors between two layers without a BatchNorm between them stay in the weights.
-    `UserError` for a network that torch.fx cannot trace, or of which it does not see all: with hooks, or with a `forward`
-    or `__call__` of its own on a module.
+    `UserError` for a network that torch.fx cannot trace, or of which it does not see all: with
+    hooks, or with a module whose `forward` or `__call__` is replaced.
     """
     graph = _traced(model)
     after: dict[nn.Module, set[BATCH_NORM | None]] = {}  # norms, or None, of the calls of a layer

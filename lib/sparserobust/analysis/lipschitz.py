@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparserobust import inputs
 from sparserobust.analysis.linear import row_distances, smallest_radius
-from sparserobust.analysis.shapes import shapes_of
+from sparserobust.analysis.shapes import LAYERS, shapes_of
 from sparserobust.analysis.tracing import called, linear_layer, traced
 from sparserobust.attacks import margin, random_in_ball, runner_up, under_attack
 from sparserobust.errors import UserError
@@ -63,15 +63,21 @@ def margin_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str 
         raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
     _check(norm)
     last: Any = traced(model, image_shape)
+    rounding, largest = last.meta["rounding"], last.meta["largest"]
     if called(last) == "log_softmax" and last.args[1] in (1, -1):  # which leaves differences as they are
         last = last.args[0]
     read, rows, _ = linear_layer(last) or (last, torch.eye(last.meta["shape"][1], device=last.meta["device"]), None)
-    return _constant_at(read, norm) * row_distances(rows.double(), norm)
+    bound = _constant_at(read, norm) * row_distances(rows.double(), norm)
+    others = bound[~torch.eye(len(bound), dtype=torch.bool, device=bound.device)]
+    if rounding > 0.01 * largest and rounding > 0.001 * float(others.min()):  # as much as a move by 1/1000 of the range
+        raise UserError(f"{type(model).__name__} rounds so much on its way that nothing about it could be proved")
+    return bound
 
 
 def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str = "l2") -> dict[str, float]:
-    """Operator norm of every convolution and linear layer as it acts on its input, BatchNorm not folded."""
-    shapes = input_shapes(model, image_shape)
+    """Operator norm of every convolution and linear layer, called as such, as it acts on its input, BatchNorm not
+    folded."""
+    shapes: Any = input_shapes(model, image_shape)
     return {name: operator_norm(layer, acting_weight(layer), shapes[layer], norm)
             for name, layer in model.named_modules() if layer in shapes}
 
@@ -103,6 +109,8 @@ def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor, radius: flo
             x = (images + random_in_ball(images, radius, norm, generator)).requires_grad_(True)
             logits = model(x)
             gap = logits.gather(1, labels[:, None]) - logits.gather(1, rivals[:, None])
+            if not gap.requires_grad:
+                raise UserError(f"{type(model).__name__} has no gradients: its answers are cut off from the image")
             (gradient,) = torch.autograd.grad(gap.sum(), x)
             found.append(gradient.flatten(1).norm(p=1 if norm == "linf" else 2, dim=1))
     return torch.stack(found)
@@ -119,11 +127,11 @@ def input_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> Shapes:
     return {layer: taken for layer, taken, _ in shapes_of(model, image_shape)}
 
 
-def operator_norm(layer: nn.Conv2d | nn.Linear, weight: Tensor, shape: torch.Size, norm: str) -> float:
+def operator_norm(layer: LAYERS, weight: Tensor, shape: torch.Size, norm: str) -> float:
     """Norm of the map x -> layer(x) without bias, with `weight` for the layer's own, on inputs of this shape; for a
     convolution that of the convolution itself, zero padding included. The spectral norm of a convolution comes from
     below, right to six digits."""
-    if getattr(layer, "padding_mode", "zeros") != "zeros":
+    if not isinstance(layer, nn.Linear) and layer.padding_mode != "zeros":
         raise UserError(f"no norm is known here of a convolution with padding_mode '{layer.padding_mode}'")
     if isinstance(layer, nn.Linear) and norm == "l2":
         return _matrix_norm(weight, norm)
@@ -180,10 +188,12 @@ def _largest_singular_value(apply: Callable[[Tensor], Tensor], like: Tensor) -> 
         basis = torch.cat([basis, x[None] / length])
 
 
-def _applied(layer: nn.Conv2d | nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
+def _applied(layer: Any, weight: Tensor, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return functional.linear(x, weight)
-    return functional.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    function = getattr(functional, f"conv{'_transpose' if layer.transposed else ''}{weight.dim() - 2}d")
+    last = (layer.output_padding, layer.groups, layer.dilation) if layer.transposed else (layer.dilation, layer.groups)
+    return function(x, weight, None, layer.stride, layer.padding, *last)
 
 
 def _check(norm: str) -> None:

@@ -2,14 +2,14 @@
 which no perturbation fools it is about margin over slope (Guo et al. 2018, lemma 3.1)."""
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from sparserobust import imagewise
 from sparserobust.analysis import lipschitz
 from sparserobust.analysis.clever import clever
-from sparserobust.analysis.conditioning import condition, effective_weights, rank
+from sparserobust.analysis.conditioning import condition, rank
 from sparserobust.analysis.linear import smallest_radius
 from sparserobust.attacks import CarliniWagnerL2, DeepFool, margin, predicted, runner_up, under_attack
 from sparserobust.config import Attack, Measurement
@@ -17,6 +17,7 @@ from sparserobust.errors import UserError
 from sparserobust.evaluation import reached
 from sparserobust.files import six_digits
 from sparserobust.models import noise_off
+from sparserobust.models.gates import acting_weight
 from sparserobust.seeding import stream
 from sparserobust.settings import settings
 
@@ -140,9 +141,10 @@ class LayerNorms(Measurement, kind="layer_norms"):
 
     def __call__(self, model, splits):
         norms = {norm: lipschitz.layer_norms(model, splits.image_shape, norm) for norm in lipschitz.NORMS}
-        weights, layers, product = effective_weights(model), {}, 1.0
+        self.require(bool(norms["l2"]), "this network calls no convolution and no linear layer as such")
+        modules, layers, product = dict[str, Any](model.named_modules()), {}, 1.0
         for name in norms["l2"]:
-            weight = weights[name].double().flatten(1)
+            weight = acting_weight(modules[name]).detach().double().flatten(1)
             values = torch.linalg.svdvals(weight)
             threshold = max(weight.shape) * torch.finfo(values.dtype).eps  # that of `torch.linalg.matrix_rank`
             number = condition(values, threshold)

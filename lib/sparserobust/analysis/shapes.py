@@ -13,18 +13,21 @@ from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError, quoted
 from sparserobust.models import noise_off
 
-Seen = tuple[nn.Conv2d | nn.Linear, torch.Size, torch.Size]
+LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
+Seen = tuple[nn.Module, torch.Size, torch.Size]
 
 
 def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Seen]:
     """(layer, shape of its input, of its output), without the batch, for each time that one image (c, h, w) passes a
-    convolution or a linear layer. The model comes back as it was."""
+    convolution or a linear layer, called as such. The model comes back as it was."""
     seen = []
 
-    def note(layer, inputs, output):
-        seen.append((layer, inputs[0].shape[1:], output.shape[1:]))
+    def note(layer, inputs, options, output):
+        (x,) = inputs or options.values()
+        seen.append((layer, x.shape[1:], output.shape[1:]))
 
-    hooks = [layer.register_forward_hook(note) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in model.modules()
+             if isinstance(layer, LAYERS)]
     try:
         _pass(model, image_shape)
     finally:
