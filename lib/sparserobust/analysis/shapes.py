@@ -1,6 +1,8 @@
 """What passes through a network: what goes into its convolutions and linear layers, and each operation it does."""
 
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -43,7 +45,7 @@ def each_operation(model: nn.Module, image_shape: tuple[int, int, int],
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), Watch(note):
+        with uncompiled(), sdpa_kernel(SDPBackend.MATH), Watch(note):
             _pass(model, image_shape)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -56,6 +58,10 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.note = note
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # or else torch loads what compiles networks, which takes seconds
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         with self:  # in inference mode, operations that consist of others come in one piece
             found = func.decompose(*args, **(kwargs or {}))
@@ -63,6 +69,13 @@ class Watch(TorchDispatchMode):
             found = func(*args, **(kwargs or {}))
             self.note(func, args, found)
         return found
+
+
+def uncompiled() -> AbstractContextManager:
+    """Inside the block, networks from torch.compile do what they were compiled from."""
+    if "torch._dynamo" not in sys.modules:  # no network is compiled, and to load what compiles takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _pass(model: nn.Module, image_shape: tuple[int, int, int]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparserobust.analysis.shapes import random_images
+from sparserobust.analysis.shapes import random_images, uncompiled
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError, quoted
 
@@ -27,7 +27,7 @@ def traced(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Node:
     graph computes what the model does is tried on other images. `UserError` for a network that cannot be followed or
     does not repeat itself."""
     name, images, tape = type(model).__name__, random_images(model, image_shape, 5), _Tape()
-    with torch.no_grad(), under_attack(model), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad(), under_attack(model), uncompiled():
         try:
             logits = model(tape.noted(images[:2].clone(), tape.graph.placeholder("images")))
             if tape.failure:
