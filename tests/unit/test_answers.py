@@ -1,5 +1,7 @@
 """Gradients that are not finite, and networks that answer differently when asked again."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -77,6 +79,7 @@ def test_a_loss_that_does_not_see_the_pixels_has_no_slope_and_is_flagged():
 
 # --- chance
 
+COUNTER: Iterator[int] = iter(range(10**9))
 RANDOM = {
     "noise on images": lambda net: Around(net, before=lambda x: x + 0.1 * torch.randn_like(x)),
     "noise on logits": lambda net: Around(net, after=lambda z: z + 0.01 * torch.rand_like(z)),
@@ -85,7 +88,6 @@ RANDOM = {
     "noise of its own making": lambda net: Around(net, before=lambda x: x + 0.1 * torch.empty_like(x).normal_()),
     "a counter": lambda net: Around(net, after=lambda z: z + torch.arange(10) * next(COUNTER)),
 }
-COUNTER = iter(range(10**9))
 
 
 @pytest.mark.parametrize("name", RANDOM)

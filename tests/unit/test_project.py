@@ -30,7 +30,7 @@ def test_every_module_has_its_layer_here_and_in_the_guide():
 UNSEEN = {  # declared, but no import names them: why they are needed
     "bokeh": "the dashboard of a cluster", "cryptography": "its certificates", "tabulate": "pandas' to_markdown",
     "jupyterlab": "`make lab`", "pytest-xdist": "pytest -n", "nbval": "notebooks against their stored outputs",
-    "ruff": "style", "mypy": "types", "import-linter": "layers"}
+    "onnx": "what torch.onnx writes", "ruff": "style", "mypy": "types", "import-linter": "layers"}
 
 
 def normal(name: str) -> str:
@@ -86,7 +86,8 @@ def needed(names: Iterable[str]) -> set[str]:
 
 def test_whatever_is_imported_is_declared_and_the_other_way_round():
     parts = declared()
-    for folders, known in ((["lib"], parts["core"] | parts["lab"]), (["notebooks"], parts["core"] | parts["lab"]),
+    for folders, known in ((["lib"], parts["core"] | parts["lab"] | parts["onnx"]),
+                           (["notebooks"], parts["core"] | parts["lab"]),
                            (["lib", "notebooks", "tests", "benchmarks"], set.union(*parts.values()))):
         missing = {name: path for name, path in imported(*folders).items() if name not in known}
         assert not missing, "declare it in pyproject.toml, then `make lock`"
