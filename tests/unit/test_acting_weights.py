@@ -29,7 +29,7 @@ from sparserobust.analysis import (
 from sparserobust.analysis.conditioning import Conditioning, conditioning, effective_weights, spectrum
 from sparserobust.config import Inheritance, Model
 from sparserobust.inheritance import inherit
-from sparserobust.models import LeNet300100, ResNet18
+from sparserobust.models import LeNet300100, PreActResNet, ResNet18
 from sparserobust.settings import settings
 from sparserobust.sparsifiers import (
     ADMM,
@@ -92,6 +92,7 @@ computed = pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm).* is
 
 def stack() -> Any:
     """For images 3x8x8, in eval mode; some weights are zero."""
+    net: Any
     with seeded():
         net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2), nn.Flatten(), nn.Linear(96, 7))
     with torch.no_grad():
@@ -289,6 +290,13 @@ def test_conditioning_of_a_depthwise_convolution_is_the_ratio_of_its_filters():
     assert conditioning(net[0].weight, 4)["condition"] == result["layers"]["0"]["condition"]
 
 
+def test_the_fullest_rank_of_groups_is_that_of_their_blocks():
+    net = nn.Sequential(nn.Conv2d(2, 8, 1, groups=2)).requires_grad_(False)  # two columns of four
+    net[0].weight.fill_(1)
+    parts = Conditioning()(net.eval(), None)["parts"]
+    assert (parts["effective_rank"], parts["zero"]) == (pytest.approx(1), 0)
+
+
 def test_effective_weights_name_layers_and_turn_transposed_ones_around():
     net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.MultiheadAttention(4, 2))
     shapes = {name: tuple(w.shape) for name, w in effective_weights(net).items()}
@@ -398,7 +406,7 @@ def test_a_grouped_or_transposed_convolution_is_projected_as_its_channels(sparsi
     expected = nearest(found.channels.detach())
     assert torch.equal(sparsity.Acting(layer, u, ()).channels, expected) and u.shape == layer.weight.shape
     if isinstance(sparsifier, RGSM):
-        norms = found.channels.double().pow(2).sum((0, *range(2, layer.weight.dim())))
+        norms = found.channels.detach().double().pow(2).sum((0, *range(2, layer.weight.dim())))
         assert float(sparsifier.added_loss(layer, {}).detach()) == pytest.approx(
             sparsifier.lambda2 * float((norms + 1e-8).sqrt().sum()), rel=1e-5)
 
@@ -407,8 +415,13 @@ def test_one_channel_a_layer_leaves_nothing_to_remove(refusal):
     narrow = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3))
     assert "nothing to remove" in refusal(ADMM(sparsity=0.5, granularity="channel").start, narrow)
     assert ADMM(sparsity=0.0, granularity="channel").start(narrow)
-    net = ResNet18(width=2).build((1, 8, 8), 10)
-    assert "nothing to remove" in refusal(Channels(share=0.01).start, net)
+    net = PreActResNet(depth=8, width=2).build((1, 8, 8), 10)
+    for block in net.members[0].blocks:  # one channel inside each block
+        block.conv1, block.norm2 = nn.Conv2d(block.conv1.in_channels, 1, 3), nn.BatchNorm2d(1)
+        block.conv2 = nn.Conv2d(1, block.conv2.out_channels, 3)
+    assert "nothing to remove" in refusal(Channels(share=0.5).start, net)
+    net = ResNet18(width=2).build((1, 8, 8), 10)  # a share that is rounded down to none is no mistake
+    assert sparsity.sparsity(net) == 0 and Channels(share=0.01).start(net)
 
 
 def test_layers_that_no_image_reaches_are_pruned_too(digits, tiny_run):

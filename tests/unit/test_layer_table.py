@@ -95,7 +95,8 @@ def test_networks_of_torchvision(name):
     assert (sum(row["zeros"] for row in table), sum(row["weights"] for row in table)) == sparsity.zero_weights(net)
     assert table[0]["zeros"] == 10
     for row, w in zip(table, sparsity.weights(net).values(), strict=True):
-        assert row["kind"] == type(w.layer).__name__ and row["norm"] == pytest.approx(float(w.tensor.detach().norm()), rel=1e-4)
+        assert row["kind"] == type(w.layer).__name__
+        assert row["norm"] == pytest.approx(float(w.tensor.detach().norm()), rel=1e-4)
         assert row["units"] in (None, len(w.filters))
         assert row["units"] is None or max(row["constant"], row["blocked"]) <= row["dead"] <= row["units"]
     inside = [row["name"] for row in table if row["units"] is None]

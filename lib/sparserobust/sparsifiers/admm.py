@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
-from sparserobust.sparsifiers.targets import convolving, takes_some, written
+from sparserobust.sparsifiers.targets import convolving, written
 from sparserobust.sparsity import all_but_smallest, channel_norms
 
 
@@ -42,8 +42,9 @@ class ADMM(Sparsifier, kind="admm"):
     @torch.no_grad()
     def start(self, model):
         weights = written(self, model, convolutions=True)
-        takes_some(self, self.sparsity, sum(int(self.sparsity * w.channels.numel() if self.granularity == "weight"
-                                                else self.sparsity * w.channels.shape[1]) for w in weights.values()))
+        sizes = [w.tensor.numel() if self.granularity == "weight" else w.channels.shape[1] for w in weights.values()]
+        self.require(int(self.sparsity * max(sizes)) > 0 or not self.sparsity, f"{self.sparsity:g} of {max(sizes)}, "
+                     "the most that a layer has, is rounded down to none: there is nothing to remove")
         return ({name: w.by_channels(self.project, w.tensor) for name, w in weights.items()}
                 | {f"dual {name}": torch.zeros_like(w.tensor) for name, w in weights.items()})
 

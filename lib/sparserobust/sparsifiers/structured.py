@@ -10,7 +10,7 @@ from sparserobust.config import Sparsifier
 from sparserobust.models.gates import acting_weight
 from sparserobust.settings import settings
 from sparserobust.sparsifiers.magnitude import FixedMask
-from sparserobust.sparsifiers.targets import takes_some, written
+from sparserobust.sparsifiers.targets import written
 from sparserobust.sparsity import prunable, zero_weights
 
 Inner = tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d | nn.Linear]  # writer, norm and reader of channels
@@ -49,15 +49,16 @@ class Channels(FixedMask, kind="channels"):
         written(self, model)
         masks = super().start(model)
         mask_of = {w: masks[name] for name, w in prunable(model).items()}
-        (zero, total), removed = zero_weights(model), 0
-        for key, channel, writer, reader in self._order(model):
+        zero, total = zero_weights(model)
+        order = self._order(model)
+        self.require(bool(order) or not self.share, "no layer has more than one inner channel: there is nothing to "
+                     "remove")
+        for key, channel, writer, reader in order:
             if key > self.share + 1e-9 if self.sparsity is None else zero / total >= self.sparsity:
                 break
             for mask in (mask_of[writer.weight][channel], mask_of[reader.weight][:, channel]):
                 zero += int(mask.count_nonzero())  # where row and column of two channels cross, only the first time
                 mask.zero_()
-            removed += 1
-        takes_some(self, self.share or 0.0, removed)
         self.require(zero / total >= (self.sparsity or 0), f"sparsity {self.sparsity} is out of reach: with one inner "
                      f"channel left a layer, it is {math.floor(1000 * zero / total) / 1000:g} in this network")
         self.after_step(model, masks, 0.0)

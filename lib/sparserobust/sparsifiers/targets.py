@@ -25,9 +25,3 @@ def written(sparsifier: Sparsifier, model, convolutions: bool = False) -> dict[s
         sparsifier.require(w.plain, f"it writes into weights, and {name} is computed from other parameters: make it "
                            "plain first, by torch.nn.utils.prune.remove or parametrize.remove_parametrizations")
     return found
-
-
-def takes_some(sparsifier: Sparsifier, share: float, removed: int) -> None:
-    """`UserError` where a share above zero is asked for, and rounds to nothing."""
-    sparsifier.require(share == 0 or removed > 0, f"{share:g} of what this network has rounds to nothing: "
-                       "there is nothing to remove")
