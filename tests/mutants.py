@@ -1,4 +1,4 @@
-"""Would the tests notice? Twenty-nine small mistakes in the library, of the kind that crashes nothing and falsifies a
+"""Would the tests notice? Thirty-two small mistakes in the library, of the kind that crashes nothing and falsifies a
 published number - a sign, a threshold, a norm, a mask too early, the wrong mode, split or axis - each put alone into a
 copy of the package, on which the tests that should catch it are run.
 
@@ -99,7 +99,8 @@ MUTANTS = (
 """,
            ("test_data.py",)),
     Mutant("norm_without_the_root", "sparsity.py",
-           ".pow(2).sum((0, 2, 3)).sqrt()", ".pow(2).sum((0, 2, 3))", ("test_sparsity.py",)),
+           ".pow(2).sum((0, *range(2, weight.dim()))).sqrt()", ".pow(2).sum((0, *range(2, weight.dim())))",
+           ("test_sparsity.py",)),
     Mutant("bootstrap_of_single_runs", "reporting/estimates.py",
            "for g in dice.integers(len(groups), size=len(groups))])",
            "for g in range(len(groups))])[dice.integers(len(rows), size=len(rows))]", ("test_conditioning.py",)),
@@ -130,7 +131,8 @@ MUTANTS = (
            'if metadata and metadata.pop("sha256", None) != _hash(tensors, metadata):', "if metadata is None:",
            ("test_training.py",)),
     Mutant("threads_of_torch_in_place_of_the_recipe", "training.py",
-           "with with_threads(run.recipe.threads):", "with torch.enable_grad():", ("test_store.py",)),
+           "with with_threads(run.recipe.threads), answers_checked", "with torch.enable_grad(), answers_checked",
+           ("test_store.py",)),
     Mutant("own_settings_of_a_network_lose", "running/scales.py",
            "merged(section, changes)", "merged(changes, section)",
            ("test_scales.py::test_scales_and_networks_say_only_what_differs",)),
@@ -139,6 +141,13 @@ MUTANTS = (
            ("test_lipschitz.py::test_a_network_of_which_nothing_is_sure_is_refused",)),
     Mutant("transposed_convolutions_by_their_outputs", "analysis/cost.py",
            "(x if transposed else found)", "found", ("test_cost.py",)),
+    Mutant("an_attack_stands_still_at_nan", "answers.py",
+           "    if lost.any():", "    if lost.sum() < 0:", ("test_answers.py",)),
+    Mutant("randomness_is_asked_for_once", "answers.py",
+           "for _ in range(ASKED_TIMES)", "for _ in range(1)", ("test_answers.py",)),
+    Mutant("one_attack_withstood_is_enough", "analysis/audit.py",
+           "sum(~hits for hits in right.values()) == 0", "sum(hits for hits in right.values()) > 0",
+           ("test_audit.py",)),
 )
 
 
