@@ -79,7 +79,7 @@ def guarded(call: Callable) -> Callable:
     def checked(self, model, images, labels, generator=None):
         model = network(model)
         check(images, labels)
-        asked: list[bool] = []
+        called: list[bool] = []
         answered: list[bool] = []
 
         def first_answer(module, given, logits):
@@ -87,14 +87,14 @@ def guarded(call: Callable) -> Callable:
                 answered.append(True)
                 _check_logits(logits, labels)
 
-        hooks = (model.register_forward_pre_hook(lambda *given: asked.append(True)),
+        hooks = (model.register_forward_pre_hook(lambda *given: called.append(True)),
                  model.register_forward_hook(first_answer))
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 given = images.clone() if images.is_inference() else images.detach()
                 found = call(self, model, given, labels.clone().long(), generator)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            if asked and not answered:
+            if called and not answered:
                 raise _not_taken(images, error) from error
             raise
         finally:
@@ -126,8 +126,8 @@ def measured(call: Callable) -> Callable:
             split = getattr(splits, getattr(self, "split", "test"))
             check(split.images, split.labels, len(splits.classes) or None)
             if self.sampled:
-                for asked in (model, *others):
-                    _ask(asked, split.images[:2], split.labels)
+                for net in (model, *others):
+                    _check_logits(asked(net, split.images[:2]), split.labels)
         result = call(self, model, splits, *others)
         for where, value in _numbers(result):
             if not math.isfinite(value):
@@ -138,20 +138,20 @@ def measured(call: Callable) -> Callable:
     return checked
 
 
-def _ask(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """One line if a network does not answer these images with logits. Torch's chance, and modes, stay as they were."""
+def asked(model: nn.Module, images: Tensor) -> Any:
+    """What a network answers in eval mode; one line if it does not take these images. Torch's chance, and modes, stay
+    as they were."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
         with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-            logits = model(images)
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            return model(images)
+    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         raise _not_taken(images, error) from error
     finally:
         for module, training in modes:
             module.training = training
-    _check_logits(logits, labels)
 
 
 def _numbers(result: Any, where: str = "value") -> Iterator[tuple[str, float]]:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparserobust import files
-from sparserobust.answers import NotFinite, predicted, under_attack
+from sparserobust import files, inputs
+from sparserobust.answers import NotFinite, predicted
 from sparserobust.attacks import PGD
 from sparserobust.config import Objective, Recipe, Run
 from sparserobust.data import Split, Splits, augmented
-from sparserobust.errors import UserError, quoted
+from sparserobust.errors import UserError
 from sparserobust.inheritance import inherit
-from sparserobust.models import gated, noise_off, noise_scales
+from sparserobust.models import gated, noise_scales
 from sparserobust.optimisers import SGD
 from sparserobust.provenance import has_bfloat16, with_threads
 from sparserobust.seeding import global_seed, stream
@@ -111,12 +111,7 @@ def check_fit(model: nn.Module, images: Tensor, classes: int) -> None:
     """`UserError` unless the network has weights to count, and makes one logit for each class of images (n, c, h, w),
     of which it is shown the first."""
     sparsity(model)
-    shape = tuple(images.shape[1:])
-    try:
-        with torch.no_grad(), under_attack(model), noise_off(model):
-            logits = model(images[:1])
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-        raise UserError(f"{type(model).__name__} takes no images of shape {shape}: {quoted(str(error))}") from error
+    logits = inputs.asked(model, images[:1])
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"{type(model).__name__} answers an image with {given}, where logits of shape {(1, classes)} "

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust.analysis.folding import folded_weights
-from sparserobust.attacks import random_in_ball, under_attack
+from sparserobust.answers import is_random, under_attack
+from sparserobust.attacks import random_in_ball
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
 from sparserobust.evaluation import BATCH
 from sparserobust.files import six_digits
-from sparserobust.models import is_noisy
 from sparserobust.models.gates import GatedConv2d
 from sparserobust.seeding import stream
 from sparserobust.settings import settings
@@ -359,9 +359,9 @@ class LocalLipschitz(Measurement, kind="local_lipschitz"):
         return (self.images or 10_000) / 10_000 * (self.steps + 1)
 
     def __call__(self, model, splits):
-        if is_noisy(model):
-            raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
         split = splits.test.sample(self.images)
+        if is_random(model, split.images):
+            raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
         chance, found, sizes = stream(0, "local lipschitz", self.identity, device=split.images.device), [], []
         with under_attack(model):
             for images in split.images.split(BATCH):

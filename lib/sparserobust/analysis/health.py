@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sparserobust import imagewise
-from sparserobust.attacks import check_radius, into_ball, mean_logits, random_in_ball, under_attack
+from sparserobust.answers import is_random, mean_logits, under_attack
+from sparserobust.attacks import check_radius, into_ball, random_in_ball
 from sparserobust.config import Measurement
 from sparserobust.evaluation import BATCH
-from sparserobust.models import is_noisy, noise_off
+from sparserobust.models import noise_off
 from sparserobust.query_attacks import Square
 from sparserobust.seeding import global_seed, stream
 from sparserobust.settings import settings
@@ -147,7 +148,7 @@ def pgd_path(model, images: Tensor, labels: Tensor, epsilon: float, steps: Seque
     the cross entropy of each image, and whether it is classified correctly, both (len(steps), n),
     after each number of steps in `steps`, which rise. The loss of a noisy network is the mean over
     `DRAWS` draws; its answer is the first of them."""
-    losses, right, draws = [], [], DRAWS if is_noisy(model) else 1
+    losses, right, draws = [], [], DRAWS if is_random(model, images) else 1
     with under_attack(model):
         start = random_in_ball(images, epsilon, "linf", generator)
         x = into_ball(images + start, images, epsilon, "linf")
