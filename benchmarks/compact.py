@@ -31,10 +31,17 @@ MEASURED = {"parameters": ("parameters", 1e-6), "MACs": ("macs", 1e-6), "bytes":
             "milliseconds": ("latency_ms", 1)}  # by name in the table: name in the result, and the unit
 
 
-def built(name: str) -> torch.nn.Module:
-    more = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+@torch.no_grad()
+def built(name: str, image_shape: tuple[int, int, int]) -> torch.nn.Module:
+    """With norms that have seen a batch, without which deep random networks answer every image alike."""
+    more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     with global_seed(0, name):
-        return torchvision.models.get_model(name, num_classes=10, **more).eval()
+        model = torchvision.models.get_model(name, num_classes=10, **more)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = 1.0
+        model(torch.rand(16, *image_shape))
+        return model.eval()
 
 
 @torch.no_grad()
@@ -55,7 +62,8 @@ def zero_channels(model: torch.nn.Module, image_shape: tuple[int, int, int], sha
 
 def measured(name: str, side: int, repeats: int, share: float) -> dict:
     """A line of the table."""
-    model, shape = built(name), (3, side, side)
+    shape = (3, side, side)
+    model = built(name, shape)
     zero, channels = zero_channels(model, shape, share)
     split = Split(torch.rand(100, *shape, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 10)
     with provenance.with_threads(1):

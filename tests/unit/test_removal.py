@@ -410,6 +410,16 @@ def test_a_convolution_gets_a_bias_if_it_has_none():
     assert_same(net, small)
 
 
+def test_a_constant_that_noise_is_multiplied_with_stays():
+    with seeded():
+        net = models.NoisyWeights(model=models.LeNet300100()).build((1, 8, 8), 10).eval()
+    net[1].weight.data[:5], net[1].bias.data[:5] = 0, 1.0
+    assert removed(net, (1, 8, 8)) == 0
+    for layer in (net[1], net[3], net[5]):
+        layer.noise.level = 0.0
+    assert removed(net, (1, 8, 8)) == 5 * (64 + 1 + 100 + 1)  # the last one is the scale of the noise
+
+
 def test_constants_of_constants():
     """LeNet-300-100 with a dead first layer answers always the same: one unit is left of each layer."""
     net = own("lenet_300_100")

@@ -168,7 +168,7 @@ def _fold_constants(model: nn.Module, couplings: Couplings, trial: Trial) -> Non
         for name, layer in layers.items():
             low, high = ranges[name]
             nearly = 1e-6 * high.abs() if _unpadded(layer) else torch.zeros_like(high)
-            same = (low <= high) & (high - low <= nearly) & (_unpadded(layer) | (high == 0))
+            same = (high - low <= nearly) & (_unpadded(layer) | (high == 0))
             constant[couplings.sets[name, IN][~same]] = False
         for name, layer in layers.items():
             weight = matrix(layer)
