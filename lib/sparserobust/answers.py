@@ -11,6 +11,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from sparserobust import inputs
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy, one_draw_a_pass
 
@@ -116,14 +117,19 @@ def mended(gradient: Tensor) -> Tensor:
 
 def _known(model: nn.Module) -> bool:
     """Whether every part of a network is PyTorch's or this library's, so that it is known how it draws chance."""
-    return all(type(m).__module__.startswith(("torch.nn.", "sparserobust.")) for m in model.modules())
+    return all(type(m).__module__.startswith(("torch.nn.", "sparserobust.")) and not isinstance(m, inputs.Function)
+               for m in model.modules())
 
 
 def is_random(model: nn.Module, images: Tensor) -> bool:
     """Whether a network answers differently when asked again: it has noise of this library, or it is asked some times
-    about up to `ASKED` of the images (n, c, h, w). Torch's chance is left as it was."""
+    about up to `ASKED` of the images (n, c, h, w), unless it is made of parts alone that are known to have no chance in
+    eval mode. Torch's chance is left as it was."""
     if is_noisy(model):
         return True
+    if _known(model) and not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+                                 for m in model.modules()):
+        return False
     devices = [images.device] if images.is_cuda else []
     with torch.random.fork_rng(devices), torch.no_grad(), under_attack(model):
         first, *others = [finite(model(images[:ASKED]).float()) for _ in range(ASKED_TIMES)]

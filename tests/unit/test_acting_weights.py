@@ -251,7 +251,7 @@ def test_what_has_no_weights_to_count_says_so(refusal):
                                        for m in (WeightSparsity(), WeightHistogram(), LayerSparsity()))):
         assert "no convolution or linear weights" in refusal(count, nn.Sequential(nn.BatchNorm2d(3)))
     for measurement in (ChannelSparsity(), ChannelNorms()):
-        assert "without convolutions" in refusal(measurement, nn.Linear(2, 3), None)
+        assert "networks with a convolution" in refusal(measurement, nn.Linear(2, 3), None)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_0"])
@@ -469,8 +469,8 @@ class Fixed(nn.Module):
 
 
 UNFIT = {
-    "takes no images of shape (1, 8, 8)": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)),
-    "takes no images": lambda: torchvision.models.VisionTransformer(32, 16, 1, 1, 4, 4, num_classes=10),
+    "images of shape (1, 8, 8)": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)),
+    "takes no float32 images": lambda: torchvision.models.VisionTransformer(32, 16, 1, 1, 4, 4, num_classes=10),
     "answers an image with (1, 7)": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
     "answers an image with dict": lambda: Fixed(lambda net, x: {"logits": x}),
     "in training mode": lambda: Fixed(lambda net, x: (x, x) if net.training else x),

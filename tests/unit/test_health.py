@@ -334,7 +334,7 @@ def test_the_cost_is_what_is_asked_of_the_network():
     for measure in (MEASURE, Health(epsilon=EPSILON, images=60), replace(MEASURE, queries=2)):
         passes.clear()
         measure(Counted(), data)
-        assert measure.cost == pytest.approx(sum(passes) * 60 / 10_000, rel=0.05)
+        assert measure.cost == pytest.approx(sum(passes) * 60 / 10_000, rel=0.1)
 
 
 @pytest.mark.parametrize("change, words", [
