@@ -112,7 +112,7 @@ def check_fit(model: nn.Module, images: Tensor, classes: int) -> None:
     of which it is shown the first."""
     sparsity(model)
     logits = inputs.asked(model, images[:1])
-    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+    if not isinstance(logits, Tensor) or logits.shape != (len(images[:1]), classes):
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"{type(model).__name__} answers an image with {given}, where logits of shape {(1, classes)} "
                         "are needed")
