@@ -18,6 +18,8 @@ from sparserobust.models import is_noisy, one_draw_a_pass
 ASKED = 32  # images, when a network is asked whether it answers twice the same
 ASKED_TIMES = 3
 SAME = 1e-5  # of the largest logit: what rounding may make of one answer
+CUT_OFF = "the loss does not depend on the pixels: its gradient is zero everywhere"
+MENDED = "gradients are not finite in some pixels: the attack went by the others"
 _flags: ContextVar[list[str] | None] = ContextVar("flags", default=None)
 
 
@@ -93,7 +95,7 @@ def gradient(loss: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
     if loss.requires_grad:
         (found,) = torch.autograd.grad(loss, x, retain_graph=retain_graph, allow_unused=True)
     if found is None:
-        flag("the loss does not depend on the pixels: its gradient is zero everywhere")
+        flag(CUT_OFF)
         return torch.zeros_like(x)
     return mended(found)
 
@@ -111,7 +113,7 @@ def mended(gradient: Tensor) -> Tensor:
         raise NotFinite(f"the gradient at {int(lost.sum())} of {len(lost)} images is not finite in any pixel, so that "
                         "an attack by gradients would stand still: make the network differentiable there, or attack "
                         "it with Square, which needs none")
-    flag("gradients are not finite in some pixels: the attack went by the others")
+    flag(MENDED)
     return usable
 
 

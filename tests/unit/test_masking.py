@@ -101,6 +101,13 @@ def test_a_network_built_to_mask_its_gradients_is_flagged(name, net, digits):
     assert all(flag["found"] and flag["means"] == masking.MEANS[flag["kind"]] for flag in result["flags"])
 
 
+def test_where_gradients_are_lost_the_others_still_attack(net, digits):
+    result = AUDIT(MASKED["NaN backwards"][0](net), digits)
+    assert set(result["attacks"]) == {"clean", "random noise", "Square"}
+    assert {"PGD-20", "one step"} <= result["not_measured"].keys()
+    assert result["count"] <= result["attacks"]["Square"]["count"] < result["attacks"]["clean"]["count"]
+
+
 def test_an_honest_network_is_not_flagged(net, digits):
     result = AUDIT(net, digits)
     assert result["flags"] == [] and result["not_measured"] == {} and result["random"] is False

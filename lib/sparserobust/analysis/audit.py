@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from sparserobust.analysis.layer_table import LayerTable
 from sparserobust.analysis.lipschitz import guaranteed_radius
 from sparserobust.analysis.masking import Evidence, flags_of, look
 from sparserobust.analysis.weights import ChannelSparsity, RemainingParameters, WeightSparsity
-from sparserobust.answers import is_random
+from sparserobust.answers import NotFinite, is_random
 from sparserobust.attacks import FGSM, PGD, AutoAttack, DeepFool, check_radius
 from sparserobust.config import Attack, Measurement
 from sparserobust.errors import UserError
@@ -99,6 +100,7 @@ class Audit(Measurement, kind="audit"):
         training = [name or "the whole" for name, module in model.named_modules() if module.training]
         split, few = splits.test.sample(self.images), splits.test.sample(min(self.few, self.images or self.few))
         unmeasured: dict[str, str] = {}
+        not_finite: set[str] = set()
 
         def tried(name: str, measure: Callable[[], Any]) -> Any:
             log.info("audit: %s", name)
@@ -106,15 +108,21 @@ class Audit(Measurement, kind="audit"):
                 return measure()
             except UserError as error:
                 unmeasured[name] = str(error)
+                if isinstance(error, NotFinite):
+                    not_finite.add(name)
                 return None
 
         random = bool(tried("asking twice", lambda: is_random(model, split.images)))
-        attacks = {name: found for name, measure in self.accuracies(random).items()
-                   if (found := tried(name, lambda measure=measure: measure(model, splits)))}
+        attacks: dict[str, dict] = {}
+        for name, measure in self.accuracies(random).items():
+            if PGD20 not in attacks:  # or could not be taken: then those that would follow it stand alone
+                measure = replace(measure, after=None)
+            if found := tried(name, lambda measure=measure: measure(model, splits)):
+                attacks[name] = found
+            elif name == CLEAN:
+                raise UserError(f"the network cannot be judged: {unmeasured[CLEAN]}")
         right = {name: imagewise.unpack(found["each"][""]) > 0 for name, found in attacks.items()}
-        withstood = torch.from_numpy(sum(~hits for hits in right.values()) == 0) if right else torch.zeros(0)
-        if CLEAN not in attacks:
-            raise UserError(f"the network cannot be judged: {unmeasured[CLEAN]}")
+        withstood = torch.from_numpy(sum(~hits for hits in right.values()) == 0)
         curve = tried("curve over the radius", lambda: self._curve(model, splits, few))
         distance = tried("distance", lambda: Distance(attack=DeepFool(), images=len(few))(model, splits))
         certificate = tried("certificate", lambda: self._certificate(model, few, right))
@@ -123,7 +131,7 @@ class Audit(Measurement, kind="audit"):
                    if (found := tried(name, lambda measure=measure: measure(model, splits)))}
         evidence = Evidence(right=right, curve=curve, seen=seen, random=random, training=training,
                             raised={name: found["flags"] for name, found in attacks.items()},
-                            unmeasured=unmeasured, classes=len(splits.classes))
+                            unmeasured=unmeasured, not_finite=not_finite, classes=len(splits.classes))
         return {
             "value": float(withstood.double().mean()), "count": int(withstood.sum()), "total": len(split),
             "attacks": {name: {key: found[key] for key in ("value", "count", "total")}

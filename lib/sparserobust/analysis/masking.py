@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sparserobust.analysis.health import MOST_BEATEN, MOST_BLOCKED, _above
-from sparserobust.answers import SAME, NotFinite, finite, is_random, under_attack
+from sparserobust.answers import CUT_OFF, MENDED, SAME, NotFinite, finite, is_random, under_attack
 from sparserobust.attacks import l2_norm, margin, per_image
 from sparserobust.data import Split
 from sparserobust.seeding import stream
@@ -78,6 +78,7 @@ class Evidence:
     training: list[str]
     raised: Mapping[str, list[str]]
     unmeasured: Mapping[str, str]
+    not_finite: set[str]  # of these, what met answers or gradients that are no numbers
     classes: int
 
 
@@ -164,14 +165,13 @@ def _of_gradients(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for name, why in evidence.unmeasured.items():
         if name == "certificate":  # which many a good network has not
             continue
-        yield ("not finite" if "finite" in why else "not measured"), f"{name}: {why}"
+        yield "not finite" if name in evidence.not_finite else "not measured", f"{name}: {why}"
     odd: dict[str, list[str]] = {}
     for name, lines in evidence.raised.items():
         for line in lines:
             odd.setdefault(line, []).append(name)
     for line, names in odd.items():
-        kind = ("not finite" if "not finite" in line else "cut off" if "does not depend" in line
-                else "AutoAttack's warning")
+        kind = {MENDED: "not finite", CUT_OFF: "cut off"}.get(line, "AutoAttack's warning")
         yield kind, f"{', '.join(names)}: {line}"
     seen = evidence.seen
     if seen is None:
