@@ -390,7 +390,7 @@ def test_the_guide_runs_as_it_stands(tmp_path):
     for number, (language, block) in enumerate(blocks):
         named = re.match(r"# (\w+\.py)\n", block)
         file = tmp_path / (named[1] if named else f"block_{number}.py")
-        words = [sys.executable, "-m", "sparserobust.cli", *shlex.split(block)[1:]]
+        words = [sys.executable, "-m", "sparserobust.cli", *shlex.split(block.replace("\\\n", ""))[1:]]
         if language == "python":
             file.write_text(block)
             words = [sys.executable, str(file)]
@@ -401,3 +401,5 @@ def test_the_guide_runs_as_it_stands(tmp_path):
     assert re.fullmatch("[0-9a-f]{16}\n", printed[2])
     assert "180 training, 20 validation, 100 test images of shape (1, 8, 8)" in printed[4]
     assert re.search(r"FGSM +clean\n.*\nas given +0\.\d+ +0\.\d+\npruned .*\ntrained ", printed[5])
+    assert "of 50 images withstand everything tried within 0.1" in printed[6]
+    assert (tmp_path / "audits" / "my_weights.html").exists()
