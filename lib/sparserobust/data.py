@@ -17,6 +17,7 @@ Without validation images a tenth of the training images is set aside. Without t
 """
 
 import hashlib
+import io
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from torch import Tensor
 from sparserobust import files, inputs, outside
 from sparserobust.config import Data
 from sparserobust.errors import UserError, quoted
-from sparserobust.paths import data_folder, writable
+from sparserobust.paths import data_folder, sample_folder, writable
 from sparserobust.seeding import global_seed, stream
 from sparserobust.settings import located
 
@@ -400,3 +401,37 @@ _SOURCES = {  # name: how to read it, size of the validation split
     "cifar100": (lambda: _torchvision("CIFAR100"), 5000),
     "svhn": (lambda: _torchvision("SVHN"), 5000),
 }
+
+# ------------------------------------------------------------------------------------------------- a sample
+
+
+@dataclass(frozen=True)
+class Sample(Split):
+    """Images with the names of their classes."""
+
+    classes: tuple[str, ...]
+
+
+SAMPLE_SHA256 = "d435162b171005a305e4ccd6dc36808363a7af848d4dc98b4cbacf8b63ecbf4d"  # of both files
+
+
+def sample() -> Sample:
+    """A hundred CIFAR-10 test images, ten of each class, that come along (`data/sample`): images (100, 3, 32, 32) and
+    labels (100,), on the CPU, the same as `load("cifar10").test.sample(100)`. `UserError` if their files are not here
+    or were altered."""
+    folder = sample_folder()
+    try:
+        from PIL import Image
+
+        sheet, table = (folder / "images.png").read_bytes(), (folder / "labels.csv").read_bytes()
+    except ImportError:
+        raise UserError("reading the sample needs pillow: pip install 'sparserobust[lab]'") from None
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}): restore it with git checkout") from None
+    table = table.replace(b"\r\n", b"\n")
+    if hashlib.sha256(sheet + table).hexdigest() != SAMPLE_SHA256:
+        raise UserError(f"{folder} is damaged and was not used: restore it with git checkout")
+    pixels = np.asarray(Image.open(io.BytesIO(sheet)))  # ten rows of ten images
+    tiles = pixels.reshape(10, 32, 10, 32, 3).transpose(0, 2, 4, 1, 3).reshape(100, 3, 32, 32)
+    labels = np.array([int(row.split(",")[1]) for row in table.decode().splitlines()[1:]])
+    return Sample(*_tensors(tiles, labels), CIFAR10_CLASSES)

@@ -27,6 +27,16 @@ def published_folder() -> Path:
     return PROJECT / "data" / "published"
 
 
+def networks_folder() -> Path:
+    """Trained networks that are part of the repository, each with its card."""
+    return PROJECT / "data" / "networks"
+
+
+def sample_folder() -> Path:
+    """A hundred test images that are part of the repository."""
+    return PROJECT / "data" / "sample"
+
+
 def settings_folder() -> Path:
     """What each study runs at which scale, one YAML file per study."""
     return PROJECT / "notebooks" / "settings"

@@ -1,6 +1,7 @@
 """Data sets against their published formats, and augmentation against every crop there is."""
 
 import hashlib
+import shutil
 import urllib.error
 import warnings
 from itertools import product
@@ -448,3 +449,36 @@ def test_the_real_files(name, fresh, monkeypatch):
         raw = [(paths.PROJECT / "data" / folder / f).read_bytes() for f in list(data.CIFAR10_FILES)[:5]]
         assert records(splits.train, splits.validation) == sorted(
             r[i + 1:i + 3073] + r[i:i + 1] for r in raw for i in range(0, len(r), 3073))
+
+
+# -------------------------------------------------------------------------------------- the sample that comes along
+
+
+def test_the_sample_is_the_one_that_the_official_test_images_give():
+    if not (paths.data_folder() / "cifar-10-batches-bin").exists():
+        pytest.skip("CIFAR-10 is not here")
+    sample, drawn = data.sample(), data.load("cifar10").test.sample(100)
+    assert torch.equal(sample.images, drawn.images) and torch.equal(sample.labels, drawn.labels)
+
+
+def test_the_sample_has_ten_images_of_each_class_and_its_table_names_them():
+    sample = data.sample()
+    assert sample.images.shape == (100, 3, 32, 32) and (sample.images.dtype, sample.labels.dtype) == (torch.float32,
+                                                                                                     torch.int64)
+    assert (sample.images.min(), sample.images.max()) == (0, 1) and sample.labels.bincount().tolist() == [10] * 10
+    table = [row.split(",") for row in (paths.sample_folder() / "labels.csv").read_text().splitlines()[1:]]
+    assert [name for _, _, name in table] == [sample.classes[label] for label in sample.labels]
+    assert len({number for number, _, _ in table}) == 100
+
+
+@pytest.mark.parametrize("name", ["images.png", "labels.csv"])
+def test_a_sample_that_was_altered_or_is_gone_is_not_used(name, tmp_path, monkeypatch, refusal):
+    copied = shutil.copytree(paths.sample_folder(), tmp_path / "sample")
+    monkeypatch.setattr(data, "sample_folder", lambda: copied)
+    assert len(data.sample()) == 100
+    content = bytearray((copied / name).read_bytes())
+    content[-10] ^= 1
+    (copied / name).write_bytes(content)
+    assert "damaged" in refusal(data.sample)
+    (copied / name).unlink()
+    assert name in refusal(data.sample)
