@@ -17,6 +17,7 @@ from sparserobust import (
     export,
     foreign,
     models,
+    networks,
     objectives,
     query_attacks,
     sparsifiers,
@@ -30,5 +31,5 @@ from sparserobust.running.store import Store
 
 __version__ = "0.1.0"
 __all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks",
-           "audit", "data", "evaluation", "export", "foreign", "models", "objectives", "query_attacks", "sparsifiers",
-           "sparsity"]
+           "audit", "data", "evaluation", "export", "foreign", "models", "networks", "objectives", "query_attacks",
+           "sparsifiers", "sparsity"]

@@ -15,6 +15,7 @@ SMALLEST = {  # arguments with which a script takes seconds
     "benchmarks/compact.py": "--only mnasnet0_5 --side 32 --repeats 1",
     "benchmarks/coverage.py": "--draws 50 --seeds 3",
     "benchmarks/engine.py": "--runs 4 --seconds 0.1",
+    "benchmarks/networks.py": "--plan",
     "benchmarks/stress/__main__.py": "--only sweeps --share 0.1",
     "tests/mutants.py": "--list",
 }
