@@ -20,7 +20,7 @@ from sparserobust.reporting.estimates import binomial_interval
 from sparserobust.running import records
 from sparserobust.running.store import Store
 from sparserobust.settings import unknown
-from sparserobust.sparsity import parameters, sparsity
+from sparserobust.sparsity import parameters, zero_weights
 from sparserobust.studies.side_by_side import runs as side_by_side
 
 SCALE, SEED = "laptop", 0  # minutes on a GPU, a night on two cores; the first seed
@@ -44,7 +44,7 @@ NETWORKS: dict[str, tuple[str, Mapping, str, str]] = {
     "iwi": ("side_by_side", {"method": side_by_side.IWI, **CUT}, "Wang et al. 2020",
             "inherits the weights of a narrow network, then trained adversarially, cut and fine-tuned"),
     "tscnc": ("tscnc", {"part": "pruned", "method": "TSCNC", "level": 0.95}, "Feng et al. 2025",
-              "the transformed sparse constraint and the condition number constraint, then cut and fine-tuned"),
+              "a wide network trained under two constraints (TRADES, TSC, CNC), its weights chosen by learned scores"),
     "ensemble": ("fk_resnet", {"net": "En2ResNet20", "method": "dense"}, "Dinh et al. 2020",
                  "two networks with noise on their activations, trained adversarially, nothing removed"),
 }
@@ -67,11 +67,12 @@ def make(name: str, store: Store) -> dict:
     tensors = networks.packed(store.model(run).state_dict())
     model = networks.unpacked(run, tensors)
     files.write(folder / f"{name}.safetensors", files.packed(tensors))
+    zero, weights = zero_weights(model)
     card = {"about": about, "paper": paper, "study": study, "scale": SCALE, "identity": run.identity,
             "run": run.plain(), "weights_sha256": files.sha256(folder / f"{name}.safetensors"),
             "bytes": (folder / f"{name}.safetensors").stat().st_size,
             "processor": records.read(store.folder / run.identity / "provenance.json", run.identity)["processor"],
-            "parameters": parameters(model), "weights_left": 1 - sparsity(model),
+            "parameters": parameters(model), "weights": weights, "weights_left": weights - zero,
             "measured": measured(model, run, before), "sample": on_sample(model)}
     files.write_json(folder / f"{name}.json", files.sealed(card, name))
     return card

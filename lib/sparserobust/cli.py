@@ -454,11 +454,11 @@ def _networks(chosen) -> None:
         rates = {key: f"{100 * m['count'] / m['total']:.1f} [{100 * m['low']:.1f}, {100 * m['high']:.1f}]"
                  for key, m in card["measured"].items()}
         lines.append({"network": name, "clean [%]": rates["clean"], "PGD-20 [%]": rates["pgd"],
-                      "weights left [%]": f"{100 * card['weights_left']:.1f}", "run": card["identity"],
-                      "size [kB]": f"{card['bytes'] / 1000:.0f}", "paper": card["paper"]})
+                      "weights left": f"{card['weights_left']:,} of {card['weights']:,}",
+                      "size [kB]": f"{card['bytes'] / 1000:.0f}", "run": card["identity"], "paper": card["paper"]})
     print(pandas.DataFrame(lines).to_string(index=False))
     print("\nright on 10,000 CIFAR-10 test images, and under PGD at 8/255 on 1,000 of them, with 95 % intervals; "
-          'load one with sr.networks.load("lasso")')
+          'load one with sr.networks.load("dense")')
 
 
 def _refresh(chosen) -> None:

@@ -26,11 +26,11 @@ def names() -> list[str]:
 
 def card(name: str) -> dict:
     """What is known of a network: `about` it in a sentence, its `paper`, `study`, `scale`, and `run` with its
-    `identity`; the `processor` it was trained on; its `parameters`, the share `weights_left` of convolution and linear
-    weights, its `bytes`; under `measured`, for `clean` images and under `pgd`, the settings of the measurement, `count`
-    right of `total` with the 95 % interval of the share from `low` to `high`, the count `before` it was packed, and the
-    count of the `published` record, whose weights may be of another processor; under `sample` the same counts on the
-    images of `data.sample()`. `UserError` for an unknown name and for a damaged card."""
+    `identity`; the `processor` it was trained on; how many `parameters` it has, how many convolution and linear
+    `weights`, of which `weights_left` are not zero; its `bytes`. Under `measured`, for `clean` images and under `pgd`:
+    settings of the measurement, `count` right of `total`, 95 % interval of the share from `low` to `high`, the count
+    `before` it was packed, and that of the `published` record, whose weights and images may be others. Under
+    `sample` the counts on `data.sample()`. `UserError` for an unknown name and for a damaged card."""
     if name not in names():
         unknown("network", name, "networks", dict.fromkeys(names()))
     path = paths.networks_folder() / f"{name}.json"
