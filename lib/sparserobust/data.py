@@ -87,7 +87,7 @@ class Splits:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(c, h, w)."""
-        channels, height, width = self.train.images.shape[1:]
+        channels, height, width = self.test.images.shape[1:]
         return channels, height, width
 
     def to(self, device) -> "Splits":
@@ -99,6 +99,9 @@ def load(settings: Data | str, device: torch.device | str = "cpu") -> Splits:
     """The splits of a data set, by settings or by name. Raises `UserError`: unknown name, no network, damaged file, a
     set of your own that is not what it should be."""
     settings = Data(name=settings) if isinstance(settings, str) else settings
+    if not isinstance(settings, Data):
+        raise UserError(f"a data set is named, or given as Data(...), not of type {type(settings).__name__}; for "
+                        "images of your own, data.Splits(split, split, split, classes) of data.Split(images, labels)")
     splits = _load(settings.name)
     if settings.classes:
         splits = _only(splits, settings)
@@ -213,6 +216,7 @@ ORDERED = ("mnist",)  # data sets whose official test images are not in random o
 
 
 @cache
+@torch.inference_mode(mode=False)  # who asks first does not decide what others may do with the images
 def _load(name: str) -> Splits:
     """Splits on the CPU, read once per process."""
     if outside.is_own_data(name):

@@ -3,6 +3,8 @@ what they give back."""
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -24,13 +26,16 @@ class Function(nn.Module):
 
 
 def network(model: Any) -> nn.Module:
-    """The same network; a function that answers images with logits becomes one."""
-    if isinstance(model, nn.Module):
+    """The same network; a function that answers images with logits becomes one, and so does a program of TorchScript,
+    which takes no hooks."""
+    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
         return model
     if isinstance(model, type) or not callable(model):
         raise UserError("a network is a torch.nn.Module or a function, not of type "
                         f"{model.__name__ if isinstance(model, type) else type(model).__name__}")
-    return Function(model)
+    function = Function(model)
+    function.training = getattr(model, "training", False)
+    return function
 
 
 def check(images: Tensor, labels: Tensor, classes: int | None = None) -> None:
@@ -56,6 +61,13 @@ def check(images: Tensor, labels: Tensor, classes: int | None = None) -> None:
             _check_classes(labels, classes)
 
 
+def check_split(split: Any, name: str, classes: int | None = None) -> None:
+    """The same of the images and labels of a split of a data set."""
+    if not hasattr(split, "images"):
+        raise UserError(f"the {name} split should be data.Split(images, labels), not of type {type(split).__name__}")
+    check(split.images, split.labels, classes)
+
+
 def _check_classes(labels: Tensor, classes: int) -> None:
     if len(labels) and labels.max() >= classes:
         raise UserError(f"label {int(labels.max())} is none of {classes} classes, counted from 0")
@@ -66,40 +78,62 @@ def _check_logits(logits: Any, labels: Tensor) -> None:
         raise UserError(f"the network answers with a {type(logits).__name__}, not with logits (n, classes): wrap it in "
                         "a network that returns those alone")
     if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
-        raise UserError(f"the network answers with shape {tuple(logits.shape)}, not with logits (n, classes) of two "
-                        "classes or more: for a single logit z, wrap it to answer with [0, z]")
+        raise UserError(f"the network answers with {str(logits.dtype).removeprefix('torch.')} of shape "
+                        f"{tuple(logits.shape)}, not with logits (n, classes), floats, of two classes or more: for a "
+                        "single logit z, wrap it to answer with [0, z]")
     _check_classes(labels, logits.shape[1])
 
 
+@contextmanager
+def watched(model: nn.Module, labels: Tensor) -> Iterator[None]:
+    """Whatever the network raises inside the block is one line; so is it if its first answer is none for these labels,
+    or is written over the images."""
+    asked: list[Tensor] = []  # not answered yet
+    first: list[Tensor] = []  # images as they were
+
+    def before(module, given):
+        asked.extend(given[:1])
+        if not first:
+            first.append(given[0].detach().clone())
+
+    def after(module, given, logits):
+        asked.clear()
+        if first[1:]:
+            return
+        first.append(logits)
+        _check_unwritten(first[0], given[0])
+        _check_logits(logits, labels)
+
+    hooks = (model.register_forward_pre_hook(before), model.register_forward_hook(after))
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the network of somebody else does
+        if asked:
+            raise _not_taken(asked[0], error) from error
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_unwritten(before: Tensor, after: Tensor) -> None:
+    if not torch.equal(before, after):
+        raise UserError("the network writes over the images that it is given, so that what follows sees others: in its "
+                        "forward, write x = x - mean, not x -= mean")
+
+
 def guarded(call: Callable) -> Callable:
-    """The `__call__` of an attack, which checks what it is given, also, at its first answer, whether the network takes
-    such images and answers with as many logits as the labels need; and that what it gives back are images of the same
+    """The `__call__` of an attack, which checks what it is given and, while it runs, that the network takes such images
+    and answers with as many logits as the labels need (`watched`); and that what it gives back are images of the same
     shape. Inside, gradients are on, whatever they are outside."""
     @wraps(call)
     def checked(self, model, images, labels, generator=None):
         model = network(model)
         check(images, labels)
-        called: list[bool] = []
-        answered: list[bool] = []
-
-        def first_answer(module, given, logits):
-            if not answered:
-                answered.append(True)
-                _check_logits(logits, labels)
-
-        hooks = (model.register_forward_pre_hook(lambda *given: called.append(True)),
-                 model.register_forward_hook(first_answer))
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                given = images.clone() if images.is_inference() else images.detach()
-                found = call(self, model, given, labels.clone().long(), generator)
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            if called and not answered:
-                raise _not_taken(images, error) from error
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with torch.inference_mode(False), torch.enable_grad(), watched(model, labels):
+            found = call(self, model, images.clone().detach(), labels.clone().long(), generator)
         if found.shape != images.shape or not (found.numel() == 0 or (found.min() >= 0 and found.max() <= 1)):
             raise UserError(f"{self.label()} returned what are no images of shape {tuple(images.shape)} in [0, 1]")
         return found
@@ -109,12 +143,12 @@ def guarded(call: Callable) -> Callable:
 
 def _not_taken(images: Tensor, error: Exception) -> UserError:
     return UserError(f"the network takes no {str(images.dtype).removeprefix('torch.')} images of shape "
-                     f"{tuple(images.shape[1:])}: {quoted(str(error))}")
+                     f"{tuple(images.shape[1:])}, {len(images)} together: {type(error).__name__} {quoted(str(error))}")
 
 
 def measured(call: Callable) -> Callable:
     """The `__call__` of a measurement, which checks what it is given as `guarded` does that of an attack, where it
-    looks at images; and that what it gives back are numbers."""
+    looks at images; and that what it gives back are numbers. Inside, gradients are on, whatever they are outside."""
     @wraps(call)
     def checked(self, model, splits, *others):
         model, others = network(model), [network(other) for other in others]
@@ -123,12 +157,18 @@ def measured(call: Callable) -> Callable:
                 raise UserError(f"{self.label()} is given the three splits of a data set, as data.load returns them, "
                                 f"not {quoted(type(splits).__name__)}: for images of your own, "
                                 "data.Splits(split, split, split, classes)")
-            split = getattr(splits, getattr(self, "split", "test"))
-            check(split.images, split.labels, len(splits.classes) or None)
+            name = getattr(self, "split", "test")
+            split = getattr(splits, name)
+            check_split(split, name, len(splits.classes or ()) or None)
+            if split.labels.dtype != torch.long:
+                splits = replace(splits, **{name: replace(split, labels=split.labels.long())})
             if self.sampled:
+                if not len(split):
+                    raise UserError(f"{self.label()} is given no images: the {name} split is empty")
                 for net in (model, *others):
                     _check_logits(asked(net, split.images[:2]), split.labels)
-        result = call(self, model, splits, *others)
+        with torch.inference_mode(False), torch.enable_grad():
+            result = call(self, model, splits, *others)
         for where, value in _numbers(result):
             if not math.isfinite(value):
                 raise UserError(f"{self.label()}: {where} is not a finite number, so that nothing is measured: look at "
@@ -146,12 +186,17 @@ def asked(model: nn.Module, images: Tensor) -> Any:
         for module, _ in modes:
             module.training = False
         with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-            return model(images)
-    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
+            given = images.clone()
+            logits = model(given)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the network of somebody else does
         raise _not_taken(images, error) from error
     finally:
         for module, training in modes:
             module.training = training
+    _check_unwritten(images, given)
+    return logits
 
 
 def _numbers(result: Any, where: str = "value") -> Iterator[tuple[str, float]]:

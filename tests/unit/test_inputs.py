@@ -6,10 +6,12 @@ from torch import nn
 
 from scaffolding import built, seeded, splits_of
 from sparserobust.analysis import Health, Margins
+from sparserobust.analysis.layer_table import LayerTable
 from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, RandomisedFGSM
 from sparserobust.config import Attack, Measurement
 from sparserobust.data import Split, Splits
 from sparserobust.evaluation import Accuracy, Distance
+from sparserobust.inputs import network
 from sparserobust.models import PreActResNet
 from sparserobust.query_attacks import ZOO, Square
 from sparserobust.settings import settings
@@ -133,6 +135,88 @@ def test_attacks_know_other_precisions_and_images_that_are_not_square(attack, fe
     assert found.dtype == torch.float64
     images = torch.rand(6, 1, 8, 12, generator=torch.Generator().manual_seed(0))
     assert attack(wide.float(), images, few[1]).shape == images.shape
+
+
+def written_over(x):
+    x -= 0.5
+    return x.flatten(1)[:, :10]
+
+
+def written_below(x):
+    return x.data.mul_(0.5).flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize("writes", [written_over, written_below])
+def test_a_network_that_writes_over_its_images_is_refused_and_they_stay(writes, few, refusal):
+    images, labels = few[0].clone(), few[1]
+    data = Split(images, labels)
+    for call in (*ATTACKS[-2:], ATTACKS[0]):
+        assert "writ" in refusal(call, writes, images, labels) or call is ATTACKS[0]  # torch refuses at a leaf
+    for call in (Accuracy(), Accuracy(attack=ATTACKS[0])):
+        assert "writes over the images" in refusal(call, writes, Splits(data, data, data, tuple("abcdefghij")))
+    assert torch.equal(images, few[0])
+
+
+class Fails(Answers):
+    """Raises, after a first answer or always."""
+
+    def __init__(self, error: Exception, always: bool):
+        super().__init__(lambda z: z, 10)
+        self.error, self.always, self.passes = error, always, 0
+
+    def forward(self, x):
+        self.passes += 1
+        if self.always or self.passes > 1:
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("always", [True, False])
+@pytest.mark.parametrize("error", [KeyError("no such thing"), AssertionError(), ZeroDivisionError("by zero")], ids=repr)
+def test_whatever_a_network_raises_is_one_line(error, always, few, refusal):
+    told = refusal(ATTACKS[2], Fails(error, always).eval(), *few)
+    assert "images of shape (1, 8, 8), 6 together" in told and type(error).__name__ in told
+    if always:
+        assert type(error).__name__ in refusal(Accuracy(), Fails(error, always).eval(), splits_of(*few, classes=10))
+
+
+def test_a_program_of_torchscript_is_a_network(few):
+    model = Answers(lambda z: z, 10).net.eval()
+    traced = torch.jit.trace(model, few[0])
+    for attack in (ATTACKS[2], ATTACKS[-2]):
+        found = [attack(each, *few, torch.Generator().manual_seed(0)) for each in (model, traced)]
+        assert torch.equal(*found)
+    assert not network(traced).training and network(traced.train()).training
+
+
+@pytest.mark.parametrize("labels", [torch.int32, torch.uint8, torch.int8, torch.bool])
+def test_labels_of_any_whole_type_and_unknown_classes_are_measured_alike(labels, net, few):
+    given = (net(few[0]).argmax(1) > 0 if labels is torch.bool else net(few[0]).argmax(1)).to(labels)
+    one, other = Split(few[0], given.long()), Split(few[0], given)
+    for measurement in (Accuracy(attack=ATTACKS[2]), Health(epsilon=0.1, steps=(1, 2))):
+        whole = measurement(net, Splits(one, one, one, tuple("abcdefghij")))
+        for classes in (tuple("abcdefghij"), list("abcdefghij")):
+            assert measurement(net, Splits(other, other, other, classes)) == whole
+    assert Accuracy()(net, Splits(other, other, other, None))["total"] == 6  # type: ignore[arg-type]
+
+
+def test_an_empty_split_and_what_is_none_are_one_line(net, few, refusal):
+    none = Split(few[0][:0], few[1][:0])
+    assert "the test split is empty" in refusal(Accuracy(), net, Splits(none, none, none, ()))
+    assert "should be data.Split(images, labels)" in refusal(Accuracy(), net, Splits(few, few, few, ()))
+
+
+def test_whole_numbers_are_no_logits(few, refusal):
+    assert "int64 of shape" in refusal(Accuracy(), Answers(lambda z: z.long(), 10).eval(), splits_of(*few, classes=10))
+
+
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
+def test_measurements_need_no_gradients_switched_on(outside, net, few):
+    data = splits_of(few[0], net(few[0]).argmax(1), classes=10)
+    for measurement in (Accuracy(attack=ATTACKS[2]), Margins(images=4, samples=2), LayerTable(images=6)):
+        whole = measurement(net, data)
+        with outside():
+            assert measurement(net, data) == whole
 
 
 def test_splits_are_asked_for_where_one_is_given(net, few, refusal):
