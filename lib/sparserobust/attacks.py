@@ -48,6 +48,17 @@ def l2_norm(perturbations: Tensor) -> Tensor:
     return perturbations.flatten(1).norm(dim=1)
 
 
+def normed(slope: Tensor) -> Tensor:
+    """A gradient (n, c, h, w) at length 1, image by image, however small or large it is; zero where it is zero."""
+    length = l2_norm(slope)
+    tame = (length > 1e-12) & length.isfinite()  # else squares may be none
+    if not tame.all():
+        largest = slope.flatten(1).abs().amax(1)
+        slope = torch.where(per_image(tame, slope), slope, slope / per_image(largest.clamp_min(1e-45), slope))
+        length = l2_norm(slope).clamp_min(1e-12)
+    return slope / per_image(length, slope)
+
+
 def random_in_ball(images: Tensor, radius: float, norm: str, generator: torch.Generator | None = None) -> Tensor:
     """A perturbation of each image, uniformly from the l2 or linf ball of this radius."""
     if norm == "linf":
@@ -173,7 +184,7 @@ class PGD(Attack, kind="pgd"):
     def _direction(self, slope):
         if self.norm == "linf":
             return slope.sign()
-        return slope / per_image(l2_norm(slope).clamp_min(1e-12), slope)
+        return normed(slope)
 
 
 @settings

@@ -8,7 +8,7 @@ from torch import nn
 
 from scaffolding import seeded, splits_of
 from sparserobust.answers import NotFinite, flagged, gradient, is_random, mean_logits, mended
-from sparserobust.attacks import FGSM, PGD, AutoAttack, CarliniWagnerL2, CarliniWagnerReleased, DeepFool
+from sparserobust.attacks import FGSM, PGD, AutoAttack, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, normed
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.query_attacks import Square
@@ -69,6 +69,14 @@ def test_a_gradient_is_mended_entry_by_entry():
         assert torch.equal(mended(raw[:, :1].nan_to_num(2)), raw[:, :1].nan_to_num(2))
     with pytest.raises(NotFinite, match="1 of 2 images"):
         mended(torch.tensor([[torch.nan, 0.0], [1.0, 2.0]]))
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-15, 1.0, 1e20, 1e37])
+def test_a_step_of_l2_is_as_long_however_long_the_gradient_is(scale):
+    raw = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).sign()
+    raw[2] = 0
+    found = normed(raw * scale)
+    assert torch.allclose(found, raw / 4) and not found[2].any()
 
 
 def test_a_loss_that_does_not_see_the_pixels_has_no_slope_and_is_flagged():

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sparserobust.analysis.health import MOST_BEATEN, MOST_BLOCKED, _above
-from sparserobust.answers import CUT_OFF, MENDED, SAME, NotFinite, finite, is_random, under_attack
-from sparserobust.attacks import l2_norm, margin, per_image
+from sparserobust.analysis.health import ERRORS, MOST_BEATEN, MOST_BLOCKED, _above
+from sparserobust.answers import CUT_OFF, MENDED, SAME, finite, is_random, under_attack
+from sparserobust.attacks import margin, normed
 from sparserobust.data import Split
 from sparserobust.seeding import stream
 
 BY_LOSS = 0.05  # share of images that the margin loss may fool and cross entropy not: some, in honest networks
 BY_AUTOATTACK = 0.1  # likewise AutoAttack and PGD-20
-UNTRUE = 0.5  # by how much the slope along a gradient may differ from the gradient's length, as a share of it
-LENGTHS = (1e-3, 1e-2, 1e-1)  # at which that slope is taken: l2, as shares of the root of the number of pixels
+UNTRUE = 0.5  # by how much a change along a gradient may differ from the sum of the gradients, as a share of either
+LENGTHS = (1e-2, 1e-1)  # over which these are taken: l2, as shares of the root of the number of pixels
+NODES = tuple(np.polynomial.legendre.leggauss(10))  # where on the way, and with what weight
 SPECK = 0.25 / 255  # of pixel noise, which rounding to bytes would swallow
 
 MEANS = {
@@ -42,6 +43,7 @@ MEANS = {
     "rising curve": "A larger ball holds the smaller one: when more is withstood in it, attacks lose their way.",
     "random": "Each number is one draw of many: go by averaged gradients.",
     "batch": "Statistics of the batch are used: an attacker may choose what stands beside an image.",
+    "two answers": "Attacks that follow its gradients see another network than those who only ask.",
     "training mode": "It was judged in evaluation mode all the same; what it does in training mode is not known.",
     "rounded input": "Between its steps the network is flat: it has no true gradient.",
     "no better than guessing": "Wrong weights, normalisation or order of classes are likelier than such a network.",
@@ -64,6 +66,7 @@ class Seen:
     cut_off: bool
     rounded: bool
     batch: bool
+    two_faced: bool  # answers otherwise where gradients are asked for
     logits: int
 
 
@@ -94,13 +97,15 @@ def look(model: nn.Module, split: Split, epsilon: float) -> Seen:
         cut_off = not logits.requires_grad
         slopes = [_slope(values.sum(), x) for values in (loss, gap)]
         fixed = not is_random(model, images)
+        with torch.no_grad():
+            plain = finite(model(images).float())
         return Seen(
             zero=_share(~slopes[0].flatten(1).any(1), right), zero_margin=_share(~slopes[1].flatten(1).any(1), right),
             not_finite=_share(~slopes[0].flatten(1).isfinite().all(1), right),
             saturated=_share(loss.detach() == 0, right), cut_off=cut_off, logits=logits.shape[1],
             untrue=_untrue(model, images, labels, slopes[1]) if fixed else None,
-            rounded=fixed and _unmoved(model, images, logits.detach()),
-            batch=fixed and _apart(model, images, logits.detach()))
+            rounded=fixed and _unmoved(model, images, plain), batch=fixed and _apart(model, images, plain),
+            two_faced=fixed and _differ(logits.detach(), plain))
 
 
 def _slope(loss: Tensor, x: Tensor) -> Tensor:
@@ -113,20 +118,26 @@ def _share(which: Tensor, among: Tensor) -> float:
     return float((which & among).sum()) / max(int(among.sum()), 1)
 
 
-@torch.no_grad()
 def _untrue(model, images: Tensor, labels: Tensor, slope: Tensor) -> float | None:
-    """Share of images along whose gradient the margin does not change at the rate that the gradient says, at any of
-    some lengths, among those where the change would stand out from rounding."""
-    length = l2_norm(slope)
-    steep = slope.flatten(1).isfinite().all(1) & (length > 0)
-    direction = slope / per_image(length.clamp_min(1e-30), slope)
-    best = torch.full_like(length, torch.inf)
+    """Share of images along whose gradient the margin does not change by what the gradients on the way add up to, for
+    any of some lengths of the way, among those where either change would stand out from rounding."""
+    steep = slope.flatten(1).isfinite().all(1) & slope.flatten(1).any(1)
+    direction = normed(slope)
+    best = torch.full_like(images[:, 0, 0, 0], torch.inf)
     told = torch.zeros_like(steep)
     for share in LENGTHS:
         h = share * images[0].numel() ** 0.5
-        ahead, behind = (margin(model(images + sign * h * direction).float(), labels) for sign in (1, -1))
-        clear = steep & (2 * h * length > 1e-4 * (ahead.abs() + behind.abs()).clamp_min(1e-3))
-        error = ((ahead - behind) / (2 * h) / length.clamp_min(1e-30) - 1).abs()
+        start, end = ((images + sign * h * direction).clamp(0, 1) for sign in (-1, 1))
+        with torch.no_grad():
+            behind, ahead = (margin(model(x).float(), labels) for x in (start, end))
+        summed = torch.zeros_like(best)
+        for place, weight in zip(*NODES, strict=True):
+            x = torch.lerp(start, end, (1 + place) / 2).requires_grad_(True)
+            found = _slope(margin(model(x).float(), labels).sum(), x)
+            summed += weight / 2 * (found * (end - start)).flatten(1).sum(1).nan_to_num()
+        largest = torch.maximum((ahead - behind).abs(), summed.abs())
+        clear = steep & (largest > 1e-4 * (ahead.abs() + behind.abs()).clamp_min(1e-3))
+        error = (ahead - behind - summed).abs() / largest.clamp_min(1e-30)
         best = torch.where(clear, torch.minimum(best, error), best)
         told |= clear
     return float((best[told] > UNTRUE).double().mean()) if told.any() else None
@@ -145,9 +156,13 @@ def _apart(model, images: Tensor, logits: Tensor) -> bool:
     """Whether images get other answers when they are alone."""
     try:
         alone = torch.cat([finite(model(images[i:i + 1]).float()) for i in range(min(4, len(images)))])
-    except (ValueError, NotFinite):  # BatchNorm on one value
+    except Exception:  # whatever the network of somebody else does: BatchNorm takes no single value
         return True
-    return bool(((alone - logits[:len(alone)]).abs() > 10 * SAME * logits.abs().max()).any())
+    return alone.shape[1:] != logits.shape[1:] or _differ(alone, logits[:len(alone)])
+
+
+def _differ(answers: Tensor, others: Tensor) -> bool:
+    return bool(((answers - others).abs() > 10 * SAME * others.abs().max()).any())
 
 
 def flags_of(evidence: Evidence) -> list[dict[str, str]]:
@@ -192,10 +207,11 @@ def _of_gradients(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 def _of_attacks(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Who fools more images that PGD-20 leaves than a second go at it does, and than honest networks know."""
-    right = evidence.right
+    right, again = evidence.right, 0.0
     if "PGD-20" in right:
         left, n = right["PGD-20"], len(right["PGD-20"])
-        again = float((left & ~right["PGD-20 again"]).mean()) if "PGD-20 again" in right else 0.0
+        if "PGD-20 again" in right:
+            again = float((left & ~right["PGD-20 again"]).mean())
         for name, kind, limit in (
                 ("one step", "one step", MOST_BEATEN), ("random noise", "noise", MOST_BEATEN),
                 ("PGD-100", "more steps", MOST_BEATEN), ("PGD-20, margin loss", "other loss", BY_LOSS),
@@ -211,7 +227,9 @@ def _of_attacks(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if _above(last["count"] / n, 1 / evidence.classes, n):
             yield "no limit", f"{last['count']} of {n} images withstand radius {last['radius']:.3g}, the whole box"
         for smaller, larger in zip(evidence.curve, evidence.curve[1:], strict=False):
-            if _above(max(larger["count"] - smaller["count"], 0) / n, MOST_BEATEN, n):
+            rise = max(larger["count"] - smaller["count"], 0) / n
+            chance = (2 * again / n) ** 0.5  # standard error, where a second go finds others by chance
+            if _above(rise - ERRORS * chance, MOST_BEATEN, n):
                 yield "rising curve", (f"{smaller['count']} of {n} images withstand radius {smaller['radius']:.3g}, "
                                        f"{larger['count']} withstand {larger['radius']:.3g}")
 
@@ -224,10 +242,13 @@ def _of_the_network(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if evidence.seen is not None:
         if evidence.seen.batch:
             yield "batch", "an image alone gets another answer than among others"
+        if evidence.seen.two_faced:
+            yield "two answers", "it answers otherwise where gradients are asked for"
         if evidence.seen.rounded:
             yield "rounded input", f"noise of {255 * SPECK:g}/255 on all pixels changes no logit"
         if evidence.seen.logits != evidence.classes:
             yield "classes", f"it answers with {evidence.seen.logits} logits; the data have {evidence.classes} classes"
     clean = evidence.right.get("clean")
-    if clean is not None and not _above(float(clean.mean()), 1 / evidence.classes, len(clean)):
+    chance = 1 / evidence.classes
+    if clean is not None and _above(1, chance, len(clean)) and not _above(float(clean.mean()), chance, len(clean)):
         yield "no better than guessing", f"{int(clean.sum())} of {len(clean)} images are classified correctly"
