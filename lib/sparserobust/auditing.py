@@ -5,13 +5,19 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
 from sparserobust import data as data_sets
-from sparserobust import foreign
+from sparserobust import foreign, inputs
 from sparserobust.analysis import Audit
 from sparserobust.config import Data
+from sparserobust.errors import UserError, quoted
 from sparserobust.provenance import device, provenance
 
 if TYPE_CHECKING:
@@ -33,16 +39,29 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
     (the test split is judged); `epsilon` and further `settings` are those of `Audit` (norm, few, queries, autoattack).
     The network itself is left as it is. `UserError` for what cannot be judged."""
     judge = Audit.parse({"epsilon": epsilon, "images": images, **settings})
-    given = foreign.built(net)
-    model = deepcopy(given) if weights is not None or mean else given
-    if weights is not None:
-        foreign.load(model, foreign.state(weights), mean, std)
-        model.eval()
-    model = foreign.normalised(model, mean, std)
     where = device()
-    splits = (data if isinstance(data, data_sets.Splits) else data_sets.load(data)).to(where)
-    if any(t.device.type != where.type for t in model.parameters()):
-        model = deepcopy(model).to(where)
+    splits = data if isinstance(data, data_sets.Splits) else data_sets.load(data)
+    given = foreign.built(net)
+    with torch.inference_mode(False):
+        mean, std = foreign.scales(mean, std)
+        model = _copied(given) if weights is not None else given
+        if weights is not None:
+            foreign.load(model, foreign.state(weights), mean, std)
+        if weights is not None or not isinstance(net, nn.Module):
+            model.eval()
+        model = foreign.normalised(model, mean, std)
+        tensors = [*model.parameters(), *model.buffers()]
+        if any(is_lazy(t) or t.is_meta for t in tensors):
+            raise UserError("the network has no weights yet, being lazy or on the device 'meta': build it on the CPU, "
+                            "pass an image through it, and give it weights")
+        if any(t.device.type != where.type or t.is_inference() for t in tensors):  # which keep no gradients
+            model = _copied(model).to(where)
+    inputs.check_split(splits.test, "test")
+    channels = splits.test.images.shape[1]
+    if len(mean) not in (0, channels):
+        raise UserError(f"the images have {channels} channels: give mean and std that many numbers each, not "
+                        f"{len(mean)}")
+    splits = replace(splits, test=splits.test.to(where))
     begun = time.monotonic()
     with _shown(len(judge.accuracies(random=False)) if progress else 0):
         result = judge(model, splits)
@@ -53,6 +72,13 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
         "architecture": type(given).__name__, "data": _data_name(data), "images": result["total"],
         "content": foreign.fingerprint(model), "processor": made["processor"], "torch": made["torch"],
         "seconds": round(time.monotonic() - begun)})
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model)
+    except Exception as error:  # whatever the network of somebody else holds
+        raise UserError(f"the network cannot be copied, as it would have to be: {quoted(str(error))}") from error
 
 
 def _name(net: foreign.Builder, weights: str | Path | None) -> str:

@@ -7,10 +7,12 @@ Nothing is unpickled that could run code.
 
 import hashlib
 import inspect
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar
@@ -45,6 +47,7 @@ def network(builder: Builder, weights: str | Path | None = None, mean: Sequence[
     `UserError` if anything is missing, raises, does not fit, or is no `torch.nn.Module`.
     """
     net = built(builder)
+    mean, std = scales(mean, std)
     if weights is not None:
         load(net, state(weights), mean, std)
     return normalised(net, mean, std).eval()
@@ -68,12 +71,27 @@ def built(builder: Builder, **offered: Any) -> nn.Module:
 
 
 def normalised(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The network behind a layer that normalises, or as it is without mean and std."""
-    if len(mean) != len(std) or min(std, default=1) <= 0:
-        raise UserError("mean and std go together, a number for each channel, in units of [0, 1]; std is positive")
+    """The network behind a layer that normalises, in the mode that it has, or as it is without mean and std."""
+    mean, std = scales(mean, std)
     if twice := [name for name, t in net.named_buffers() if mean and _is_scale(name, t)]:
         raise UserError(f"the network normalises images itself ({twice[0]}): leave mean and std out")
-    return nn.Sequential(Normalise([255 * m for m in mean], [255 * s for s in std]), net) if mean else net
+    if not mean:
+        return net
+    whole = nn.Sequential(Normalise([255 * m for m in mean], [255 * s for s in std]), net)
+    whole.training = whole[0].training = net.training
+    return whole
+
+
+def scales(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std as plain numbers. `UserError` unless they are as many of both, finite, std positive."""
+    try:
+        means, stds = tuple(map(float, mean)), tuple(map(float, std))
+        fit = len(means) == len(stds) and all(map(isfinite, means + stds)) and min(stds, default=1) > 0
+    except (TypeError, ValueError):
+        fit = False
+    if not fit:
+        raise UserError("mean and std go together, a number for each channel, in units of [0, 1]; std is positive")
+    return means, stds
 
 
 # -------------------------------------------------------------------------------------------------- checkpoints
@@ -86,6 +104,9 @@ def state(path: str | Path) -> dict[str, Tensor]:
 
     `UserError`, one line, if the file is missing, damaged, holds no weights, several, or objects that would have to be
     unpickled."""
+    if not isinstance(path, str | Path):
+        raise UserError(f"weights are named by their file, not of type {type(path).__name__}: tensors at hand go into "
+                        "the network with its load_state_dict")
     place, part, content = _chosen(str(path))
     file = outside.located(place, content)
     whole = _opened(file)
@@ -106,7 +127,7 @@ def state(path: str | Path) -> dict[str, Tensor]:
 
 def _chosen(path: str) -> outside.Name:
     """A name whose place is the whole of it if there is such a file."""
-    return outside.Name(path, "", "") if Path(path).exists() else outside.parsed(path)
+    return outside.Name(path, "", "") if os.path.exists(path) else outside.parsed(path)  # noqa: PTH110
 
 
 def _opened(file: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ import sparserobust as sr
 from scaffolding import splits_of
 from sparserobust import files
 from sparserobust.analysis import audit as parts
-from sparserobust.analysis.audit import Audit
+from sparserobust.analysis.audit import NETWORK, Audit
 from sparserobust.analysis.linear import exact_radii
 from sparserobust.cli import main
 from sparserobust.data import Split, Splits
@@ -209,3 +210,64 @@ def test_a_mistake_on_the_command_line_is_one_line(changed, checkpoint, capsys):
         code = stop.code
     error = capsys.readouterr().err.strip()
     assert code and error.startswith("error: ") and "\n" not in error
+
+
+@pytest.mark.parametrize(("what", "given"), [
+    ("not of type Split", {"data": lambda d: d.test}), ("not of type tuple", {"data": lambda d: (d.test, d.classes)}),
+    ("not of type dict", {"data": lambda d: {"name": "digits"}}), ("not of type NoneType", {"data": lambda d: None}),
+    ("should be data.Split(images, labels)", {"data": lambda d: replace(d, test=(d.test.images, 1))}),
+    ("images should be a tensor", {"data": lambda d: replace(d, test=replace(d.test, images=[]))}),
+    ("mean and std go together", {"mean": 0.5, "std": 0.5}), ("mean and std go together", {"mean": ("a",), "std": "b"}),
+    ("mean and std go together", {"mean": (float("nan"),), "std": (1,)}),
+    ("the images have 1 channels", {"mean": (0.5,) * 3, "std": (0.5,) * 3}),
+    ("weights are named by their file", {"weights": {"weight": torch.zeros(1)}}),
+    ("no weights yet", {"net": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}),
+    ("no weights yet", {"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device="meta"))})])
+def test_what_cannot_be_judged_is_one_line(what, given, net, digits, refusal):
+    told = {"net": net, "data": digits, "epsilon": 0.1, **ASKED} | given
+    if callable(given.get("data")):
+        told["data"] = given["data"](digits)
+    assert what in refusal(sr.audit, **told)
+
+
+def test_test_images_alone_are_enough_and_numbers_may_be_arrays(net, digits):
+    whole = sr.audit(net, digits, 0.1, mean=(0.1,), std=(0.9,), **ASKED)
+    alone = Splits(None, None, digits.test, ())  # type: ignore[arg-type]
+    found = sr.audit(net, alone, 0.1, mean=np.array([0.1]), std=torch.tensor([0.9]), **ASKED)
+    assert found.result["each"] == whole.result["each"] and found.result["network"].keys() == whole.result[
+        "network"].keys()
+    assert not {"training mode", "classes"} & {flag["kind"] for flag in found.flags + whole.flags}
+
+
+class Memory(nn.Module):
+    """The nearest of some images: a network without parameters and layers."""
+
+    def __init__(self, split: Split):
+        super().__init__()
+        self.images, self.answers = split.images.flatten(1), nn.functional.one_hot(split.labels, 10).float()
+
+    def forward(self, x):
+        return (-5 * torch.cdist(x.flatten(1), self.images)).softmax(1) @ self.answers
+
+
+class Locked(nn.Module):
+    """Cannot be copied."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.lock = net, threading.Lock()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("build", [
+    lambda net: Memory(sr.data.load("digits").train), Locked, lambda net: torch.jit.trace(net, torch.rand(2, 1, 8, 8)),
+    lambda net: torch.compile(net, backend="eager"), nn.DataParallel], ids=str)
+def test_networks_of_odd_kinds_have_a_page_and_a_record_that_say_what_is_missing(build, net, digits, tmp_path):
+    with torch.inference_mode():
+        report = sr.audit(build(net), digits, 0.1, **ASKED)
+    page, record = report.save(tmp_path)
+    assert json.loads(record.read_text())["audit"]["count"] == report.result["count"] and page.stat().st_size > 10_000
+    assert set(NETWORK) == report.result["network"].keys() | report.result["not_measured"].keys() & set(NETWORK)
+    assert str(report) and len(report.row()) == 1 and not report.unreliable

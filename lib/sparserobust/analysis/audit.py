@@ -16,7 +16,7 @@ from sparserobust.analysis.weights import ChannelSparsity, RemainingParameters, 
 from sparserobust.answers import NotFinite, is_random
 from sparserobust.attacks import FGSM, PGD, AutoAttack, DeepFool, check_radius
 from sparserobust.config import Attack, Measurement
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.query_attacks import RandomNoise, Square
 from sparserobust.settings import settings
@@ -110,7 +110,9 @@ class Audit(Measurement, kind="audit"):
                 unmeasured[name] = str(error)
                 if isinstance(error, NotFinite):
                     not_finite.add(name)
-                return None
+            except Exception as error:  # whatever the network of somebody else does: it is told, and nothing counted
+                unmeasured[name] = f"{type(error).__name__} {quoted(str(error))}"
+            return None
 
         random = bool(tried("asking twice", lambda: is_random(model, split.images)))
         attacks: dict[str, dict] = {}
@@ -125,13 +127,16 @@ class Audit(Measurement, kind="audit"):
         withstood = torch.from_numpy(sum(~hits for hits in right.values()) == 0)
         curve = tried("curve over the radius", lambda: self._curve(model, splits, few))
         distance = tried("distance", lambda: Distance(attack=DeepFool(), images=len(few))(model, splits))
-        certificate = tried("certificate", lambda: self._certificate(model, few, right))
+        certificate = tried("certificate", lambda: guaranteed_radius(model, few.images, few.labels, self.norm).cpu())
+        if certificate is not None:
+            certificate = self._certificate(certificate, right)
         seen = tried("gradients", lambda: look(model, few, self.epsilon))
         network = {name: found for name, measure in NETWORK.items()
                    if (found := tried(name, lambda measure=measure: measure(model, splits)))}
         evidence = Evidence(right=right, curve=curve, seen=seen, random=random, training=training,
                             raised={name: found["flags"] for name, found in attacks.items()},
-                            unmeasured=unmeasured, not_finite=not_finite, classes=len(splits.classes))
+                            unmeasured=unmeasured, not_finite=not_finite,
+                            classes=len(splits.classes or ()) or (seen.logits if seen else 2))
         return {
             "value": float(withstood.double().mean()), "count": int(withstood.sum()), "total": len(split),
             "attacks": {name: {key: found[key] for key in ("value", "count", "total")}
@@ -151,13 +156,12 @@ class Audit(Measurement, kind="audit"):
             found.append({"radius": radius, "count": result["count"], "total": result["total"]})
         return found
 
-    def _certificate(self, model, few, right) -> dict:
-        radii = guaranteed_radius(model, few.images, few.labels, self.norm).cpu()
+    def _certificate(self, radii, right) -> dict:
         proved = radii >= self.epsilon
         for name, hits in right.items():
-            if name != AUTOATTACK and (proved & ~torch.from_numpy(hits[:len(few)])).any():
+            if name != AUTOATTACK and (proved & ~torch.from_numpy(hits[:len(radii)])).any():
                 raise RuntimeError(f"{name} fooled the network on an image whose class is proved: the bound is wrong")
-        return {"count": int(proved.sum()), "total": len(few), "mean_radius": float(radii.mean())}
+        return {"count": int(proved.sum()), "total": len(radii), "mean_radius": float(radii.mean())}
 
 
 NETWORK: dict[str, Measurement] = {

@@ -82,6 +82,9 @@ class Deployable(Measurement, kind="deployable"):
             latency, latency_left = _milliseconds([model, small], batch, self.repeats)
             difference = _largest_difference(model, small, images[:COMPARED])
         total, left = macs(model, shape), macs(small, shape)
+        if not total:
+            raise UserError(f"{self.kind} knows networks with a convolution or a product of matrices: "
+                            f"{type(model).__name__} has none")
         return {
             "value": left / total, "count": left, "total": total, "macs": total, "macs_left": left,
             "parameters": sparsity.parameters(model), "parameters_left": sparsity.parameters(small),
@@ -128,6 +131,8 @@ def _largest_difference(model: nn.Module, small: nn.Module, images: Tensor) -> f
 
 def _file(model: nn.Module) -> bytes:
     """The weights and buffers as a safetensors file; what has several names is in it once."""
+    if odd := [name for name, t in model.state_dict().items() if not isinstance(t, Tensor)]:
+        raise UserError(f"the size of {odd[0]} is not known here, since it is no tensor")
     held = {(t.data_ptr(), t.shape): (name, t) for name, t in reversed(model.state_dict().items())}
     return files.packed(dict(reversed(held.values())))
 

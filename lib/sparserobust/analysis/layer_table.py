@@ -60,7 +60,7 @@ def _row(name: str, weight: Acting) -> dict[str, Any]:
 def _units(model: nn.Module, named: dict[str, nn.Module], images: Tensor) -> dict[str, dict[str, int]]:
     if len(images) < 2:
         raise UserError("which units are constant shows on two images at least")
-    images = images.to(next(model.parameters()))
+    images = images.to(next(model.parameters(), images))
     outputs: dict[str, Tensor] = {}  # of one pass, by name and number of the call
     first: dict[str, Tensor] = {}  # of the first image
     constant: dict[str, Tensor] = {}
@@ -75,14 +75,14 @@ def _units(model: nn.Module, named: dict[str, nn.Module], images: Tensor) -> dic
     hooks = [layer.register_forward_hook(partial(keep, name)) for name, layer in named.items()
              if isinstance(layer, _ConvNd | nn.Linear)]
     try:
-        with under_attack(model), noise_off(model), torch.enable_grad():
+        with under_attack(model), noise_off(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             for batch in images.split(BATCH):
                 outputs.clear()
                 calls.clear()
                 x = batch.clone().requires_grad_()
                 logits = model(x * 1)
                 mixed = (logits * torch.randn(logits.shape[1:], generator=stream(0, "layers")).to(logits)).sum()
-                slopes = torch.autograd.grad(mixed + 0 * x.sum(), list(outputs.values()), allow_unused=True)
+                slopes = torch.autograd.grad(mixed + 0 * x.sum(), [x, *outputs.values()], allow_unused=True)[1:]
                 for (call, output), slope in zip(outputs.items(), slopes, strict=True):
                     name = call.rpartition(" ")[0]
                     values = _by_unit(output.detach(), named[name], len(batch))

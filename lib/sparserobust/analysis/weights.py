@@ -21,6 +21,9 @@ class WeightSparsity(Measurement, kind="sparsity"):
 
     def __call__(self, model, splits):
         zero, total = sparsity.zero_weights(model)
+        if not total:
+            raise UserError(f"{self.kind} knows networks with a convolution or a linear map: {type(model).__name__} "
+                            "has none")
         return {"value": zero / total, "count": zero, "total": total}
 
 
@@ -42,6 +45,8 @@ class RemainingParameters(Measurement, kind="remaining_parameters"):
     def __call__(self, model, splits):
         left = sparsity.remaining_parameters(model)
         total = sparsity.parameters(model)
+        if not total:
+            raise UserError(f"{self.kind} knows networks with parameters: {type(model).__name__} has none")
         return {"value": left / total, "count": left, "total": total}
 
 

@@ -40,6 +40,8 @@ class Couplings:
                 ins, outs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
                 pairs += [(entries[node, prune, i], entries[node, other, i // ins * outs + k])
                           for i in range(layer.in_channels) for k in range(outs)]
+        if not entries:
+            return cls({}, torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.long))
         sets = _connected(pairs, len(entries))
         passed = {end: number for number, end in enumerate(dict.fromkeys(entry[:2] for entry in entries))}
         spaces = _connected([(passed[entry[:2]], len(passed) + int(number)) for entry, number in

@@ -86,6 +86,8 @@ def without_unread(model: nn.Module, trial: Trial) -> nn.Module:
     which the network does not answer as before, such as those of which `forward` names the number."""
     couplings = Couplings.of(trial.copy(model).requires_grad_(True), trial.images)
     folded = deepcopy(model)
+    if not len(couplings.fixed):  # it has no layer with channels
+        return folded
     _fold_constants(folded, couplings, trial)
     if trial.passed(folded):
         model = folded
