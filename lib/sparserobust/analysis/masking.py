@@ -4,7 +4,7 @@ not (Athalye et al. 2018; Carlini et al. 2019, "On evaluating adversarial robust
 A flag is a dictionary: `kind`; `found`, what was seen of this network; `means`, what that says of its numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,8 +81,8 @@ class Evidence:
     training: list[str]
     raised: Mapping[str, list[str]]
     unmeasured: Mapping[str, str]
-    not_finite: set[str]  # of these, what met answers or gradients that are no numbers
     classes: int
+    not_finite: Set[str] = frozenset()  # of `unmeasured`, what met numbers that are none
 
 
 @torch.enable_grad()
