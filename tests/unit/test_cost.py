@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scaffolding import generator, seeded, splits_of
 from sparserobust import analysis, files
 from sparserobust.analysis import cost
-from sparserobust.analysis.cost import Deployable, Kept, macs
+from sparserobust.analysis.cost import Deployable, FileSize, Kept, macs
 from sparserobust.config import Measurement
 from sparserobust.data import Splits
 from sparserobust.models import Ensemble, PreActResNet, compact, is_noisy
@@ -306,3 +306,18 @@ def test_scattered_zeros_and_removed_channels_save_bytes(splits):
     assert thin["parts"]["unpacked"] == whole["parts"]["unpacked"] > small["parts"]["unpacked"]
     assert thin["value"] < 0.35 * whole["value"] and small["value"] < whole["value"]
     assert small["parts"]["unpacked"] == Deployable(images=1, repeats=1)(channels, splits)["bytes_left"]
+
+
+def test_a_size_is_not_told_of_weights_that_are_no_tensors(splits, refusal):
+    class Packed(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)
+
+        def get_extra_state(self):
+            return b"weights"
+
+        def set_extra_state(self, state):
+            pass
+
+    assert "no tensor" in refusal(FileSize(), Packed(), splits)
+    assert "a product of matrices" in refusal(Deployable(repeats=1), nn.Flatten(), splits)
