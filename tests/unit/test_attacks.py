@@ -32,7 +32,7 @@ from sparserobust.attacks import (
 )
 from sparserobust.config import Attack
 from sparserobust.models.noise import Noise
-from sparserobust.query_attacks import ZOO, Square
+from sparserobust.query_attacks import ZOO, RandomNoise, Square
 
 ATTACKS = {
     "fgsm": FGSM(epsilon=0.1),
@@ -47,6 +47,8 @@ ATTACKS = {
     "autoattack l2": AutoAttack(epsilon=4.0, norm="l2"),
     "square": Square(epsilon=0.2, queries=20),
     "square l2": Square(epsilon=1.0, queries=20, norm="l2"),
+    "noise": RandomNoise(epsilon=0.2, draws=3),
+    "noise l2": RandomNoise(epsilon=1.0, draws=3, norm="l2"),
     "zoo": ZOO(iterations=8, search_steps=1, lr=0.2, parallel=32),
     "zoo in a ball": ZOO(iterations=8, search_steps=1, lr=0.2, parallel=32, epsilon=1.5),
 }

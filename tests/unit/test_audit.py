@@ -156,9 +156,9 @@ def build():
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch, digits):
-    """A folder with `my_net.py` and its weights, as DataParallel names them; the network itself."""
+    """A folder with `judged_net.py` and its weights, as DataParallel names them; the network itself."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_net.py").write_text(BUILDER)
+    (tmp_path / "judged_net.py").write_text(BUILDER)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimiser = torch.optim.Adam(net.parameters(), 0.02)
@@ -177,7 +177,7 @@ ASKED = {"images": 40, "few": 10, "queries": 10, "autoattack": False, "progress"
 def test_a_checkpoint_is_judged_as_the_network_itself_and_left_as_it_is(checkpoint):
     scales = {"mean": (0.5,), "std": (0.25,)}
     before = {name: t.clone() for name, t in checkpoint.state_dict().items()}
-    named = sr.audit("my_net.py:build", "digits", "0.1", weights="my.safetensors", **scales, **ASKED)
+    named = sr.audit("judged_net.py:build", "digits", "0.1", weights="my.safetensors", **scales, **ASKED)
     held = sr.audit(checkpoint, "digits", 0.1, **scales, **ASKED)
     without = sr.audit(checkpoint, "digits", 0.1, **ASKED)
     assert named.result["each"] == held.result["each"] != without.result["each"]
@@ -187,22 +187,22 @@ def test_a_checkpoint_is_judged_as_the_network_itself_and_left_as_it_is(checkpoi
 
 
 def test_the_command_prints_and_writes_what_the_call_finds(checkpoint, tmp_path, capsys):
-    words = ["audit", "my_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
+    words = ["audit", "judged_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
              "--images", "40", "--few", "10", "--queries", "10", "--no-autoattack", "--mean", "0.5", "--std", "0.25",
              "--name", "mine", "-o", "told"]
     assert main(words) == 0
     told = capsys.readouterr().out
     record = json.loads((tmp_path / "told" / "mine.json").read_text())
-    found = sr.audit("my_net.py:build", "digits", 0.1, weights="my.safetensors", mean=(0.5,), std=(0.25,), **ASKED)
+    found = sr.audit("judged_net.py:build", "digits", 0.1, weights="my.safetensors", mean=(0.5,), std=(0.25,), **ASKED)
     assert record["audit"]["each"] == found.result["each"] and (tmp_path / "told" / "mine.html").exists()
     assert found.verdict() in told and "mine.json" in told
 
 
 @pytest.mark.parametrize("changed", [
-    {"my_net.py:build": "my_net.py:built"}, {"my.safetensors": "yours.safetensors"}, {"digits": "digit"},
+    {"judged_net.py:build": "judged_net.py:built"}, {"my.safetensors": "yours.safetensors"}, {"digits": "digit"},
     {"0.1": "8"}, {"0.1": "a lot"}, {"0.5": "a,b"}, {"0.25": "0"}, {"0.25": "0.1,0.2"}])
 def test_a_mistake_on_the_command_line_is_one_line(changed, checkpoint, capsys):
-    words = ["audit", "my_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
+    words = ["audit", "judged_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
              "--mean", "0.5", "--std", "0.25"]
     try:
         code = main([changed.get(word, word) for word in words])

@@ -18,6 +18,7 @@ from sparserobust.config import Attack, Dense, Objective, Sparsifier
 from sparserobust.models import PreActResNet
 from sparserobust.models.gates import EPSILON, LIMITS, GatedConv2d
 from sparserobust.objectives import TRADES, Adversarial, Natural, SparseActivations
+from sparserobust.query_attacks import RandomNoise
 from sparserobust.settings import Settings
 from sparserobust.sparsifiers import (
     ADMM,
@@ -396,7 +397,7 @@ def test_gates_of_any_log_alpha(log_alpha, train):
 
 ATTACKS = {
     "fgsm": FGSM(epsilon=0.1),
-    "rfgsm": RandomisedFGSM(epsilon=0.1),
+    "rfgsm": RandomisedFGSM(epsilon=0.1), "noise": RandomNoise(epsilon=0.1, draws=3),
     "pgd": PGD(epsilon=0.1, step_size=0.05, steps=2, restarts=2),
     "pgd, margin": PGD(epsilon=0.1, step_size=0.05, steps=2, loss="margin", random_start=False),
     "pgd l2": PGD(epsilon=0.5, step_size=0.3, steps=2, norm="l2"),
@@ -427,7 +428,7 @@ def test_attacked_images_stay_in_ball_and_box(attack, first, last, picture, n, r
         assert size.max() <= epsilon * (1 + 1e-5)
 
 
-DETERMINISTIC = [a for a in ATTACKS.values() if not getattr(a, "random_start", a.kind == "rfgsm")]
+DETERMINISTIC = [a for a in ATTACKS.values() if not getattr(a, "random_start", a.kind in ("rfgsm", "random_noise"))]
 
 
 @pytest.mark.parametrize("attack", DETERMINISTIC, ids=str)
