@@ -263,7 +263,8 @@ class Locked(nn.Module):
 
 @pytest.mark.parametrize("build", [
     lambda net: Memory(sr.data.load("digits").train), Locked, lambda net: torch.jit.trace(net, torch.rand(2, 1, 8, 8)),
-    lambda net: torch.compile(net, backend="eager"), nn.DataParallel], ids=["memory", "locked", "traced", "compiled", "parallel"])
+    lambda net: torch.compile(net, backend="eager"), nn.DataParallel],
+    ids=["memory", "locked", "traced", "compiled", "parallel"])
 def test_networks_of_odd_kinds_have_a_page_and_a_record_that_say_what_is_missing(build, net, digits, tmp_path):
     with torch.inference_mode():
         report = sr.audit(build(net), digits, 0.1, **ASKED)
