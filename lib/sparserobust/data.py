@@ -87,7 +87,8 @@ class Splits:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(c, h, w)."""
-        channels, height, width = self.test.images.shape[1:]
+        shown = self.train if len(self.train) else self.test
+        channels, height, width = shown.images.shape[1:]
         return channels, height, width
 
     def to(self, device) -> "Splits":

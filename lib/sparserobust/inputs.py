@@ -153,15 +153,16 @@ def measured(call: Callable) -> Callable:
     def checked(self, model, splits, *others):
         model, others = network(model), [network(other) for other in others]
         if splits is not None:
-            if not hasattr(splits, "test"):
+            if not (hasattr(splits, "test") or hasattr(splits, "image_shape")):
                 raise UserError(f"{self.label()} is given the three splits of a data set, as data.load returns them, "
                                 f"not {quoted(type(splits).__name__)}: for images of your own, "
                                 "data.Splits(split, split, split, classes)")
             name = getattr(self, "split", "test")
-            split = getattr(splits, name)
-            check_split(split, name, len(splits.classes or ()) or None)
-            if split.labels.dtype != torch.long:
-                splits = replace(splits, **{name: replace(split, labels=split.labels.long())})
+            split = getattr(splits, name, None)
+            if split is not None or self.sampled:
+                check_split(split, name, len(splits.classes or ()) or None)
+                if split.labels.dtype != torch.long:
+                    splits = replace(splits, **{name: replace(split, labels=split.labels.long())})
             if self.sampled:
                 if not len(split):
                     raise UserError(f"{self.label()} is given no images: the {name} split is empty")

@@ -34,10 +34,13 @@ from sparserobust.studies.start_here import exercises as start_here
 from sparserobust.studies.start_here import runs as start_here_runs
 from sparserobust.studies.tscnc import exercises as tscnc
 from sparserobust.studies.tscnc import runs as tscnc_runs
+from sparserobust.studies.your_network import exercises as your_network
+from sparserobust.studies.your_network import runs as your_network_runs
 
 NOTEBOOKS = [notebook_runner.find(name) for name in notebook_runner.names()]
 MODULES = {"fk_resnet": fk_resnet, "iwi": iwi, "rsr": rsr, "side_by_side": side_by_side,
-           "sparsity_theory": sparsity_theory, "start_here": start_here, "tscnc": tscnc}
+           "sparsity_theory": sparsity_theory, "start_here": start_here, "tscnc": tscnc,
+           "your_network": your_network}
 
 
 def functions(module) -> dict:
@@ -184,6 +187,26 @@ def test_noise_is_no_attack(net, digits):
         moved, start_here_runs.attack(0.1)(net, images, labels)))
     answered(start_here.exercise_3, results, correct=100 * (at_random - attacked), slips=[
         (at_random - attacked, "points are asked for"), (100 * at_random, "at random"), (-30, "too small")])
+
+
+def test_what_all_attacks_leave_is_an_upper_bound():
+    attacks = {name: {"value": value} for name, value in (
+        ("clean", 0.99), ("one step", 0.98), ("PGD-20", 0.97), ("PGD-100", 0.96))}
+    report = SimpleNamespace(result={"attacks": attacks, "value": 0.02})
+    answered(your_network.exercise_1, report, correct=2, slips=[
+        (97, "PGD-20 leaves"), (99, "clean leaves"), (0.02, "too small"), (50, "too large")])
+
+
+def test_noise_is_found_by_asking_again():
+    answered(your_network.exercise_2, correct="random", slips=[
+        ("saturated", "too large for float32"), ("rounded input", "blurs"), ("batch", "stands beside")])
+
+
+def test_a_gradient_that_hides_is_found_out(net):
+    results = results_of(your_network_runs.experiment("quick"), SimpleNamespace(model=lambda run: net), None)
+    answered(your_network.exercise_3, results, correct=lambda images: (8 * images).round() / 8, slips=[
+        (lambda images: images, "sees nothing wrong"), (lambda images: 0 * images, "change less"),
+        (lambda images: images[:3], "of the shape")])
 
 
 def test_members_share_the_weights():

@@ -12,6 +12,7 @@ from pyautoattack.square import SquareAttack
 from torch import nn
 
 from scaffolding import correct, generator, seeded, with_noise
+from sparserobust import UserError
 from sparserobust.attacks import PGD, CarliniWagnerL2, l2_norm, margin, per_image
 from sparserobust.config import Attack
 from sparserobust.models import NoisyWeights, PreActResNet
@@ -291,7 +292,7 @@ def test_global_chance_is_left_as_it_was(noisy, few, attack):
     assert state() == before
     broken = deepcopy(noisy)
     broken.register_forward_hook(lambda *_: numpy.random.rand() > 0.5 and fail())
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(UserError, match="FloatingPointError"):
         attack(broken, *few, generator())
     assert state() == before
 

@@ -102,12 +102,12 @@ def step(weight: float, threshold: float):
 
 
 def test_images_without_slope_count_in_the_slope_but_not_in_the_ratio():
-    """Beyond 0.9 the slope is 10, before it there is none; the ball of one image lies here, that of another there, and
+    """Beyond 0.4 the slope is 10, before it there is none; the ball of one image lies here, that of another there, and
     a third is misclassified: its ratio is zero."""
     images = torch.zeros(3, *SHAPE)
-    images[1, 0, 0, 0] = 1.5
+    images[1, 0, 0, 0] = 1.0
     data = splits_of(images, torch.tensor([0, 1, 1]))
-    result = Margins(images=3, radius=0.3, samples=4)(step(2.0, 0.9), data)
+    result = Margins(images=3, radius=0.3, samples=4)(step(2.0, 0.4), data)
     margins = [1, 5 * 2 * 0.6 - 1]
     assert (result["value"], result["total"]) == (pytest.approx(sum(margins) / 2), 2)
     assert result["parts"]["slope"] == pytest.approx(5)
