@@ -14,13 +14,13 @@ LOST = 0.05  # of the accuracy, that a mask may cost
 
 
 @exercise
-def exercise_1(answer, report: Report) -> Verdict:
+def exercise_1(answer, hidden_report: Report) -> Verdict:
     """The largest share [%] of images that may be called robust, of the network with masked
     gradients."""
-    attacks = report.result["attacks"]
+    attacks = hidden_report.result["attacks"]
     slips = {100 * attacks[name]["value"]: f"that is what {name} leaves: does no other attack leave "
              "less?" for name in ("clean", "one step", "PGD-20", "PGD-100")}
-    return number(answer, 100 * report.result["value"], "an image is robust if no attack fools it, "
+    return number(answer, 100 * hidden_report.result["value"], "an image is robust if no attack fools it, "
                   "and one that is found is enough; even this is an upper bound", slips)
 
 
