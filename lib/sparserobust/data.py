@@ -87,8 +87,7 @@ class Splits:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(c, h, w)."""
-        shown = self.train if len(self.train) else self.test
-        channels, height, width = shown.images.shape[1:]
+        channels, height, width = (self.train or self.test).images.shape[1:]
         return channels, height, width
 
     def to(self, device) -> "Splits":

@@ -65,8 +65,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
     elif start is not None:
         model.load_state_dict(start)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    shown = splits.train if len(splits.train) else splits.test
-    check_fit(model, shown.images, len(splits.classes))
+    check_fit(model, (splits.train or splits.test).images, len(splits.classes))
     with with_threads(run.recipe.threads), answers_checked(model):
         job = TrainingState(run, model, others)
         job.resume(checkpoint)

@@ -131,7 +131,8 @@ def order(task: Task, store: Store) -> dict:
     """A task in JSON, as it crosses to another process. Where that may import from, and find files, is told for what
     is somebody's own alone."""
     own, outside = modules(task), named_outside(task)
-    path = [*(str(Path(folder).absolute()) for folder in sys.path), str(Path.cwd())] if own or outside else []
+    here = dict.fromkeys([*(str(Path(folder).absolute()) for folder in sys.path), str(Path.cwd())])
+    path = list(here) if own or outside else []
     return {"key": task.key, "identity": task.run.identity, "run": task.run.plain(),
             "measurements": [m.plain() for m in task.measurements],
             "store": [str(store.folder), store.use_published, store.use_earlier],
