@@ -49,19 +49,15 @@ def flag(what: str) -> None:
 @contextmanager
 def under_attack(model: nn.Module):
     """Eval mode and no weight gradients inside the block, exactly the former state after it."""
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for p in wanted:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for p in wanted:
-            p.requires_grad_(True)
+    with inputs.evaluated(model):
+        try:
+            for p in wanted:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in wanted:
+                p.requires_grad_(True)
 
 
 def finite(logits: Tensor) -> Tensor:

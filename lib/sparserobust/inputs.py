@@ -179,23 +179,30 @@ def measured(call: Callable) -> Callable:
     return checked
 
 
-def asked(model: nn.Module, images: Tensor) -> Any:
-    """What a network answers in eval mode; one line if it does not take these images. Torch's chance, and modes, stay
-    as they were."""
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block, the former mode of each module after it."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
-        with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-            given = images.clone()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def asked(model: nn.Module, images: Tensor) -> Any:
+    """What a network answers in eval mode; one line if it does not take these images. Torch's chance, and modes, stay
+    as they were."""
+    given = images.clone()
+    try:
+        with evaluated(model), torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
             logits = model(given)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever the network of somebody else does
         raise _not_taken(images, error) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     _check_unwritten(images, given)
     return logits
 

@@ -7,7 +7,6 @@ sparsity: as Dinh et al. 2020 count it, the share of *input* channels, over all 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sparserobust.errors import UserError
+from sparserobust.inputs import evaluated
 
 CHANNEL_NORM_IS_ZERO = 1e-15  # Dinh et al. 2020, section 4: the norm below which a channel counts as removed
 TABLES = nn.Embedding | nn.EmbeddingBag | nn.LayerNorm | nn.RMSNorm  # their weights multiply no vector as a matrix
@@ -117,7 +117,7 @@ def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
             raise UserError(f"layer '{prefix}' has no {name} yet: pass an image through the network first")
     found = {name: Acting(layer, p if p.layout == torch.strided else p.to_dense(), (p,)) for name, p in tensors.items()}
     for name, chain in _computing(layer).items():
-        with _resting(chain):
+        with evaluated(chain):  # in training mode spectral_norm would take a step of its power iteration
             found[name] = Acting(layer, chain(), tuple(chain.parameters()))
     parts: tuple[str, ...]
     for hook in layer._forward_pre_hooks.values():
@@ -133,19 +133,6 @@ def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
     if isinstance(layer, _ConvNd | nn.Linear) and "weight" not in found and isinstance(layer.weight, Tensor):
         found["weight"] = Acting(layer, layer.weight, ())  # a buffer, or written by a hook that is not known here
     return found
-
-
-@contextmanager
-def _resting(module: nn.Module):
-    """Eval mode inside the block: spectral_norm would take a step of its power iteration."""
-    modes = [(m, m.training) for m in module.modules()]
-    try:
-        for m, _ in modes:
-            m.training = False
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:
