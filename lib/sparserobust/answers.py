@@ -87,13 +87,16 @@ def gradient(loss: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
     """Gradient of `loss` at the images x (n, c, h, w). Where a loss does not depend on the pixels, as behind `round` or
     `detach`, it is zero, and flagged. An entry that is NaN becomes zero and an infinite one as large as the largest of
     its image, which is flagged; `NotFinite` if that leaves an image no way to go."""
-    found = None
-    if loss.requires_grad:
-        (found,) = torch.autograd.grad(loss, x, retain_graph=retain_graph, allow_unused=True)
+    found = raw_gradient(loss, x, retain_graph)
     if found is None:
         flag(CUT_OFF)
         return torch.zeros_like(x)
     return mended(found)
+
+
+def raw_gradient(loss: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor | None:
+    """Gradient of `loss` at x as it is; None where the loss does not depend on it."""
+    return torch.autograd.grad(loss, x, retain_graph=retain_graph, allow_unused=True)[0] if loss.requires_grad else None
 
 
 def mended(gradient: Tensor) -> Tensor:

@@ -13,10 +13,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sparserobust.analysis.health import ERRORS, MOST_BEATEN, MOST_BLOCKED, _above
-from sparserobust.answers import CUT_OFF, MENDED, SAME, finite, is_random, under_attack
+from sparserobust.answers import CUT_OFF, MENDED, SAME, finite, is_random, raw_gradient, under_attack
 from sparserobust.attacks import margin, normed
 from sparserobust.data import Split
 from sparserobust.seeding import stream
+
+# what an audit tries, by name
+CLEAN, ONE_STEP, PGD20, AGAIN, MARGIN, AVERAGED, LONGER, NOISE, SQUARE, AUTOATTACK = (
+    "clean", "one step", "PGD-20", "PGD-20 again", "PGD-20, margin loss", "PGD-20, averaged gradients", "PGD-100",
+    "random noise", "Square", "AutoAttack")
 
 BY_LOSS = 0.05  # share of images that the margin loss may fool and cross entropy not: some, in honest networks
 BY_AUTOATTACK = 0.1  # likewise AutoAttack and PGD-20
@@ -86,7 +91,7 @@ class Evidence:
 
 
 @torch.enable_grad()
-def look(model: nn.Module, split: Split, epsilon: float) -> Seen:
+def look(model: nn.Module, split: Split) -> Seen:
     """Gradients and answers of a network on the images of a split, taken once."""
     images, labels = split.images, split.labels
     with under_attack(model):
@@ -110,7 +115,7 @@ def look(model: nn.Module, split: Split, epsilon: float) -> Seen:
 
 def _slope(loss: Tensor, x: Tensor) -> Tensor:
     """The raw gradient at x; zero where the loss does not depend on it."""
-    found = torch.autograd.grad(loss, x, retain_graph=True, allow_unused=True)[0] if loss.requires_grad else None
+    found = raw_gradient(loss, x, retain_graph=True)
     return torch.zeros_like(x) if found is None else found
 
 
@@ -208,20 +213,20 @@ def _of_gradients(evidence: Evidence) -> Iterator[tuple[str, str]]:
 def _of_attacks(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Who fools more images that PGD-20 leaves than a second go at it does, and than honest networks know."""
     right, again = evidence.right, 0.0
-    if "PGD-20" in right:
-        left, n = right["PGD-20"], len(right["PGD-20"])
-        if "PGD-20 again" in right:
-            again = float((left & ~right["PGD-20 again"]).mean())
+    if PGD20 in right:
+        left, n = right[PGD20], len(right[PGD20])
+        if AGAIN in right:
+            again = float((left & ~right[AGAIN]).mean())
         for name, kind, limit in (
-                ("one step", "one step", MOST_BEATEN), ("random noise", "noise", MOST_BEATEN),
-                ("PGD-100", "more steps", MOST_BEATEN), ("PGD-20, margin loss", "other loss", BY_LOSS),
-                ("PGD-20, averaged gradients", "averaging", MOST_BEATEN), ("Square", "black box", MOST_BEATEN),
-                ("AutoAttack", "AutoAttack", BY_AUTOATTACK)):
+                (ONE_STEP, "one step", MOST_BEATEN), (NOISE, "noise", MOST_BEATEN),
+                (LONGER, "more steps", MOST_BEATEN), (MARGIN, "other loss", BY_LOSS),
+                (AVERAGED, "averaging", MOST_BEATEN), (SQUARE, "black box", MOST_BEATEN),
+                (AUTOATTACK, "AutoAttack", BY_AUTOATTACK)):
             if name in right:
                 share = float((left & ~right[name]).mean())
                 if _above(share, limit + again, n):
-                    yield kind, (f"{name} fools {share:.1%} of the images that PGD-20 does not "
-                                 f"(PGD-20 again: {again:.1%})")
+                    yield kind, (f"{name} fools {share:.1%} of the images that {PGD20} does not "
+                                 f"({AGAIN}: {again:.1%})")
     if evidence.curve:
         last, n = evidence.curve[-1], evidence.curve[-1]["total"]
         if _above(last["count"] / n, 1 / evidence.classes, n):
@@ -248,7 +253,7 @@ def _of_the_network(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield "rounded input", f"noise of {255 * SPECK:g}/255 on all pixels changes no logit"
         if evidence.seen.logits != evidence.classes:
             yield "classes", f"it answers with {evidence.seen.logits} logits; the data have {evidence.classes} classes"
-    clean = evidence.right.get("clean")
+    clean = evidence.right.get(CLEAN)
     chance = 1 / evidence.classes
     if clean is not None and _above(1, chance, len(clean)) and not _above(float(clean.mean()), chance, len(clean)):
         yield "no better than guessing", f"{int(clean.sum())} of {len(clean)} images are classified correctly"

@@ -12,7 +12,7 @@ import pandas
 import seaborn
 
 from sparserobust import files
-from sparserobust.analysis import audit as names
+from sparserobust.analysis import masking as names
 from sparserobust.analysis.audit import Audit
 from sparserobust.analysis.masking import unreliable
 from sparserobust.reporting.artifacts import Captioned, Picture, png
