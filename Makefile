@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-slurm stress lab clean lock audit notebooks
+.PHONY: help setup reproduce test test-slurm stress lab clean lock audit notebooks book
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -28,11 +28,11 @@ reproduce: $(READY) ## run every notebook, redraw every table and figure, judge 
 
 test: $(READY) ## style, types, unit tests, notebooks against their stored outputs
 	@echo "style (ruff), types (mypy), layers (import-linter)"
-	@$(BIN)/ruff check lib tests benchmarks notebooks
+	@$(BIN)/ruff check lib tests benchmarks notebooks docs
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@echo "unit tests, then every notebook from an empty store"
-	@$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 test-slurm: $(READY) ## a sweep on a real SLURM, which root on Debian gets for it and loses again; else left out
 	@$(BIN)/python -m pytest tests/cluster -rs -s
@@ -40,11 +40,14 @@ test-slurm: $(READY) ## a sweep on a real SLURM, which root on Debian gets for i
 stress: $(READY) ## kills, crowds, damaged files, full disks, fuzz: is anything lost, or believed that is wrong? (ten minutes)
 	@$(BIN)/python benchmarks/stress
 
-lab: $(READY) ## JupyterLab in the notebooks folder
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+lab: $(READY) ## JupyterLab, opened at the notebooks; as root: make lab ARGS=--allow-root
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 notebooks: $(READY) ## execute the committed notebooks anew, in place
 	@$(BIN)/sparserobust refresh
+
+book: $(READY) ## the web book, build/book/html/index.html, from what is committed; offline
+	@$(BIN)/python docs/book.py
 
 lock: $(READY) ## new pins for requirements.lock, after a change of pyproject.toml
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --custom-compile-command "make lock" pyproject.toml -o requirements.lock

@@ -17,6 +17,32 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, print_b
 settings.load_profile("repeatable")
 
 
+LONGEST = ("test_notebooks.py", "test_paper_scales.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first (`pytest -n 2 --dist loadfile --no-loadscope-reorder`): neither process waits for
+    them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def right_gradients():
+    """Tests that take gradients by hand, channels last, do not die of what `training.fastest_layout` avoids."""
+    as_it_is = torch.nn.Conv2d._conv_forward
+
+    def forward(conv, x, weight, bias):
+        if weight.shape[1] < 8 and conv.kernel_size == (1, 1) and conv.stride != (1, 1):
+            down, right = conv.stride
+            return torch.nn.functional.conv2d(x[..., ::down, ::right], weight, bias, 1, 0, 1, conv.groups)
+        return as_it_is(conv, x, weight, bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if torch.backends.cpu.get_cpu_capability() == "AVX2":
+            patch.setattr(torch.nn.Conv2d, "_conv_forward", forward)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def safe_path(monkeypatch):
     """What `kernels.fork` tells the processes that it starts does not reach those of later tests."""

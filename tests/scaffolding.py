@@ -80,6 +80,31 @@ def with_noise(net, level: float, members: int = 1):
     return model.eval()
 
 
+class Around(nn.Module):
+    """A network whose images or logits are changed; it counts its passes."""
+
+    def __init__(self, net, before=lambda x: x, after=lambda logits: logits):
+        super().__init__()
+        self.net, self.before, self.after, self.passes = net, before, after, 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.after(self.net(self.before(x)))
+
+
+class Backward(torch.autograd.Function):
+    """The identity, with another gradient: `Backward.apply(x, change)`."""
+
+    @staticmethod
+    def forward(ctx, x, change):
+        ctx.change = change
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.change(gradient), None
+
+
 def correct(model, images, labels) -> int:
     with torch.no_grad():
         return int((model(images).argmax(1) == labels).sum())

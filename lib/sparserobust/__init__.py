@@ -11,6 +11,7 @@ Importing this needs torch and numpy only; tables, figures and attack suites are
 
 from sparserobust import (
     analysis,
+    apgd,
     attacks,
     data,
     evaluation,
@@ -29,7 +30,7 @@ from sparserobust.errors import UserError
 from sparserobust.evaluation import Accuracy
 from sparserobust.running.store import Store
 
-__version__ = "0.1.0"
-__all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "attacks",
-           "audit", "data", "evaluation", "export", "foreign", "models", "networks", "objectives", "query_attacks",
-           "sparsifiers", "sparsity"]
+__version__ = "0.2.0"
+__all__ = ["Accuracy", "Data", "Dense", "Measurement", "Recipe", "Run", "Store", "UserError", "analysis", "apgd",
+           "attacks", "audit", "data", "evaluation", "export", "foreign", "models", "networks", "objectives",
+           "query_attacks", "sparsifiers", "sparsity"]

@@ -128,6 +128,8 @@ def is_random(model: nn.Module, images: Tensor) -> bool:
     eval mode. Torch's chance is left as it was."""
     if is_noisy(model):
         return True
+    if not len(images):
+        return False
     if _known(model) and not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
                                  for m in model.modules()):
         return False

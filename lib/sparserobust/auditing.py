@@ -18,7 +18,7 @@ from sparserobust import foreign, inputs
 from sparserobust.analysis import Audit
 from sparserobust.config import Data
 from sparserobust.errors import UserError, quoted
-from sparserobust.provenance import device, provenance
+from sparserobust.provenance import measuring_device, provenance
 
 if TYPE_CHECKING:
     from sparserobust.reporting.audits import Report
@@ -39,7 +39,7 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
     (the test split is judged); `epsilon` and further `settings` are those of `Audit` (norm, few, queries, autoattack).
     The network itself is left as it is. `UserError` for what cannot be judged."""
     judge = Audit.parse({"epsilon": epsilon, "images": images, **settings})
-    where = device()
+    where = measuring_device()
     splits = data if isinstance(data, data_sets.Splits) else data_sets.load(data)
     given = foreign.built(net)
     with torch.inference_mode(False):
@@ -67,7 +67,7 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
         result = judge(model, splits)
     from sparserobust.reporting.audits import Report
 
-    made = provenance()
+    made = provenance(where)
     return Report(judge, result, name or _name(net, weights), {
         "architecture": type(given).__name__, "data": _data_name(data), "images": result["total"],
         "content": foreign.fingerprint(model), "processor": made["processor"], "torch": made["torch"],

@@ -1,6 +1,7 @@
 """The command line: `sparserobust --help`."""
 
 import argparse
+import json
 import math
 import os
 import re
@@ -47,15 +48,33 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"should be numbers such as 0.49,0.48,0.45, not {quoted(text)}") from None
 
 
+def _scale(default: str = "quick") -> str:
+    """Help of `--scale`."""
+    from sparserobust.running import scales
+
+    try:
+        known = ", ".join(scales.names())
+    except UserError:  # which any command will say
+        known = "those of notebooks/settings/scales.yaml"
+    return f"one of {known}" + (f" (default: {default})" if default else "")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a mistake of the user is one line on standard error and exit code 1."""
-    parser = Parser(prog="sparserobust", description="Five papers on pruning and adversarial "
-                                     "robustness, as notebooks that run.")
+    scale = _scale()
+    parser = Parser(prog="sparserobust", description="Five papers on pruning and adversarial robustness, as notebooks "
+                    "that run.", formatter_class=argparse.RawDescriptionHelpFormatter,
+                    epilog="environment variables (docs/variables.md):\n" + "\n".join(
+                        f"  {name:26s}{what}" for name, what in paths.DOCUMENTED.items()))
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
+    command = commands.add_parser("init", help="make a folder to work in, with notebooks and settings, where the "
+                                  "library lies in no checkout")
+    command.add_argument("folder", help="folder to create; existing files in it are not overwritten")
+
     command = commands.add_parser("run", help="execute one notebook")
-    command.add_argument("notebook", help="its name, such as 01_fk_resnet")
+    command.add_argument("notebook", help="its name, such as 01_fk_resnet, or its number")
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="set a parameter, such as -p scale laptop")
     command.add_argument("-o", "--output", help="where the executed copy goes (default: build/<scale>/)")
@@ -63,12 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
                          "build/figures/ if a parameter other than the scale is set)")
 
     command = commands.add_parser("reproduce", help="execute all notebooks, then print the claims ledger")
-    command.add_argument("--scale", default="quick")
+    command.add_argument("--scale", default="quick", help=scale)
     command.add_argument("--redraw", action="store_true", help="also those for which nothing has changed")
     command.add_argument("--figures", metavar="DIR", help="where figures and tables go (default: figures/)")
 
     command = commands.add_parser("compute", help="train and measure what all notebooks need, and execute none")
-    command.add_argument("--scale", default="quick")
+    command.add_argument("--scale", default="quick", help=scale)
     command.add_argument("--study", help="only what this study needs, such as iwi")
     command.add_argument("--table", help="only what this table or figure of the study shows, such as 'table 1'")
     command.add_argument("--plan", action="store_true", help="compute nothing: say how much is left to do, how long "
@@ -76,12 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--gpus", type=int, help="with --plan: how long it takes on so many GPUs")
 
     command = commands.add_parser("ledger", help="print the claims ledger of a scale")
-    command.add_argument("--scale", default="quick")
-    command.add_argument("--readme", action="store_true", help="write the counts of all scales into README.md, too")
+    command.add_argument("--scale", default="quick", help=scale)
+    command.add_argument("--readme", action="store_true", help="write them into README.md and docs/results.md, too")
     command.add_argument("--figures", metavar="DIR", help="where the pages were drawn (default: figures/)")
 
     command = commands.add_parser("publish", help="copy the records of a scale's runs into data/published")
-    command.add_argument("--scale", required=True)
+    command.add_argument("--scale", required=True, help=_scale(default=""))
     command.add_argument("--prune", action="store_true",
                          help="remove records from its folder that the scale does not ask for")
 
@@ -103,17 +122,34 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("name", nargs="+", help="such as cifar10; or one of your own, such as "
                          "my_data.py:name, my_folder/ or my_file.safetensors")
 
-    _add_audit(commands.add_parser("audit", help="judge any network: what it withstands, what it weighs, and whether "
+    _add_audit(commands.add_parser("audit", help="audit any network: its robustness, its size, and whether "
                                    "the numbers can be believed"))
 
+    _add_benchmark_row(commands.add_parser("benchmark-row", help="what the Adversarial Pruning Benchmark asks its "
+                                           "contributors for, of runs or of a network that comes along"))
+
+    command = commands.add_parser("show", help="one run: settings with defaults, history, every number with its "
+                                  "counts, machine; or the runs of a study")
+    command.add_argument("run", nargs="?", help="its identity, such as c347900f026e, or how that begins")
+    command.add_argument("--scale", default="quick", help=scale)
+    command.add_argument("--study", help="in place of an identity: the runs of this study, such as rsr")
+    command.add_argument("-l", "--label", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                         help="only its runs with this label, such as -l seed 0; may be given several times")
+    command.add_argument("--again", action="store_true", help="compute every number anew, in a store of its own, and "
+                         "show both")
+
     command = commands.add_parser("networks", help="list the trained networks that come along")
+    command.add_argument("--export", metavar="FOLDER", help="write each into a folder there, as model hubs lay it out: "
+                         "config.json, model.safetensors, README.md")
+
+    _add_teaching(commands)
 
     command = commands.add_parser("refresh", help="execute the committed notebooks anew, in place")
 
     chosen = parser.parse_args(arguments)
     try:
         _check(sys.argv[1:] if arguments is None else arguments, chosen)
-        globals()[f"_{chosen.command}"](chosen)
+        globals()[f"_{chosen.command.replace('-', '_')}"](chosen)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read what is printed has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -121,10 +157,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:  # an OSError says which file, and what is the matter with it
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         from sparserobust.running.progress import INTERRUPTED
 
-        print(INTERRUPTED, file=sys.stderr)
+        if INTERRUPTED not in getattr(end, "__notes__", ()):  # else the sweep's bar has ended with that line
+            print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
 
@@ -136,7 +173,7 @@ def _check(words: list[str], chosen: argparse.Namespace) -> None:
 
     for word in words:
         if re.search(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", word):
-            raise UserError(f"an argument has characters that are no text in it: {quoted(word)}")
+            raise UserError(f"an argument contains characters that are not valid text: {quoted(word)}")
     for name in paths.VARIABLES:
         if folder := os.environ.get(name):
             os.environ[name] = str(Path(folder).absolute())
@@ -153,8 +190,8 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     """The commands of `sparserobust cluster`."""
     parts = parser.add_subparsers(dest="part", required=True, metavar="part")
 
-    part = parts.add_parser("certificates", help="make, once, what this user's schedulers, workers and drivers show "
-                            "each other")
+    part = parts.add_parser("certificates", help="create, once, the certificate by which this user's schedulers, "
+                            "workers and drivers authenticate")
     part.set_defaults(do=_cluster_certificates)
 
     part = parts.add_parser("scheduler", help="start a scheduler, here")
@@ -210,16 +247,100 @@ def _add_audit(command) -> None:
     command.add_argument("--epsilon", default="8/255", metavar="RADIUS", help="(default: 8/255)")
     command.add_argument("--norm", default="linf", help="linf or l2 (default: linf)")
     command.add_argument("--images", type=whole, default=1000, help="test images, drawn at random (default: 1000)")
-    command.add_argument("--few", type=whole, default=100, help="of these for what is dear: the curve over the radius, "
-                         "distances, the certificate (default: 100)")
-    command.add_argument("--queries", type=whole, default=1000, help="of Square, per image (default: 1000)")
-    command.add_argument("--no-autoattack", action="store_true", help="leave out the dearest attack")
+    command.add_argument("--few", type=whole, default=100, help="of these for the costly measurements: accuracy "
+                         "against radius, distances, the certificate (default: 100)")
+    command.add_argument("--queries", type=whole, default=1000, help="query budget of the Square attack, per image "
+                         "(default: 1000)")
+    command.add_argument("--no-autoattack", action="store_true", help="skip AutoAttack, the most expensive attack")
     for name in ("mean", "std"):
         command.add_argument(f"--{name}", type=numbers, default=(), metavar="A,B,C", help="of the images that the "
                              "network expects, channel by channel, for pixels in [0, 1]")
     command.add_argument("--name", help="what the network is called (default: after its file)")
     command.add_argument("-o", "--output", metavar="FOLDER", help="where NAME.html and NAME.json go (default: "
                          "build/audits)")
+
+
+def _add_benchmark_row(command) -> None:
+    command.add_argument("run", nargs="?", help="the identity of a run that the scale asks for, such as c347900f026e")
+    command.add_argument("--scale", default="quick", help=_scale())
+    command.add_argument("--study", help="only what this study runs, such as side_by_side")
+    command.add_argument("-l", "--label", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                         help="only its runs with this label, such as -l method lasso; may be given several times")
+    command.add_argument("--network", metavar="NAME", help="in place of runs, a network that comes along, such as "
+                         "lasso")
+    command.add_argument("--images", type=whole, help="test images, at most 10,000 (default: as many as "
+                         "AutoAttack gets at the scale)")
+    command.add_argument("-o", "--output", metavar="FOLDER", help="where NAME.json and NAME.md go (default: "
+                         "build/benchmark)")
+    command.set_defaults(table=None)
+
+
+def _add_teaching(commands) -> None:
+    """The two commands of docs/teaching.md."""
+    command = commands.add_parser("handout", help="a page for a class, without outputs and solutions, and the "
+                                  "teacher's edition, as an nbgrader course")
+    command.add_argument("notebook", help="its name, such as 04_sparsity_theory, or its number")
+    command.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the course: the page goes into its "
+                         "release/, the teacher's edition into source/")
+
+    command = commands.add_parser("grade", help="run the checks over a folder of submissions: who solved what (Linux)")
+    command.add_argument("folder", help="with files NAME.ipynb or folders NAME, or an nbgrader course with submitted/")
+    command.add_argument("--page", help="which page was handed out (default: what most submissions say)")
+    command.add_argument("--seconds", type=positive, default=60, help="time limit of a cell; a submission gets three "
+                         "times as long (default: 60)")
+    command.add_argument("--memory", type=positive, default=2, metavar="GB", help="memory limit of a submission, in "
+                         "addition to the page's own (default: 2)")
+    command.add_argument("--workers", type=whole, help="submissions side by side (default: one per core)")
+    command.add_argument("--no-sandbox", action="store_true", help="where the system has none: submissions can then do "
+                         "whatever you can")
+    command.add_argument("-o", "--output", metavar="FILE", help="where the table goes, with the checks' words "
+                         "(default: grades.csv in the folder)")
+
+
+def _benchmark_row(chosen) -> None:
+    from sparserobust import networks, studies
+    from sparserobust.reporting import pruning_benchmark
+    from sparserobust.running.store import Store
+
+    folder = paths.writable(Path(chosen.output) if chosen.output else paths.build_folder() / "benchmark")
+    store, of_run, of_network = Store(), pruning_benchmark.of_run, pruning_benchmark.of_network
+    if chosen.network is None:
+        entries = [of_run(run, store, chosen.images or usual) for run, usual in _benchmark_runs(chosen)]
+    elif chosen.run or chosen.study or chosen.label:
+        raise UserError("--network names an included network and cannot be combined with a run, --study or --label")
+    else:
+        card = networks.card(chosen.network)
+        experiment = studies.modules()[card["study"]].experiment(card["scale"])
+        usual = pruning_benchmark.usual_images(experiment.measurements.values())
+        entries = [of_network(chosen.network, store, chosen.images or usual)]
+    text = pruning_benchmark.markdown(entries)
+    print(text)
+    name = entries[0]["name"] if len(entries) == 1 else chosen.study
+    for ending, content in (("json", json.dumps(entries, indent=1, allow_nan=False)), ("md", text)):
+        files.write(folder / f"{name}.{ending}", f"{content}\n".encode())
+    print(f"\nwritten: {folder / name}.json and .md")
+
+
+def _benchmark_runs(chosen) -> list[tuple]:
+    """The runs that are meant, each once, and how many images AutoAttack usually gets with them. `UserError` where none
+    is."""
+    from sparserobust.reporting.pruning_benchmark import usual_images
+    from sparserobust.running import scales
+
+    if not (chosen.run or chosen.study):
+        raise UserError("say which runs: by identity, by --study and --label, or --network for one that comes along")
+    wanted = dict(chosen.label)
+    found: dict[str, tuple] = {}
+    for name, experiment in _chosen_experiments(chosen).items():
+        if chosen.study:
+            scales.checked([wanted], experiment.grid, f"{name} at scale {chosen.scale}")
+        for row in experiment.grid:
+            if (chosen.run in (None, row["run"].identity)
+                    and all(str(row.get(label)) == value for label, value in wanted.items())):
+                found.setdefault(row["run"].identity, (row["run"], usual_images(experiment.measurements.values())))
+    if not found:
+        raise UserError(f"scale {chosen.scale} asks for no such run: sparserobust compute --plan lists its studies")
+    return list(found.values())
 
 
 def _audit(chosen) -> None:
@@ -277,6 +398,12 @@ def _cluster_kubernetes(chosen) -> None:
     print(manifest.text(str(cluster.certificates_folder())), end="")
 
 
+def _init(chosen) -> None:
+    made = paths.init(Path(chosen.folder))
+    print(f"{len(made)} files written: go there by cd {shlex.quote(chosen.folder)}, then sparserobust run 00 or "
+          f"jupyter lab notebooks; data sets and trained runs lie in {paths.data_folder()}")
+
+
 def _run(chosen) -> None:
     from sparserobust import notebook_runner
     from sparserobust.reporting import artifacts
@@ -328,9 +455,12 @@ def _ledger(chosen) -> None:
     with paths.figures_in(_figures(chosen.figures, written=False)):
         _tell_ledger(chosen.scale)
         if chosen.readme:
-            readme = paths.PROJECT / "README.md"
-            files.write(readme, claims.with_ledger(readme.read_text(), artifacts.readme_table()).encode())
-            print("README.md: its ledger is written anew")
+            for name, parts in artifacts.told_elsewhere().items():
+                text = (paths.PROJECT / name).read_text(encoding="utf-8")
+                for part, made in parts.items():
+                    text = claims.with_part(text, part, made)
+                files.write(paths.PROJECT / name, text.encode())
+                print(f"{name}: its {' and '.join(parts)} are written anew")
 
 
 def _tell_ledger(scale: str) -> None:
@@ -443,11 +573,36 @@ def _data(chosen) -> None:
               f"images of shape {splits.image_shape}")
 
 
+def _show(chosen) -> None:
+    from sparserobust import showing
+    from sparserobust.running.store import Store
+
+    if (chosen.run is None) == (chosen.study is None):
+        raise UserError("say which run: how its identity begins, or --study and --label")
+    store = Store()
+    again = Store(paths.build_folder() / "again", use_published=False) if chosen.again else None
+    if chosen.run:
+        run = showing.find(chosen.run, store)
+    else:
+        found = showing.chosen(chosen.scale, chosen.study, dict(chosen.label))
+        if len(found) > 1:
+            print(showing.listed(found))
+            return
+        run = found.popitem()[1]["run"]
+    for line in showing.told(run, store, again):
+        print(line)
+
+
 def _networks(chosen) -> None:
     import pandas
 
     from sparserobust import networks
 
+    if chosen.export:
+        for name in networks.names():
+            made = networks.for_hub(name, Path(chosen.export) / name)
+            print(f"{made[0].parent}: {', '.join(path.name for path in made)}")
+        return
     lines = []
     for name in networks.names():
         card = networks.card(name)
@@ -459,6 +614,38 @@ def _networks(chosen) -> None:
     print(pandas.DataFrame(lines).to_string(index=False))
     print("\nright on 10,000 CIFAR-10 test images, and under PGD at 8/255 on 1,000 of them, with 95 % intervals; "
           'load one with sr.networks.load("dense")')
+
+
+def _handout(chosen) -> None:
+    from sparserobust.teaching import handout
+
+    page, teachers = handout.write(chosen.notebook, Path(chosen.output))
+    print(f"for the class: {page}\nwith solutions: {teachers}\nput what comes back into "
+          f"{Path(chosen.output) / 'submitted'}/NAME/, then: sparserobust grade {shlex.quote(chosen.output)}")
+
+
+def _grade(chosen) -> None:
+    import pandas
+
+    if sys.platform != "linux":
+        raise UserError("submissions are graded on Linux, such as in WSL or a container, where they can be confined")
+    from sparserobust.provenance import cores
+    from sparserobust.teaching import grading, sandbox
+
+    why, folder, begun = sandbox.possible(), Path(chosen.folder), time.monotonic()
+    if why and not chosen.no_sandbox:
+        raise UserError(f"no sandbox for submissions: {why}; grade them on another machine or in a virtual one, or say "
+                        "--no-sandbox, and they can do whatever you can")
+    limits = grading.Limits(chosen.seconds, int(chosen.memory * 2**30), not chosen.no_sandbox)
+    own, *rows = grading.grade(folder, chosen.page, limits, chosen.workers or cores())
+    if wrong := [f"{row['exercise']} ({row['words']})" for row in own if row["outcome"] not in ("right", "by hand")]:
+        print(f"the page's own solutions are not right here, of exercise {'; '.join(wrong)}")
+    frame = pandas.DataFrame([row for of_one in rows for row in of_one])
+    table, output = grading.table(frame), Path(chosen.output) if chosen.output else folder / "grades.csv"
+    files.write(output, frame.sort_values(["submission", "exercise"]).to_csv(index=False).encode())
+    print(table.to_string(), "", *grading.said(frame), "", sep="\n")
+    print(f"{own[0]['submission']}: {len(table)} submissions in {time.monotonic() - begun:.0f} s; as a table of all "
+          f"answers: {output}")
 
 
 def _refresh(chosen) -> None:

@@ -88,8 +88,19 @@ class Sparsifier(Settings):
         """What is added to the loss of a batch (a scalar tensor, or 0.0)."""
         return 0.0
 
+    @property
+    def passes(self) -> int:
+        """How often a step takes the loss: 2 if it is `moved`."""
+        return 1
+
+    def moved(self, model, state: dict) -> bool:
+        """After `backward`: whether it has moved the network to other weights, where the loss is taken once more,
+        attack included, on the same images and with the same chance. Its gradients are those of the step; the loss that
+        is reported, and the running statistics of norms, stay those of the network as it was."""
+        return False
+
     def before_step(self, model, state: dict, lr: float) -> None:
-        """After `backward`, before the optimiser moves."""
+        """After the last `backward`, before the optimiser moves."""
 
     def after_step(self, model, state: dict, lr: float) -> None:
         """After the optimiser has moved."""
@@ -247,7 +258,7 @@ class Run(Settings):
     @property
     def cost(self) -> float:
         """Relative cost of training; only used to order and to forecast runs."""
-        return self.recipe.trained_epochs * self.objective.cost * self.model.cost
+        return self.recipe.trained_epochs * self.objective.cost * self.model.cost * self.sparsifier.passes
 
     def then(self, **changes) -> "Run":
         """A run that takes over the weights of this one and trains on, with some of its parts changed."""

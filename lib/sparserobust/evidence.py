@@ -74,7 +74,7 @@ class Evidence(Checked):
 
 def load_questions() -> list[Question]:
     """The questions of the file, in its order. `UserError` for a mistake in it."""
-    path, questions = paths.PROJECT / "notebooks" / "evidence.yaml", []
+    path, questions = paths.evidence_file(), []
     content = yamls.parsed(yamls.text(path), path.name)
     with located(path.name):
         for number, rank in enumerate(Evidence.parse(content).ranks, 1):

@@ -21,7 +21,7 @@ def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
     """A hash of each kind of input of a notebook whose only parameter is the scale of `experiment`. Records and weights
     count by size and time of change, all other files by content."""
     beside = sorted(page.parent.glob("*.py"))
-    imports = any(re.search(rf"\b{path.stem}\b", page.read_text()) for path in beside)
+    imports = any(re.search(rf"\b{path.stem}\b", page.read_text(encoding="utf-8")) for path in beside)
     settings = [paths.settings_folder() / f"{name}.yaml" for name in (experiment.study, "scales")]
     machine = {key: value for key, value in provenance().items() if key != "commit"}
     packages = sorted(path.name for folder in sys.path for path in Path(folder).glob("*.dist-info"))
@@ -91,7 +91,7 @@ def _committed(scale: str) -> dict[str, str]:
         entries = [entry.split("\t") for entry in listed.split("\0") if entry]
         return {name.split("/", 2)[2]: about.split()[2] for about, name in entries}
     folder = paths.committed_figures() / scale
-    if paths.figures_folder(scale, ".").resolve() == folder.resolve():
+    if paths.figures_folder(scale, ".").resolve() == folder.resolve() or paths.PROJECT == paths.PACKAGED:  # no pictures
         return {}
     return {path.relative_to(folder).as_posix(): _blob(path) for path in folder.rglob("*") if path.is_file()}
 

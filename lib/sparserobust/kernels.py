@@ -91,6 +91,7 @@ class _Popen:
 
 def _kernel(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     """The life of a forked kernel."""
+    assert sys.platform == "linux"  # `POSSIBLE`
     os.setsid()  # an interrupt from the keyboard is for the process that started it
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.chdir(folder)
@@ -106,5 +107,6 @@ def _kernel(arguments: list[str], folder: str, environment: dict[str, str]) -> N
 
 def _end_with(parent) -> None:
     """Kill this kernel, and what it has started, once the process that started it is gone."""
+    assert sys.platform == "linux"
     parent.join()
     os.killpg(0, signal.SIGKILL)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sparserobust import parameters
 from sparserobust.errors import UserError, quoted
 from sparserobust.files import one_line
-from sparserobust.paths import PROJECT, build_folder, figures_folder, short, writable
+from sparserobust.paths import PROJECT, build_folder, figures_folder, notebooks_folder, short, writable
 from sparserobust.provenance import cores
 from sparserobust.running import scales
 from sparserobust.running.progress import CALLER, columns, duration, stderr
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sparserobust.running.jobs import Task
     from sparserobust.running.store import Store
 
-NOTEBOOKS = PROJECT / "notebooks"
+NOTEBOOKS = notebooks_folder()
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -37,12 +37,14 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The notebook of this name, or of this path. `UserError` for a name that is not known, with the nearest one that
-    is, and for a notebook that lies elsewhere."""
+    """The notebook of this name, number or study (`01_fk_resnet`, `01`, `fk_resnet`), or of this path. `UserError` for
+    a name that is not known, with the nearest one that is, and for a notebook that lies elsewhere."""
     given = Path(name)
     stem = given.name.removesuffix(".ipynb")
+    if stem == name:
+        stem = next((page for page in names() if name in page.split("_", 1)), name)
     if stem not in names():
-        near = difflib.get_close_matches(stem, names(), n=1, cutoff=0.3)
+        near = difflib.get_close_matches(stem, names(), n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names())}"
         raise UserError(f"no notebook {quoted(name)}; {hint}")
     page = NOTEBOOKS / f"{stem}.ipynb"
@@ -127,11 +129,12 @@ def typed(notebook: Path, given: dict[str, str]) -> dict:
 
 def refresh(name: str) -> Path:
     """Execute a notebook at its defaults and write the result over the committed one, without what differs from run to
-    run (times, paths, progress) and without widgets."""
+    run (times, paths, progress), without widgets, and with each picture once: as PNG, which every viewer shows."""
     import nbformat
 
     from sparserobust import kernels
 
+    writable(find(name).parent)
     kernels.fork()
     executed = run(name, {})
     notebook = nbformat.read(executed, as_version=4)
@@ -143,6 +146,8 @@ def refresh(name: str) -> Path:
                             if WIDGET not in output.get("data", {}) and output.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             output.get("metadata", {}).clear()
+            if "image/png" in output.get("data", {}) and output.data.pop("text/html", None):
+                output.metadata["image/png"] = {"alt": output.data["text/plain"]}
             if "text" in output:
                 output["text"] = re.sub(rf"{re.escape(str(PROJECT))}/?", "", output["text"])
     nbformat.write(notebook, find(name))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from sparserobust.attacks import check_radius, under_attack
+from sparserobust.attacks import FGSM, check_radius, random_in_ball, under_attack
 from sparserobust.config import Attack, Objective
 from sparserobust.models.winners import recorded_activations
 from sparserobust.settings import settings
@@ -95,6 +95,31 @@ class TRADES(Objective, kind="trades"):
         clean, attacked = model(images).float(), model(x.detach()).float()
         drift = kl_div(log_softmax(attacked, 1), log_softmax(clean, 1), reduction="batchmean", log_target=True)
         return cross_entropy(clean, labels) + self.beta * drift
+
+
+@settings
+class NFGSM(Objective, kind="n_fgsm"):
+    """Cross entropy after one sign step from a point that is all noise away (N-FGSM, de Jorge et al. 2022, algorithm
+    1): uniform noise of up to `noise` times epsilon, then `step` times epsilon along the sign of the gradient. Neither
+    is projected onto the ball of radius epsilon, only to [0, 1]: the noise outside it is what keeps one step from
+    catastrophic overfitting, which `Recipe.watched` and the measurement `health` show."""
+
+    epsilon: float
+    noise: float = 2.0
+    step: float = 1.0
+
+    def check(self):
+        check_radius(self)
+        self.require(self.noise >= 0 and 0 <= self.step * self.epsilon <= 1,
+                     "noise and step, in units of epsilon, cannot be negative, nor a step longer than [0, 1]")
+
+    @property
+    def cost(self) -> float:
+        return 2.0
+
+    def __call__(self, model, images, labels, generator):
+        begun = (images + random_in_ball(images, self.noise * self.epsilon, "linf", generator)).clamp(0, 1)
+        return cross_entropy(model(FGSM(epsilon=self.step * self.epsilon)(model, begun, labels)), labels)
 
 
 @settings

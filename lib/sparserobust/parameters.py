@@ -22,8 +22,8 @@ def declared(source: str) -> dict[str, ast.AnnAssign]:
 
 
 def fitted(given: Mapping[str, Any], known: dict[str, ast.AnnAssign], where: str = "this page") -> dict[str, Any]:
-    """The values given, as the types of the parameters `known`: of text, `false` is False, `[0, 1]` a list, `null`
-    nothing where that is the default. Unknown names, values of another type and values that make no sense are
+    """The values given, as the types of the parameters `known`: of text, `false` is False, `[0, 1]` a list, `null` and
+    `none` nothing where that is the default. Unknown names, values of another type and values that make no sense are
     `UserError`s."""
     result = {}
     for name, value in given.items():
@@ -34,6 +34,8 @@ def fitted(given: Mapping[str, Any], known: dict[str, ast.AnnAssign], where: str
         wanted, default = ast.unparse(known[name].annotation), known[name].value
         nothing = isinstance(default, ast.Constant) and default.value is None
         fits = _parsed(value, wanted) if isinstance(value, str) and wanted != "str" else value
+        if nothing and isinstance(fits, str) and fits.lower() == "none":
+            fits = None
         if not (nothing if fits is None else type(fits).__name__ == wanted):
             raise UserError(f"parameter '{name}' of {where} should be of type {wanted}, not {quoted(value)}")
         if name == "workers" and fits < 0:

@@ -6,28 +6,41 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy
 import torch
 
 from sparserobust.errors import UserError, quoted
-from sparserobust.paths import PROJECT
+from sparserobust.paths import IN_CHECKOUT, PROJECT
 
 
 def device() -> torch.device:
-    """The GPU if there is one, else the CPU; `SPARSEROBUST_DEVICE` overrules. `UserError` if it names what is not
-    here."""
+    """Where networks are trained: the GPU if there is one, Apple's ("mps"), too, else the CPU; `SPARSEROBUST_DEVICE`
+    overrules. `UserError` if it names what is not here."""
     given = os.environ.get("SPARSEROBUST_DEVICE")
+    apple = torch.backends.mps.is_available()
     if not given:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    here = {"cpu", *(["mps"] if torch.backends.mps.is_available() else []),
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple else "cpu")
+    here = {"cpu", *(["mps"] if apple else []),
             *(["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
               if torch.cuda.is_available() else [])}
     if given not in here:
         raise UserError(f"SPARSEROBUST_DEVICE is {quoted(given)}, but this machine has {', '.join(sorted(here))}: "
                         "unset it, or name one of them")
     return torch.device(given)
+
+
+def measuring_device() -> torch.device:
+    """Where trained networks are measured: the same, but for Apple's GPU, which knows no float64, the CPU."""
+    where = device()
+    return torch.device("cpu") if where.type == "mps" else where
+
+
+def double(t: torch.Tensor) -> torch.Tensor:
+    """In float64: where it lies, or on the CPU if it lies on Apple's GPU, which knows none."""
+    return (t.cpu() if t.device.type == "mps" else t).double()
 
 
 def cores() -> int:
@@ -55,7 +68,7 @@ def has_bfloat16(kind: str) -> bool:
         return torch.cuda.get_device_capability() >= (8, 0)
     if kind != "cpu":
         return False
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
@@ -70,11 +83,13 @@ def with_threads(number: int):
         torch.set_num_threads(before)
 
 
-def provenance() -> dict:
-    """Where and with what a number was computed: no host name, no path, no user."""
-    where = device()
+def provenance(where: torch.device | None = None) -> dict:
+    """Where and with what a number was computed, by default where networks are trained: no host name, no path, no
+    user."""
+    where = where or device()
     return {
         "processor": torch.cuda.get_device_name() if where.type == "cuda" else _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability() if where.type == "cpu" else None,
         "device": where.type,
         "threads": torch.get_num_threads(),
         "platform": platform.system(),
@@ -85,10 +100,16 @@ def provenance() -> dict:
     }
 
 
+def processor(made: dict) -> str:
+    """The processor that a `provenance` names, with its widest vector instructions where these are known: processors of
+    one name may differ in them, and then in the last digits of what they compute."""
+    return ", ".join(filter(None, (made["processor"], made.get("instructions"))))
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -96,13 +117,19 @@ def _processor() -> str:
 
 @cache
 def commit() -> str:
-    """Short hash of the checked-out commit, with `+` where the library differs from it; `unknown` outside git."""
+    """Short hash of the checked-out commit, with `+` where the library differs from it, `unknown` outside git; of an
+    installed library its release."""
+    if not IN_CHECKOUT:
+        return f"release {metadata.version('sparserobust')}"
     head, changes = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--", "lib")
     return "unknown" if head is None else head.strip() + ("+" if changes else "")
 
 
 def git(*words: str) -> str | None:
-    """What git says of the project; None without git or outside a repository."""
+    """What git says of the project; None without git, outside a repository, and where the library lies in no checkout:
+    a repository around it is somebody else's."""
+    if not IN_CHECKOUT:
+        return None
     try:
         return subprocess.run(["git", "-C", PROJECT, *words], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -118,5 +145,5 @@ def in_notebook() -> bool:
 def summary() -> str:
     """One line for the top of a notebook: machine and versions."""
     p = provenance()
-    return (f"{p['processor']} ({p['device']}, {cores()} cores), {p['platform']}, Python {p['python']}, "
+    return (f"{processor(p)} ({p['device']}, {cores()} cores), {p['platform']}, Python {p['python']}, "
             f"torch {p['torch']}, commit {p['commit']}")

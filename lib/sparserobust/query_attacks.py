@@ -46,13 +46,23 @@ class Square(Attack, kind="square"):
         images = images.contiguous()
         adversarial = images.clone()
         with under_attack(model), torch.no_grad(), _chance(generator):
-            attack = SquareAttack(lambda x: mean_logits(model, x, 1), norm={"linf": "Linf", "l2": "L2"}[self.norm],
-                                  eps=self.epsilon, n_queries=self.queries, device=images.device)
+            attack = SquareAttack(lambda x: _untied(mean_logits(model, x, 1)), eps=self.epsilon,
+                                  norm={"linf": "Linf", "l2": "L2"}[self.norm], n_queries=self.queries,
+                                  device=images.device)
             attack.init_hyperparam(images)
             right = mean_logits(model, images, 1).argmax(1) == labels
             if right.any():
                 adversarial[right] = attack.attack_single_run(images[right], labels[right])[1]
         return adversarial
+
+
+def _untied(logits: torch.Tensor) -> torch.Tensor:
+    """The class that is answered leads, if only by the last digit: pyautoattack takes a tie for a wrong answer, and has
+    nothing left to attack, which it does not expect, where all are tied."""
+    first = logits.argmax(1, keepdim=True)
+    highest = logits.gather(1, first)
+    tied = (logits == highest).sum(1, keepdim=True) > 1
+    return torch.where(tied, logits.scatter(1, first, highest.nextafter(torch.full_like(highest, torch.inf))), logits)
 
 
 @settings

@@ -1,6 +1,7 @@
 """Streams of chance: every random choice has a name, and is made again the same."""
 
 import hashlib
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -22,5 +23,27 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
 def global_seed(seed: int, *names: str | int):
     """Seed torch's global generators (initialisation, noise layers) inside the block; outside nothing has changed."""
     with torch.random.fork_rng():
-        torch.manual_seed(derived_seed(seed, *names))
-        yield
+        apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+        try:
+            torch.manual_seed(derived_seed(seed, *names))
+            yield
+        finally:
+            if apple is not None:  # which `fork_rng` knows nothing of
+                torch.mps.set_rng_state(apple)
+
+
+def rewinder(*generators: torch.Generator | None) -> Callable[[], None]:
+    """A function that sets these generators and torch's global ones back to where they are now."""
+    states = [(generator, generator.get_state()) for generator in generators if generator is not None]
+    cpu, cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+
+    def rewind():
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(cuda)
+        if apple is not None:
+            torch.mps.set_rng_state(apple)
+        for generator, state in states:
+            generator.set_state(state)
+
+    return rewind

@@ -204,11 +204,12 @@ def _files(cls: type) -> set[str]:
 
 def _source(files: set[str]) -> str | None:
     """SHA-256 of the whole text of these files, as a formula may stand in a function beside the
-    class. Paths and line endings do not enter. None if one of the files has no text."""
+    class. Paths and line endings do not enter. None if one of the files has no text; what was
+    executed from a string has none, although since Python 3.13 that of `python -c` stands for it."""
     for file in files:
         linecache.checkcache(file)
     texts = {"".join(linecache.getlines(file)) for file in files}
-    if not texts or "" in texts:
+    if not texts or "" in texts or "<string>" in files:
         return None
     return hashlib.sha256("".join(sorted(texts)).encode()).hexdigest()
 

@@ -20,6 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from sparserobust.errors import UserError
 from sparserobust.inputs import evaluated
+from sparserobust.provenance import double
 
 CHANNEL_NORM_IS_ZERO = 1e-15  # Dinh et al. 2020, section 4: the norm below which a channel counts as removed
 TABLES = nn.Embedding | nn.EmbeddingBag | nn.LayerNorm | nn.RMSNorm  # their weights multiply no vector as a matrix
@@ -184,7 +185,7 @@ def _mask_weight_norm(w: Tensor, g: Tensor, v: Tensor, mask: Tensor) -> None:
 
 def channel_norms(weight: Tensor) -> Tensor:
     """l2 norm of each input channel, (in,), of a weight (out, in, *kernel)."""
-    return weight.detach().double().pow(2).sum((0, *range(2, weight.dim()))).sqrt()
+    return double(weight.detach()).pow(2).sum((0, *range(2, weight.dim()))).sqrt()
 
 
 def all_but_smallest(scores: Tensor, removed: int) -> Tensor:

@@ -23,8 +23,8 @@ from sparserobust.errors import UserError
 from sparserobust.inheritance import inherit
 from sparserobust.models import gated, noise_scales
 from sparserobust.optimisers import SGD
-from sparserobust.provenance import has_bfloat16, with_threads
-from sparserobust.seeding import global_seed, stream
+from sparserobust.provenance import double, has_bfloat16, with_threads
+from sparserobust.seeding import global_seed, rewinder, stream
 from sparserobust.sparsity import channel_sparsity, sparsity
 
 log = logging.getLogger("sparserobust")
@@ -64,7 +64,8 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
         inherit(model, start, run.inheritance)
     elif start is not None:
         model.load_state_dict(start)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    layout = fastest_layout(model, device)
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # not in its stubs
     check_fit(model, (splits.train or splits.test).images, len(splits.classes))
     with with_threads(run.recipe.threads), answers_checked(model):
         job = TrainingState(run, model, others)
@@ -84,7 +85,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
             with global_seed(run.seed, "noise", epoch):
                 batches = in_batches(order, recipe.batch_size)
                 for step, index in enumerate(batches):
-                    images = augmented(splits.train.images[index], run.data, augmentation)
+                    images = in_layout(augmented(splits.train.images[index], run.data, augmentation), layout)
                     lr = learning_rate(recipe, epoch, step / len(batches))
                     losses += job.step(objective, images, splits.train.labels[index], attack, lr) * len(index)
                     if time.monotonic() - last_report > 2:
@@ -96,6 +97,26 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
             report(epoch + 1)
         model.load_state_dict(job.final_weights(), strict=False)
     return TrainingResult(model.eval(), job.history)
+
+
+def fastest_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """How weights and images lie in memory while a network is trained: channels last, unless gradients would be wrong.
+    On processors with AVX2 and without AVX-512, oneDNN (3.14 at least, uxlfoundation/oneDNN issue 6035) then writes
+    beyond its buffer where a 1x1 convolution with a stride has fewer than eight inputs: weights get wrong gradients,
+    or the process dies. And not on Apple's GPU, whose convolutions have had wrong results so (pytorch issue 180984)."""
+    if device.type == "mps":
+        return torch.contiguous_format
+    hit = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1)
+           and m.in_channels // m.groups < 8]
+    if hit and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def in_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """Images (n, c, h, w) in this layout, down to the strides of a single channel, of which torch says that it has any
+    layout, and whose strides then decide for all that follows."""
+    return images.clone(memory_format=layout) if layout == torch.contiguous_format else images
 
 
 def in_batches(order: Tensor, size: int) -> list[Tensor]:
@@ -168,6 +189,17 @@ def weights_replaced(model: nn.Module, weights: dict[str, Tensor]):
                 p.copy_(kept[name])
 
 
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of running statistics and whatever else is no parameter."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def set_buffers(model: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Copy running statistics and the like, by name, into a network."""
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+
+
 class TrainingState:
     """What changes while a run is trained, and how it is kept in a checkpoint."""
 
@@ -193,6 +225,29 @@ class TrainingState:
         """One step of optimiser and sparsifier on `images` (n, c, h, w) with `labels` (n,); `attack` is the generator
         of the attacker's chance. Returns the loss of the objective, a scalar without gradient."""
         run, model = self.run, self.model
+        twice = run.sparsifier.passes > 1
+        rewind, before = (rewinder(attack), buffers_of(model)) if twice else (None, {})
+        loss = self._backward(objective, images, labels, attack)
+        if run.sparsifier.moved(model, self.state):
+            assert rewind is not None, "a sparsifier that is moved takes the loss twice: say so in its `passes`"
+            after = buffers_of(model)
+            rewind()
+            set_buffers(model, before)
+            self._backward(objective, images, labels, attack)
+            set_buffers(model, after)
+        run.sparsifier.before_step(model, self.state, lr)
+        self.optimiser.step(lr)
+        run.sparsifier.after_step(model, self.state, lr)
+        self.steps += 1
+        if self.average:
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    self.average[name].lerp_(p, 1 - run.recipe.averaging)
+        return loss
+
+    def _backward(self, objective: Objective, images, labels, attack) -> Tensor:
+        """Gradients of the loss of the objective and of what the sparsifier adds; returns the former, detached."""
+        run, model = self.run, self.model
         model.zero_grad()
         try:
             with self.autocast():
@@ -205,14 +260,6 @@ class TrainingState:
             raise UserError(f"a batch of {len(images)} is too small for the norms of this network, which need more "
                             f"than one value for a variance: raise batch_size or train_images") from error
         (loss + run.sparsifier.added_loss(model, self.state)).backward()
-        run.sparsifier.before_step(model, self.state, lr)
-        self.optimiser.step(lr)
-        run.sparsifier.after_step(model, self.state, lr)
-        self.steps += 1
-        if self.average:
-            with torch.no_grad():
-                for name, p in self.parameters.items():
-                    self.average[name].lerp_(p, 1 - run.recipe.averaging)
         return loss.detach()
 
     def end_epoch(self, epoch: int, loss: float, validation: Split) -> None:
@@ -274,12 +321,12 @@ class TrainingState:
         wanted = epoch + 1 == recipe.trained_epochs or recipe.select == "best" or recipe.watched
         attack = validation_attack(self.run.objective) if wanted else None
         with global_seed(self.run.seed, "validation noise", epoch):
-            clean = float((predicted(self.model, split.images) == split.labels).double().mean())
+            clean = float(double(predicted(self.model, split.images) == split.labels).mean())
             if attack is None:
                 return {"validation_clean": clean, "validation": clean}
             chance = stream(self.run.seed, "validation", epoch, device=split.images.device)
             attacked = attack(self.model, split.images, split.labels, chance)
-            robust = float((predicted(self.model, attacked) == split.labels).double().mean())
+            robust = float(double(predicted(self.model, attacked) == split.labels).mean())
         return {"validation_clean": clean, "validation_robust": robust, "validation": robust}
 
     # ------------------------------------------------------------------------------------------ checkpoints

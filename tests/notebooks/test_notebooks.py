@@ -2,14 +2,18 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import nbformat
+import pandas
 import pytest
 
 from sparserobust import notebook_runner, studies
 from sparserobust.errors import UserError
+from sparserobust.running import sweep
+from sparserobust.running.store import Store
 
 NOTEBOOKS = [notebook_runner.find(name) for name in notebook_runner.names()]
 
@@ -34,6 +38,12 @@ def test_executed_small_and_free_of_this_machine(path):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     assert any("parameters" in cell.metadata.get("tags", []) for cell in code)
     assert any("NBVAL_CHECK_OUTPUT" in cell.source for cell in code)
+
+
+def test_every_picture_has_an_alternative_text(path):
+    pictures = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])
+                if "image/png" in output.get("data", {})]
+    assert pictures and all(len(picture.metadata["image/png"]["alt"]) > 20 for picture in pictures)
 
 
 def test_cells_hold_no_class_no_long_function_and_no_way_round_the_results(path):
@@ -70,7 +80,7 @@ def test_a_picture_comes_early(path):
         if cell.cell_type == "code" and any("image/png" in output.get("data", {}) for output in cell.outputs):
             break
         if cell.cell_type == "markdown":
-            shown = re.sub(r"<details>.*?</details>|https?://\S+|\$.+?\$", "", cell.source, flags=re.DOTALL)
+            shown = re.sub(r"<details>.*?</details>|\]\(\S+?\)|https?://\S+|\$.+?\$", "", cell.source, flags=re.DOTALL)
             words += len(re.findall(r"\w[\w'.-]*", shown))
     assert words <= 120
 
@@ -123,9 +133,12 @@ def store(tmp_path_factory):
     done = subprocess.run([sys.executable, "-m", "sparserobust.cli", "compute"], capture_output=True, text=True,
                           env=elsewhere)
     assert done.returncode == 0, done.stderr[-2000:]
-    wanted = {run.identity for experiment in studies.experiments("quick").values() for row in experiment.grid
-              for run in row["run"].lineage}
-    assert wanted == {path.parent.name for path in folder.glob("*/record.json")}
+    grid = [row for experiment in studies.experiments("quick").values() for row in experiment.grid]
+    wanted = {run.identity for row in grid
+              for needed in (row["run"], *(run for m in row["measurements"].values() for run in m.required_runs))
+              for run in needed.lineage}
+    assert {path.parent.name for path in folder.glob("*/record.json")} <= wanted
+    assert not sweep.missing(grid, {}, Store(folder)), "what is published at another scale need not be computed"
     return folder
 
 
@@ -140,6 +153,24 @@ def test_runs_again_and_its_solutions_are_right(path, store, tmp_path):
                           capture_output=True, text=True, cwd=tmp_path, env=elsewhere)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert (figures / "quick" / path.stem / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_class_is_graded_on_a_page_with_numbers_words_a_network_and_a_run(store, tmp_path):
+    """The solutions are right, and the page as it is handed out is not answered."""
+    page = "04_sparsity_theory"
+
+    def sparserobust(*words: str) -> None:
+        done = subprocess.run([sys.executable, "-m", "sparserobust.cli", *words], capture_output=True, text=True,
+                              env=os.environ | {"SPARSEROBUST_STORE": str(store)})
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    sparserobust("handout", page, "-o", str(tmp_path))
+    for part, name in (("source", "solved"), ("release", "open")):
+        shutil.copytree(tmp_path / part / page, tmp_path / "submitted" / name)
+    sparserobust("grade", str(tmp_path), "--seconds", "300")
+    outcomes = pandas.read_csv(tmp_path / "grades.csv").groupby("submission")["outcome"].agg(set)
+    assert outcomes.to_dict() == {"solved": {"right"}, "open": {"-"}}
 
 
 def test_text_on_the_command_line_is_taken_as_the_types_of_the_page():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from scaffolding import seeded, splits_of
+from scaffolding import Around, Backward, seeded, splits_of
 from sparserobust.answers import NotFinite, flagged, gradient, is_random, mean_logits, mended
+from sparserobust.apgd import APGD
 from sparserobust.attacks import FGSM, PGD, AutoAttack, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, normed
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import NoisyWeights, PreActResNet
@@ -15,19 +16,8 @@ from sparserobust.query_attacks import Square
 
 GRADIENTS = [FGSM(epsilon=1e-6), PGD(epsilon=1e-6, step_size=1e-6, steps=3), DeepFool(steps=5),
              PGD(epsilon=1e-6, step_size=1e-6, steps=3, norm="l2"), CarliniWagnerReleased(steps=2, lr=1e-7),
-             CarliniWagnerL2(steps=3, search_steps=2, epsilon=1e-6)]
-
-
-class Around(nn.Module):
-    """A network whose images or logits are changed."""
-
-    def __init__(self, net, before=lambda x: x, after=lambda z: z):
-        super().__init__()
-        self.net, self.before, self.after, self.passes = net, before, after, 0
-
-    def forward(self, x):
-        self.passes += 1
-        return self.after(self.net(self.before(x)))
+             CarliniWagnerL2(steps=3, search_steps=2, epsilon=1e-6), APGD(epsilon=1e-6, steps=3),
+             APGD(epsilon=1e-6, steps=3, norm="l2")]
 
 
 @pytest.mark.parametrize("attack", GRADIENTS, ids=str)
@@ -47,16 +37,7 @@ def test_a_slope_that_is_infinite_in_some_pixels_is_flagged_and_moves_no_image_a
 
 @pytest.mark.parametrize("attack", [*GRADIENTS, AutoAttack(epsilon=0.1)], ids=str)
 def test_an_attack_does_not_stand_still_before_gradients_that_are_none(attack, net, digits):
-    class Lost(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.view_as(x)
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * torch.nan
-
-    lost = Around(net, before=Lost.apply).eval()
+    lost = Around(net, before=lambda x: Backward.apply(x, lambda g: g * torch.nan)).eval()
     with pytest.raises(NotFinite, match="not finite in any pixel"):
         Accuracy(attack=attack, images=10)(lost, digits)
     Accuracy(attack=Square(epsilon=0.1, queries=5), images=10)(lost, digits)  # needs no gradient

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from scaffolding import correct, generator, seeded, with_noise
-from sparserobust import UserError
+from sparserobust import UserError, apgd
 from sparserobust.answers import flagged
+from sparserobust.apgd import APGD, Thrifty
 from sparserobust.attacks import (
     FGSM,
     PGD,
@@ -39,6 +40,10 @@ ATTACKS = {
     "rfgsm": RandomisedFGSM(epsilon=0.1),
     "pgd": PGD(epsilon=0.1, step_size=0.06, steps=3, restarts=2),
     "pgd l2": PGD(epsilon=0.5, step_size=0.3, steps=3, norm="l2", loss="margin"),
+    "apgd": APGD(epsilon=0.1, steps=5),
+    "apgd l2": APGD(epsilon=0.5, norm="l2", steps=3, restarts=2, loss="cross_entropy"),
+    "thrifty": Thrifty(epsilon=0.1, steps=5, queries=10),
+    "thrifty l2": Thrifty(epsilon=0.5, norm="l2", steps=3, queries=10),
     "cw": CarliniWagnerL2(steps=8, search_steps=2, lr=0.2, constant=1.0),
     "cw in a ball": CarliniWagnerL2(steps=8, search_steps=2, lr=0.2, constant=1.0, epsilon=1.0),
     "cw released": CarliniWagnerReleased(steps=5, lr=0.02),
@@ -435,7 +440,7 @@ def test_network_in_training_is_attacked_as_in_evaluation(net, few, attack, quic
     assert training.training
 
 
-@pytest.mark.parametrize("name", ["rfgsm", "pgd", "pgd l2"])
+@pytest.mark.parametrize("name", ["rfgsm", "pgd", "pgd l2", "apgd", "apgd l2"])
 def test_random_starts_differ_between_seeds(net, few, name):
     results = [ATTACKS[name](net, *few, generator(seed)) for seed in (0, 1)]
     assert (results[0] != results[1]).flatten(1).any(1).all()
@@ -463,7 +468,8 @@ def test_every_restart_takes_every_step(net, few):
 
 
 @averaging
-def test_every_gradient_is_averaged_over_the_draws(net, few, attack):
+def test_every_gradient_is_averaged_over_the_draws(net, few, attack, monkeypatch):
+    monkeypatch.setattr(apgd, "is_random", lambda *_: False)  # which it asks plainly, before it begins
     model, sizes = deepcopy(net), set()
     model.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
     attacked = replace(attack, eot_draws=3)(model, *few, generator())
@@ -506,7 +512,7 @@ def test_loss_is_that_of_the_averaged_logits(noisy, few):
 # --- settings
 
 
-@pytest.mark.parametrize("kind", ["fgsm", "rfgsm", "pgd", "autoattack"])
+@pytest.mark.parametrize("kind", ["fgsm", "rfgsm", "pgd", "apgd", "thrifty", "autoattack"])
 def test_radii_are_fractions_of_the_pixel_range(refusal, kind):
     rest = {"kind": kind} | ({"step_size": 0.1, "steps": 1} if kind == "pgd" else {})
     assert Attack.parse(rest | {"epsilon": "8/255"}).epsilon == 8 / 255

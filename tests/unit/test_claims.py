@@ -703,14 +703,14 @@ def test_where_the_ledger_stands_is_counted_by_notebook():
     assert claims.counted([]) == ""
 
 
-def test_the_table_of_a_readme_stands_between_its_marks(refusal):
-    readme = f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n"
-    once = claims.with_ledger(readme, "| new |\n")
-    assert once == f"before\n{claims.BEGIN}\n| new |\n{claims.END}\nafter\n"
-    assert claims.with_ledger(once, "| new |\n") == once
-    for text in ("", readme.replace(claims.END, ""), readme.replace(claims.BEGIN, ""), readme + claims.BEGIN,
-                 readme + readme, f"{claims.END}\n{claims.BEGIN}"):
-        assert claims.BEGIN in refusal(claims.with_ledger, text, "new")
+def test_what_the_ledger_makes_stands_between_its_marks(refusal):
+    begin, end = "<!-- part: made by `sparserobust ledger --readme` -->", "<!-- end of the part -->"
+    text = f"before\n{begin}\nold\n{end}\nafter\n"
+    once = claims.with_part(text, "part", "| new |\n")
+    assert once == f"before\n{begin}\n| new |\n{end}\nafter\n"
+    assert claims.with_part(once, "part", "| new |\n") == once
+    for wrong in ("", text.replace(end, ""), text.replace(begin, ""), text + begin, text + text, f"{end}\n{begin}"):
+        assert begin in refusal(claims.with_part, wrong, "part", "new")
 
 
 def test_only_where_seeds_are_added_one_by_one_is_a_claim_looked_at_more_than_once():

@@ -277,7 +277,8 @@ def test_a_file_changed_after_its_import_is_told_to_be_reloaded(own, tmp_path, r
 
 
 @pytest.mark.parametrize("name", [None, "__main__", "nowhere"])
-def test_a_class_without_source_is_told_to_move_into_a_file(own, name, refusal):
+def test_a_class_without_source_is_told_to_move_into_a_file(own, name, refusal, monkeypatch):
+    monkeypatch.setitem(linecache.cache, "<string>", (1, None, ["x"], "<string>"))  # as `python -c` does, from 3.13 on
     space = {} if name is None else {"__name__": name}
     exec(OWN.format(share=0.5), space)
     thing = space["Mine"]()
@@ -415,7 +416,7 @@ def test_runs_that_make_no_sense_are_refused(changes, refusal):
 
 def test_a_choice_names_what_there_is(refusal):
     assert refusal(Magnitude, sparsity=0.5, scope="local") == (
-        "Magnitude (magnitude): scope is global or layerwise, not 'local'")
+        "Magnitude (magnitude): scope is global, layerwise or erk, not 'local'")
     assert refusal(RVSM, beta=1.0, replace="never").endswith("replace is end, every_epoch or swap, not 'never'")
 
 

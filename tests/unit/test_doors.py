@@ -2,6 +2,7 @@
 refused in one line before anything is made."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,10 @@ import papermill
 import pytest
 import torch
 
-from sparserobust import cli, data, notebook_runner, paths, provenance
+from sparserobust import cli, data, notebook_runner, paths, provenance, studies
 from sparserobust.errors import SHOWN, quoted
 from sparserobust.reporting import artifacts
-from sparserobust.running import cluster, jobs, scales, slurm
+from sparserobust.running import cluster, jobs, progress, scales, slurm
 
 PAGE = "00_start_here"
 
@@ -62,7 +63,7 @@ WRONG_SCALES = ["../../x", "/tmp", "", "quick/../../x", "quik", ".", "..", "x" *
                                    ["run", PAGE, "-p", "scale"]], ids=" ".join)
 def test_a_scale_is_one_that_is_known_before_anything_is_made(words, scale, told):
     message = told(*words, scale)
-    assert "unknown scale" in message or "no text" in message
+    assert "unknown scale" in message or "not valid text" in message
 
 
 @pytest.mark.parametrize("scale", WRONG_SCALES)
@@ -78,13 +79,21 @@ def test_no_folder_is_made_for_a_scale_that_is_not_known(scale, folder, refusal)
                                   "00_start_her", "own_method", "x" * 9999, "nul\0", "two\nlines"])
 def test_a_notebook_is_a_page_of_the_project(name, told):
     message = told("run", name)
-    assert "not this project's page" in message or "no notebook" in message or "no text" in message
+    assert "not this project's page" in message or "no notebook" in message or "not valid text" in message
 
 
 def test_a_page_of_the_same_name_in_the_working_folder_is_not_run_in_its_place(folder, refusal):
     (folder / f"{PAGE}.ipynb").write_text("{}")
     assert "not this project's page" in refusal(notebook_runner.find, f"{PAGE}.ipynb")
     assert notebook_runner.find(PAGE) == notebook_runner.NOTEBOOKS / f"{PAGE}.ipynb"
+
+
+def test_a_page_is_found_by_its_number_and_by_its_study(refusal):
+    for page in notebook_runner.names():
+        number, study = page.split("_", 1)
+        assert notebook_runner.find(number).stem == notebook_runner.find(study).stem == page
+    assert "known: " in refusal(notebook_runner.find, "nonsense")
+    assert "did you mean '01_fk_resnet'" in refusal(notebook_runner.find, "01_fkresnet")
 
 
 def test_a_page_is_found_by_its_name_and_by_every_path_to_it(folder, monkeypatch):
@@ -236,6 +245,52 @@ def test_a_folder_in_place_of_a_data_file_is_told_in_one_line(name, file, folder
     assert "cannot read" in told("data", name, leaves=(file.split("/")[0],))
 
 
+def helped(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--help"])
+    assert end.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_every_variable_is_documented_at_one_place_and_at_the_end_of_help(capsys):
+    text = (paths.PROJECT / "docs" / "variables.md").read_text()
+    named = {name for path in paths.LIBRARY.rglob("*.py")
+             for name in re.findall(r"SPARSEROBUST_[A-Z]+", path.read_text())} - {"SPARSEROBUST_PROGRESS"}  # our own
+    assert named < paths.DOCUMENTED.keys() and set(paths.VARIABLES) < named
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(paths.DOCUMENTED)
+    end = helped(capsys).split("environment variables (docs/variables.md): ")[1]
+    assert all(f"{name} {what}" in end for name, what in paths.DOCUMENTED.items())
+
+
+@pytest.mark.parametrize("command", ["reproduce", "compute", "ledger", "publish", "benchmark-row"])
+def test_help_says_which_scales_there_are(command, capsys):
+    known = f"one of {', '.join(scales.names())}"
+    assert f"{known} (default: quick)" in (text := helped(capsys, command)) or (command == "publish" and known in text)
+
+
+def test_help_is_there_without_settings(folder, monkeypatch, capsys):
+    monkeypatch.setattr(scales, "settings_folder", lambda: folder / "nowhere")
+    assert "those of notebooks/settings/scales.yaml (default: quick)" in helped(capsys, "compute")
+
+
+def test_a_page_says_which_scales_it_has(refusal):
+    assert refusal(studies.modules()["start_here"].experiment, "laptop").startswith("start_here has only quick:")
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_an_interrupt_is_told_once(said, monkeypatch, capsys):
+    end = KeyboardInterrupt()
+    if said:
+        end.add_note(progress.INTERRUPTED)
+
+    def interrupted(chosen):
+        raise end
+
+    monkeypatch.setattr(cli, "_ledger", interrupted)
+    assert cli.main(["ledger"]) == 130
+    assert capsys.readouterr().err == ("" if said else f"{progress.INTERRUPTED}\n")
+
+
 # ------------------------------------------------------------------------------- nothing comes from the working folder
 
 
@@ -264,7 +319,7 @@ def test_no_process_imports_what_lies_in_the_working_folder_in_place_of_what_is_
             (pages / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r} + ' ')\n")
     (pages / "beside.py").write_text("WORD = 'found'")
     page = nbformat.read(notebook_runner.find(PAGE), as_version=4)
-    page.cells = [cell for cell in page.cells if cell.id in ("parameters", "start")]
+    page.cells = [cell for cell in page.cells if cell.id in ("parameters", "start", "digits")]
     page.cells.append(nbformat.v4.new_code_cell("import beside\nexperiment.results(store, 1)\nprint(beside.WORD)"))
     nbformat.write(page, pages / f"{PAGE}.ipynb")
     foreign.mkdir(parents=True)

@@ -13,11 +13,12 @@ from torch import nn
 
 from scaffolding import generator, seeded
 from sparserobust import Data, Recipe, Run
+from sparserobust.apgd import APGD, Thrifty
 from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, RandomisedFGSM, l2_norm
 from sparserobust.config import Attack, Dense, Objective, Sparsifier
 from sparserobust.models import PreActResNet
 from sparserobust.models.gates import EPSILON, LIMITS, GatedConv2d
-from sparserobust.objectives import TRADES, Adversarial, Natural, SparseActivations
+from sparserobust.objectives import NFGSM, TRADES, Adversarial, Natural, SparseActivations
 from sparserobust.query_attacks import RandomNoise
 from sparserobust.settings import Settings
 from sparserobust.sparsifiers import (
@@ -27,16 +28,20 @@ from sparserobust.sparsifiers import (
     TSCNC,
     Channels,
     DynamicNetworkSurgery,
+    DynamicSparse,
     FixedMask,
     Lasso,
+    LearnedRates,
     LearnedScores,
     Magnitude,
     MatchedHistogram,
+    OnlyNorms,
     ProximalLasso,
     RandomMask,
     RelativeThreshold,
     ReleasedADMM,
     ScaleLasso,
+    SharpScores,
     Ticket,
     proximal,
 )
@@ -94,6 +99,7 @@ OBJECTIVES = {
     "half, l2": Adversarial(attack=replace(STEP, norm="l2", loss="margin"), clean_weight=0.5),
     "predicted": Adversarial(attack=STEP, attacked_label="predicted"),
     "trades": TRADE,
+    "n-fgsm": NFGSM(epsilon=0.1),
     "sparse activations": SparseActivations(objective=TRADE, lam=1.0),
 }
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -151,8 +157,13 @@ SPARSIFIERS = {
     "proximal lasso": ProximalLasso(lam=1e-3),
     "scale lasso": ScaleLasso(lam=1e-3),
     "surgery": DynamicNetworkSurgery(rates=(0.5,), stop=9),
+    "dynamic": DynamicSparse(sparsity=0.5, every=1, stop=9),
+    "dynamic, random": DynamicSparse(sparsity=0.5, every=1, stop=9, growth="random", rates="uniform"),
     "scores": LearnedScores(sparsity=0.5),
+    "scores, sharp": SharpScores(sparsity=0.5),
+    "scores and rates": LearnedRates(sparsity=0.5),
     "fixed": FixedMask(),
+    "only norms": OnlyNorms(),
     "magnitude": Magnitude(sparsity=0.5),
     "threshold": RelativeThreshold(threshold=0.1),
     "random": RandomMask(sparsity=0.5),
@@ -191,6 +202,9 @@ def test_sparsifiers_leave_everything_finite(sparsifier, each, seed):
         net.zero_grad()
         added = sparsifier.added_loss(net, state)
         (added + net(images_of("random", 2, seed)).sum()).backward()
+        if sparsifier.moved(net, state):
+            net.zero_grad()
+            net(images_of("random", 2, seed)).sum().backward()
         sparsifier.before_step(net, state, 0.1)
         assert finite(torch.as_tensor(added), *gradients(net), *net.parameters())
         sparsifier.after_step(net, state, 0.1)
@@ -408,6 +422,11 @@ ATTACKS = {
     "cw, many constants": CarliniWagnerL2(steps=1, search_steps=45, epsilon=0.5),
     "cw released": CarliniWagnerReleased(steps=4, lr=0.02),
     "deepfool": DeepFool(steps=4),
+    "apgd": APGD(epsilon=0.1, steps=3),
+    "apgd l2, cross entropy": APGD(epsilon=0.5, norm="l2", steps=3, loss="cross_entropy"),
+    "apgd, margin": APGD(epsilon=0.1, steps=3, loss="margin", restarts=2),
+    "thrifty": Thrifty(epsilon=0.1, steps=2, queries=3),
+    "thrifty l2": Thrifty(epsilon=0.5, norm="l2", steps=2, queries=3),
 }
 
 
@@ -428,7 +447,8 @@ def test_attacked_images_stay_in_ball_and_box(attack, first, last, picture, n, r
         assert size.max() <= epsilon * (1 + 1e-5)
 
 
-DETERMINISTIC = [a for a in ATTACKS.values() if not getattr(a, "random_start", a.kind in ("rfgsm", "random_noise"))]
+DETERMINISTIC = [a for a in ATTACKS.values() if not getattr(a, "random_start", a.kind in (
+    "rfgsm", "random_noise", "apgd", "thrifty"))]
 
 
 @pytest.mark.parametrize("attack", DETERMINISTIC, ids=str)

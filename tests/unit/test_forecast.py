@@ -70,14 +70,14 @@ def test_sizes_are_those_of_the_network():
     assert size.operations == pytest.approx(2 * 3 * 40.6e6, rel=0.02)
     twice = forecast.size(replace(CIFAR, model=PreActResNet(members=2)))
     assert twice.operations == 2 * size.operations and 1.9 < twice.calls / size.calls < 2.1
-    assert forecast.size(replace(CIFAR, model=PreActResNet(width=4))).calls == size.calls
+    assert forecast.size(replace(CIFAR, model=PreActResNet(width=8))).calls == size.calls
 
 
 def test_on_a_gpu_a_narrow_network_takes_as_long_as_a_narrower_one_and_a_wide_one_as_its_arithmetic(publish):
     publish(CIFAR, 90, GPU, [PGD10])
     pace = forecast.Elsewhere(2)
     assert pace.training(CIFAR) == pytest.approx(90) and pace.share(CIFAR) == 1 / forecast.SHARING
-    narrow = replace(CIFAR, model=PreActResNet(width=4))
+    narrow = replace(CIFAR, model=PreActResNet(width=8))
     assert pace.training(narrow) == pytest.approx(90) and pace.measuring(CIFAR, PGD10) == pytest.approx(90)
     seconds = 10 * 45_000 * forecast.size(WIDE).operations / forecast.ARITHMETIC
     assert pace.training(WIDE) == pytest.approx(seconds) and seconds > 90 and pace.share(WIDE) == 1

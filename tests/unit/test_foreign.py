@@ -225,7 +225,7 @@ def test_a_truncated_file_a_program_a_folder_and_none_are_told_in_one_line(train
     assert "cannot be read" in refusal(foreign.state, "cut.safetensors")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.script(trained).save("program.pt")
+        torch.jit.script(torch.nn.Linear(2, 2)).save("program.pt")
     assert "a TorchScript program" in refusal(foreign.state, "program.pt")
     assert "is no file" in refusal(foreign.state, ".")
     assert "'gone.pt' is not here" in refusal(foreign.state, "gone.pt")

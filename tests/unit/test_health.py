@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from scaffolding import seeded, splits_of
+from scaffolding import Around, Backward, seeded, splits_of
 from sparserobust import imagewise, training
 from sparserobust.analysis import Health, best_minus_last, health, symptoms
 from sparserobust.analysis.health import pgd_path
@@ -28,17 +28,6 @@ MEASURE = Health(epsilon=EPSILON, images=60, steps=(1, 3, 8, 12), queries=60)
 FAR = replace(MEASURE, epsilon=0.2)  # where Square fools most images, too
 
 
-class Around(nn.Module):
-    """A network after `before`, whose logits are multiplied."""
-
-    def __init__(self, net, before=None, factor: float = 1.0):
-        super().__init__()
-        self.before, self.net, self.factor = before or nn.Identity(), net, factor
-
-    def forward(self, x):
-        return self.factor * self.net(self.before(x))
-
-
 class Quantised(nn.Module):
     """Grey values in eighths."""
 
@@ -51,22 +40,6 @@ class CutOff(nn.Module):
 
     def forward(self, x):
         return x.detach()
-
-
-class Reversed(nn.Module):
-    """The identity, with the sign of its gradient turned."""
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return -gradient
-
-    def forward(self, x):
-        return self.Function.apply(x)
 
 
 class Shattering(Noise):
@@ -167,8 +140,8 @@ def test_a_network_trained_against_an_attack_is_healthy(net, digits, epsilon):
     assert symptoms(parts) == [] and parts["zero_gradient"] == 0
 
 
-@pytest.mark.parametrize("masked", [{"factor": 1e4}, {"before": Quantised()}, {"before": CutOff()}],
-                         ids=["sharp", "quantised", "cut off"])
+@pytest.mark.parametrize("masked", [{"after": lambda logits: 1e4 * logits}, {"before": Quantised()},
+                                    {"before": CutOff()}], ids=["sharp", "quantised", "cut off"])
 def test_gradients_of_zero_are_masked(net, digits, masked):
     parts = FAR(Around(net, **masked), digits)["parts"]
     assert parts["clean"] > 0.9 and parts["fgsm"] == parts["clean"]  # it looks robust
@@ -178,7 +151,7 @@ def test_gradients_of_zero_are_masked(net, digits, masked):
 
 
 def test_a_gradient_that_leads_away_is_masked(net, digits):
-    parts = FAR(Around(net, Reversed()), digits)["parts"]
+    parts = FAR(Around(net, lambda x: Backward.apply(x, torch.neg)), digits)["parts"]
     assert parts["zero_gradient"] == 0 and parts["pgd"] >= parts["clean"]
     assert symptoms(parts) == ["masked gradients"]
 

@@ -7,6 +7,7 @@ from torch import nn
 from scaffolding import built, seeded, splits_of
 from sparserobust.analysis import Health, Margins
 from sparserobust.analysis.layer_table import LayerTable
+from sparserobust.apgd import APGD, Thrifty
 from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, RandomisedFGSM
 from sparserobust.config import Attack, Measurement
 from sparserobust.data import Split, Splits
@@ -18,7 +19,8 @@ from sparserobust.settings import settings
 
 ATTACKS = [FGSM(epsilon=0.1), RandomisedFGSM(epsilon=0.1), PGD(epsilon=0.1, step_size=0.05, steps=2),
            PGD(epsilon=0.5, step_size=0.2, steps=2, norm="l2"), CarliniWagnerL2(steps=2, search_steps=2),
-           CarliniWagnerReleased(steps=2), DeepFool(steps=2), Square(epsilon=0.1, queries=5),
+           CarliniWagnerReleased(steps=2), DeepFool(steps=2), APGD(epsilon=0.1, steps=2),
+           Thrifty(epsilon=0.1, steps=2, queries=2), Square(epsilon=0.1, queries=5),
            ZOO(iterations=2, search_steps=1)]
 WRONG = {
     "reach from -": lambda x, y: (x - 0.5, y), "reach from 0": lambda x, y: (x + 0.5, y),

@@ -76,6 +76,14 @@ def test_classes_of_unequal_size_are_refused(refusal):
     assert "equal size" in refusal(Binary.of, weight, 0.0, images[1:], signs[1:])
 
 
+def test_a_classifier_without_weights_is_refused(refusal):
+    weight, images, signs = problem(0)
+    assert "all weights are zero" in refusal(Binary.of, 0 * weight, 1.0, images, signs)
+    model, data = trained(2, [20, 20])
+    model[1].weight.data[:] = model[1].weight.data[:1]  # both rows alike: their difference is what divides
+    assert "all weights are zero" in refusal(Theorem31(radii=(0.1,)), model, data)
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @given(seed=st.integers(0, 500))
 def test_exact_radii_are_exact(norm, seed):

@@ -7,36 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from scaffolding import seeded
+from scaffolding import Around, Backward, seeded
 from sparserobust import data
 from sparserobust.analysis import audit, masking
 from sparserobust.analysis.audit import Audit
 
 AUDIT = Audit(epsilon=0.1, images=80, few=40, queries=150, autoattack=False)
-
-
-class Around(nn.Module):
-    """The network `net`, whose images or logits are changed."""
-
-    def __init__(self, net: nn.Module, before=lambda x: x, after=lambda logits: logits):
-        super().__init__()
-        self.net, self.before, self.after = net, before, after
-
-    def forward(self, x):
-        return self.after(self.net(self.before(x)))
-
-
-class Backward(torch.autograd.Function):
-    """The identity, with another gradient."""
-
-    @staticmethod
-    def forward(ctx, x, change):
-        ctx.change = change
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.change(gradient), None
 
 
 class Resized(nn.Module):

@@ -1,13 +1,15 @@
 """The networks that come along: whole, and as good as their cards say."""
 
+import runpy
 import shutil
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from scaffolding import built, lively, splits_of
-from sparserobust import Run, cli, data, networks, paths
+from sparserobust import Run, cli, data, files, networks, paths
 from sparserobust.config import Measurement
 from sparserobust.models import PreActResNet
 from sparserobust.sparsity import parameters, zero_weights
@@ -21,8 +23,8 @@ def known(request) -> tuple[dict, nn.Module]:
     return networks.card(request.param), networks.load(request.param)
 
 
-def test_they_are_ten_megabytes_at_most():
-    assert NAMES
+def test_ten_come_along_in_ten_megabytes_at_most():
+    assert NAMES == ["dense", "ensemble", "iwi", "lasso", "natural", "rsr", "small", "splitting", "ticket", "tscnc"]
     assert sum(path.stat().st_size for path in paths.networks_folder().iterdir()) < 10e6
 
 
@@ -67,6 +69,14 @@ def test_what_is_packed_comes_back_in_half_precision_and_zeros_as_zeros():
     for key, t in weights.items():
         assert torch.equal(found[key], t.half().float() if t.dim() > 1 else t) and found[key].dtype == t.dtype
     assert sum(t.nbytes for t in packed.values()) < sum(t.nbytes for t in weights.values()) / 3
+    whole = networks.unpacked(run, networks.packed(weights, torch.float)).state_dict()
+    assert all(torch.equal(whole[key], t) for key, t in weights.items())
+
+
+def test_weights_lie_in_memory_as_they_were_trained(known):
+    """Noise on them is drawn in that order: another one is another network to whoever counts answers."""
+    filters = [p for p in known[1].parameters() if p.dim() == 4]
+    assert filters and all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
 
 
 # --------------------------------------------------------------------------------------------------- what goes wrong
@@ -116,3 +126,53 @@ def test_the_command_lists_each_with_its_numbers(capsys):
         card = networks.card(name)
         (line,) = (line.split() for line in told.splitlines() if line.split()[:1] == [name])
         assert line[1] == f"{card['measured']['clean']['count'] / 100:.1f}" and card["identity"] in line
+
+
+# ------------------------------------------------------------------------------------------------- hubs
+
+
+def test_pytorchs_hub_lists_and_loads_them_from_a_checkout():
+    hub = str(paths.PROJECT)
+    offered = runpy.run_path(str(paths.PROJECT / "hubconf.py"))
+    assert sorted(name for name, value in offered.items() if callable(value) and not name.startswith("_")) == NAMES
+    net, sample = torch.hub.load(hub, "lasso", source="local"), data.sample()
+    with torch.no_grad():
+        assert torch.equal(net(sample.images), networks.load("lasso")(sample.images))
+    card = networks.card("lasso")
+    said = offered["lasso"].__doc__
+    assert f"{card['weights_left']:,} of {card['weights']:,}" in said
+    assert f"{card['measured']['pgd']['count'] / 10:.1f} % of 1,000" in said
+
+
+def test_a_folder_for_a_model_hub_gives_the_network_back_bit_for_bit(known, tmp_path):
+    card, model = known
+    name = next(name for name in NAMES if networks.card(name) == card)
+    written = networks.for_hub(name, tmp_path)
+    assert [path.name for path in written] == ["config.json", "model.safetensors", "README.md"]
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+    again = networks.from_hub(tmp_path)
+    assert not again.training
+    for key, t in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], t), key
+    plain, metadata = files.read_tensors(tmp_path / "model.safetensors")  # what any other program reads
+    assert plain.keys() == model.state_dict().keys() and metadata == {"format": "pt"}
+    config = files.read_json(tmp_path / "config.json")
+    assert Run.parse(config["run"]).identity == card["identity"] and config["id2label"]["3"] == "cat"
+    _, front, text = (tmp_path / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "mit" and text.startswith(f"\n# {name}\n")
+    assert networks.described(name) in text
+
+
+def test_a_damaged_folder_of_a_hub_is_one_line(tmp_path, refusal):
+    networks.for_hub("lasso", tmp_path)
+    assert "config.json" in refusal(networks.from_hub, tmp_path / "nowhere")
+    files.write_json(tmp_path / "config.json", {"model_type": "bert"})
+    assert "was not written by this library" in refusal(networks.from_hub, tmp_path)
+
+
+def test_the_command_exports_them_all(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(networks, "names", lambda: ["lasso", "dense"])
+    assert cli.main(["networks", "--export", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == sorted(
+        ["README.md", "config.json", "model.safetensors"] * 2)
+    assert len(capsys.readouterr().out.splitlines()) == 2

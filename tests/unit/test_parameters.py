@@ -19,6 +19,7 @@ KNOWN = parameters.declared(CELL)
 
 @pytest.mark.parametrize(("given", "fits"), [
     ({"scale": "laptop"}, "laptop"), ({"seeds": "[3, 4]"}, [3, 4]), ({"seeds": "null"}, None), ({"seeds": [3]}, [3]),
+    ({"seeds": "none"}, None), ({"seeds": "None"}, None),
     ({"seeds": None}, None), ({"workers": "2"}, 2), ({"workers": 2}, 2), ({"use_published": "false"}, False),
     ({"use_published": "True"}, True), ({"use_published": False}, False)])
 def test_text_becomes_the_type_that_is_declared(given, fits):
@@ -39,7 +40,7 @@ def test_text_becomes_the_type_that_is_declared(given, fits):
     *(({"use_published": value}, "'use_published' of page should be of type bool")
       for value in ("maybe", "", "null", None, 0, 1, "0", "[false]")),
     *(({"seeds": value}, "'seeds' of page should be of type list")
-      for value in ("0", 0, "[0", "*x", "\t", "a: b", "{0}", "none", "[" * 9999, (0, 1), "2020-99-99")),
+      for value in ("0", 0, "[0", "*x", "\t", "a: b", "{0}", "[" * 9999, (0, 1), "2020-99-99")),
     *(({"seeds": value}, "seeds should be a list of different whole numbers from 0")
       for value in ("[]", "[-1]", "[0, 0]", "[a]", "[true]", "[0.5]", "[[0]]", [None]))])
 def test_what_is_something_else_is_told_in_one_line(given, told, refusal):
@@ -109,7 +110,10 @@ def test_every_page_checks_its_parameters_before_anything_is_made_or_read(name):
     assert list(parameters.declared(cells["parameters"]))[:len(DEFAULTS)] == list(DEFAULTS)
     before, after = cells["start"].split("\nparameters.check(globals())\n")
     assert not [line for line in before.splitlines() if "(" in line and not line.startswith(("from", "sys.path."))]
-    assert "Store(" in after
+    sources = list(cells.values())
+    start = sources.index(cells["start"])
+    assert "Artifacts(" in after and "Store(" in "".join([after, *sources[start + 1:]])
+    assert "Store(" not in "".join([*sources[:start], before])
 
 
 @pytest.mark.slow

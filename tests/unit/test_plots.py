@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgb
 from sparserobust import imagewise
 from sparserobust.reporting import axes, estimates, plots, styles
 from sparserobust.reporting import layers as of_layers
+from sparserobust.studies import contest_plots
 from sparserobust.studies.fk_resnet import plots as of_fk
-from sparserobust.studies.side_by_side import plots as of_side
 from sparserobust.studies.sparsity_theory import plots as of_theory
 from sparserobust.studies.start_here import plots as of_start
 
@@ -487,7 +487,7 @@ def test_rankings_show_means_intervals_and_ranks():
     right = {"RSR": np.ones((2, 50)), "IWI": np.zeros((2, 50)), "lasso": np.tile([0, 1], (2, 25))}
     table = estimates.ranking(right)
     reference = pandas.Series({"mean": 70.0, "low": 65.0, "high": 72.0}, name="dense, uncut")
-    figure = of_side.rankings({"cut": table}, reference, "x [%]")
+    figure = contest_plots.rankings({"cut": table}, reference, "x [%]")
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["RSR", "lasso", "IWI"]
     assert axis.yaxis_inverted()  # the best on top
@@ -507,7 +507,7 @@ def test_fronts_join_what_nothing_beats_and_name_it():
     points = pandas.DataFrame({"method": ["IWI", "RSR", "lasso", "one shot"],
                                "cut": ["weights", "channels", None, "weights"], "size": [1.0, 2.0, 3.0, 3.0],
                                "pgd": [0.52, 0.5, 0.55, 0.1]})
-    figure = of_side.fronts(points, {"size": ("size", points[:2])}, "pgd", "y")
+    figure = contest_plots.fronts(points, {"size": ("size", points[:2])}, "pgd", "y")
     axis = figure.axes[0]
     assert axis.get_title() == "front: IWI, RSR" and list(axis.lines[0].get_ydata()) == [52, 50]
     marks = [mark.get_offsets().tolist()[0] for mark in axis.collections]
@@ -518,29 +518,58 @@ def test_fronts_join_what_nothing_beats_and_name_it():
     assert faces[1] == [1, 1, 1, 1] != faces[0] and said(figure)[-1] == "hollow: channels cut"
 
 
+def test_of_many_marks_a_tenth_at_most_stands_at_the_edge():
+    """Five levels of twenty methods: at the deepest most lie below the second lowest of all."""
+    rows = [{"method": f"m{i:02}", "cut": "weights", "size": 1.0 + level, "pgd": (10 + 15 * level + i / 2) / 100}
+            for level in range(5) for i in range(20)]
+    points = pandas.DataFrame(rows)
+    figure = contest_plots.fronts(points, {"size": ("size", points[-1:])}, "pgd", "y")
+    assert 1 <= len(figure.axes[0].texts) <= 10 and figure.get_size_inches()[1] > 10
+
+
 def test_marks_that_would_cover_each_other_stand_side_by_side():
     x, y = pandas.Series([10.0, 10.0, 10.0, 100.0]), pandas.Series([50.0, 50.1, 90.0, 50.0])
-    places = of_side.apart(x, y, first=np.array([True, False, False, False]))
+    places = contest_plots.apart(x, y, first=np.array([True, False, False, False]))
     assert places[0] == pytest.approx(10) and 10.5 < places[1] < 20  # the second makes room for the first
     assert places[2:] == pytest.approx([10, 100])
 
 
 def test_answers_are_blue_where_they_are_right():
     picture, sure, unsure = torch.zeros(1, 8, 8), torch.eye(3)[1], torch.tensor([0.6, 0.3, 0.1])
-    figure = of_start.answers({"net": [(picture, sure), (picture, unsure)]}, ["one", "two"], label=1)
+    figure = of_start.answers({"net": [(picture, sure), (picture, unsure)]}, ["one", "two"], 1, "abc")
     told = [(axis.get_xlabel(), axis.xaxis.label.get_color()) for axis in figure.axes]
-    assert told == [("1, 100 % sure", styles.BLUE), ("wrong: 0, 60 % sure", styles.ORANGE)]
+    assert told == [("b, 100 %", styles.BLUE), ("wrong: a, 60 %", styles.ORANGE)]
 
 
 def test_an_attacked_image_shows_the_change_and_every_class():
     image, chances = torch.full((1, 4, 4), 0.5), torch.tensor([0.1, 0.7, 0.2])
-    figure = of_start.attacked_image(image, {"net": (image + 0.1, chances)}, label=0)
-    change, seen, bars = figure.axes[:3]
+    figure = of_start.attacked_image(image, {"net": (image + 0.1, chances)}, 0, "abc", reach=0.4)
+    seen, change, bars = figure.axes[:3]
     assert float(change.collections[0].get_array().min()) == pytest.approx(0.1)
     assert float(seen.collections[0].get_array().max()) == pytest.approx(0.6)
-    assert [bar.get_height() for bar in bars.patches] == pytest.approx([10, 70, 20])
-    assert bars.get_title() == "answer 1: fooled" and not bars.texts  # nothing lies over the bars
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([10, 70, 20])
+    assert bars.get_title() == "b: fooled" and [t.get_text() for t in bars.texts] == ["", "70 %", ""]
     assert "pixel lowered" in said(figure)
+
+
+def test_a_bar_of_one_hundred_percent_does_not_reach_its_label():
+    image = torch.full((1, 4, 4), 0.5)
+    figure = of_start.attacked_image(image, {"net": (image, torch.eye(3)[0])}, 0, "abc", reach=0.4)
+    figure.canvas.draw()
+    bars = figure.axes[2]
+    label, bar = bars.texts[0].get_window_extent(), bars.patches[0].get_window_extent()
+    assert bar.x1 < label.x0 and label.x1 < bars.get_window_extent().x1
+
+
+def test_the_change_of_a_photograph_is_enlarged_around_grey():
+    image, chances = torch.full((3, 4, 4), 0.5), torch.tensor([0.1, 0.7, 0.2])
+    changed = image.clone()
+    changed[0, 0, 0] += 0.05
+    figure = of_start.attacked_image(image, {"net": (changed, chances)}, 1, "abc", reach=0.1)
+    seen, change = (axis.images[0].get_array() for axis in figure.axes[:2])
+    assert np.allclose(seen[0, 0], [0.55, 0.5, 0.5])
+    assert np.allclose(change[0, 0], [0.75, 0.5, 0.5]) and (change[1:] == 0.5).all()
+    assert figure.axes[1].get_title() == "change, 5 times enlarged" and "pixel lowered" not in said(figure)
 
 
 def test_surfaces_share_their_colours_and_frame_where_no_pixel_moves_further():

@@ -13,6 +13,8 @@ from itertools import chain, takewhile
 
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from sparserobust.paths import PROJECT, committed_figures, figures_in
 
@@ -30,7 +32,8 @@ def test_every_module_has_its_layer_here_and_in_the_guide():
 UNSEEN = {  # declared, but no import names them: why they are needed
     "bokeh": "the dashboard of a cluster", "cryptography": "its certificates", "tabulate": "pandas' to_markdown",
     "jupyterlab": "`make lab`", "pytest-xdist": "pytest -n", "nbval": "notebooks against their stored outputs",
-    "onnx": "what torch.onnx writes", "ruff": "style", "mypy": "types", "import-linter": "layers"}
+    "onnx": "what torch.onnx writes", "ruff": "style", "import-linter": "layers",
+    "myst-nb": "notebooks in the book", "sphinx-book-theme": "its looks", "hatchling": "the wheel"}
 
 
 def normal(name: str) -> str:
@@ -88,10 +91,10 @@ def test_whatever_is_imported_is_declared_and_the_other_way_round():
     parts = declared()
     for folders, known in ((["lib"], parts["core"] | parts["lab"] | parts["onnx"]),
                            (["notebooks"], parts["core"] | parts["lab"]),
-                           (["lib", "notebooks", "tests", "benchmarks"], set.union(*parts.values()))):
+                           (["lib", "notebooks", "tests", "benchmarks", "docs"], set.union(*parts.values()))):
         missing = {name: path for name, path in imported(*folders).items() if name not in known}
         assert not missing, "declare it in pyproject.toml, then `make lock`"
-    every = imported("lib", "notebooks", "tests", "benchmarks")
+    every = imported("lib", "notebooks", "tests", "benchmarks", "docs")
     assert set.union(*parts.values()) - every.keys() == UNSEEN.keys()
     assert not parts["test"] & imported("lib", "notebooks").keys()
 
@@ -149,6 +152,16 @@ def test_environment_and_lock_are_in_step_with_the_project():
     assert all("--hash=sha256:" in block for block in blocks)
 
 
+def test_the_pythons_that_are_named_are_those_that_may_install_it():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    named = [Version(text.rsplit(" ", 1)[1]) for text in project["classifiers"] if "Python :: 3" in text]
+    container = json.loads((PROJECT / ".devcontainer" / "devcontainer.json").read_text())
+    assert len(named) == 3 and all(version in SpecifierSet(project["requires-python"]) for version in named)
+    assert Version(re.search(r"python:([\d.]+)", container["image"])[1]) in named
+    target = container["postCreateCommand"].removeprefix("make ")
+    assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+
+
 def test_no_host_of_a_registry_is_named():
     assert not re.search(r"https?://", (PROJECT / "requirements.lock").read_text())
 
@@ -167,12 +180,20 @@ def test_every_paper_is_cited_as_it_is_on_record():
         assert paper.get("doi", "") in reference.get("notes", "")
 
 
-def test_the_readme_shows_the_ledger():
+def test_readme_and_results_show_the_ledger():
     from sparserobust.reporting import artifacts, claims
 
-    readme = (PROJECT / "README.md").read_text()
     with figures_in(committed_figures()):
-        assert claims.with_ledger(readme, artifacts.readme_table()) == readme, "run sparserobust ledger --readme"
+        told = artifacts.told_elsewhere()
+    assert told["README.md"]["findings"].count("\n- ") == len(artifacts.FINDINGS) - 1
+    for name, parts in told.items():
+        text = (PROJECT / name).read_text()
+        for part, made in parts.items():
+            assert claims.with_part(text, part, made) == text, "run sparserobust ledger --readme"
+
+
+def test_the_readme_can_be_read_in_a_minute():
+    assert 90 <= len((PROJECT / "README.md").read_text().splitlines()) <= 120
 
 
 def test_tables_of_the_readme_have_as_many_columns_in_every_line():

@@ -111,6 +111,17 @@ def test_square_asks_as_often_as_it_may_and_in_the_ball(net, few):
         assert attack.cost == pytest.approx(len(batches) / 3, rel=0.1)
 
 
+@both_norms
+@pytest.mark.parametrize("label", [0, 2])
+def test_a_tie_is_answered_with_one_class_and_no_other(attack, label):
+    """pyautoattack takes ties for wrong answers."""
+    model, _, images, _ = linear(4)
+    torch.nn.init.zeros_(model[1].weight), torch.nn.init.ones_(model[1].bias)
+    labels = torch.full((8,), label)
+    attacked = replace(attack, queries=5)(model, images, labels, generator())
+    assert (attacked != images).flatten(1).any(1).tolist() == [label == 0] * 8  # the first is answered
+
+
 def test_square_takes_images_in_any_memory_format():
     model, _, images, labels = linear(3, shape=(3, 8, 8))
     for attack in (Square(epsilon=0.05, queries=20), Square(epsilon=0.5, queries=20, norm="l2")):

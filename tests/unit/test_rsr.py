@@ -196,6 +196,14 @@ def test_the_control_compares_pruned_with_as_long_trained(frame):
     assert all(name.endswith("pruned and fine-tuned - trained on") for name in shown.index)
 
 
+def test_what_cutting_changes_is_read_on_one_network(frame, quick):
+    results = results_of(quick, None, with_rates(frame, frame["value"] + 0.1 * (frame["method"] == "AT")))
+    assert report.changed_by_cutting(results) == pytest.approx(-3.0)
+    own = frame["value"] - 0.2 * ((frame["method"] == "AT") & (frame["stage"] == "pruned"))
+    found = report.changed_by_cutting(results_of(quick, None, with_rates(frame, own)), "AT")
+    assert found == pytest.approx(-23.5, abs=0.6)
+
+
 def test_companion_numbers_stand_in_their_rows_only(frame):
     main = frame[(frame["varied"] == "") & (frame["net"] == "ResNet-20")]
     shown = report.with_companion(report.table(main, comparisons.PROTOCOL))

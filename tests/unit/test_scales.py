@@ -177,7 +177,7 @@ def test_an_empty_section_and_a_file_that_is_no_mapping_are_refused(folder, refu
     assert refusal(plan) == "toy.yaml should map scales to their settings"
     (folder / "toy.yaml").unlink()
     assert not scales.has("quick", "toy")
-    assert refusal(plan) == "toy.yaml has no section 'quick': the study does not run at that scale"
+    assert refusal(plan) == "toy has no scale: its settings, toy.yaml, have no section 'quick'"
 
 
 def test_unknown_scales_and_bad_seeds_are_one_line(folder, refusal):

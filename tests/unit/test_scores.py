@@ -1,6 +1,8 @@
-"""Learned scores (HYDRA) and random masks: trainings recomputed by hand, counts, and what must not move."""
+"""Learned scores (HYDRA), sharp ones (S2AP) and random masks: trainings recomputed by hand, counts, and what must not
+move."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,7 +19,7 @@ from sparserobust.objectives import Adversarial
 from sparserobust.seeding import global_seed
 from sparserobust.settings import settings
 from sparserobust.sparsifiers.magnitude import FixedMask, Magnitude, RandomMask
-from sparserobust.sparsifiers.scores import LearnedScores
+from sparserobust.sparsifiers.scores import LearnedScores, SharpScores
 
 PLAIN = {"epochs": 3, "batch_size": 16, "schedule": "constant", "precision": "float32"}
 ATTACKED = Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=1))
@@ -136,7 +138,8 @@ class StraightThrough(torch.autograd.Function):
 
 
 def trained_by_hand(run, splits, start) -> tuple[dict, dict]:
-    """State of the network and scores after training: autograd through mask * w, torch's own SGD."""
+    """State of the network and scores after training: autograd through mask * w, torch's own SGD. Sharp scores are
+    moved up the gradient for the second of two losses."""
     model, s, recipe = training.build(run, splits).train(), run.sparsifier, run.recipe
     model.load_state_dict(start)
     model.requires_grad_(False)
@@ -152,17 +155,30 @@ def trained_by_hand(run, splits, start) -> tuple[dict, dict]:
     for epoch in range(recipe.epochs):
         for images, labels in batches(run, splits, epoch):
             optimiser.zero_grad()
-            logits = torch.func.functional_call(model, masked(), (images,))
-            cross_entropy(logits, labels).backward()
+            cross_entropy(torch.func.functional_call(model, masked(), (images,)), labels).backward()
+            if isinstance(s, SharpScores):
+                kept = {name: t.clone() for name, t in (*model.named_buffers(), *scores.items())}
+                with torch.no_grad():
+                    for score in scores.values():
+                        assert score.grad is not None
+                        score.add_(s.radius * score.norm() / score.grad.norm() * score.grad)
+                optimiser.zero_grad()
+                cross_entropy(torch.func.functional_call(model, masked(), (images,)), labels).backward()
+                with torch.no_grad():
+                    for name, t in (*model.named_buffers(), *scores.items()):
+                        t.copy_(kept[name])
             optimiser.step()
     weights = {name: w.detach() for name, w in masked().items()}
     return model.state_dict() | weights, {name: score.detach() for name, score in scores.items()}
 
 
-@pytest.mark.parametrize("changes", [{}, {"momentum": 0, "weight_decay": 0}, {"momentum": 0.5, "weight_decay": 0.1}],
-                         ids=["default", "plain", "decayed"])
-def test_training_follows_the_algorithm_by_hand(changes, start, tiny_run, digits, tmp_path):
-    run = tiny_run(**PLAIN, lr=0.3, sparsifier=LearnedScores(sparsity=0.6, **changes))
+@pytest.mark.parametrize("sparsifier", [
+    LearnedScores(sparsity=0.6), LearnedScores(sparsity=0.6, momentum=0, weight_decay=0),
+    LearnedScores(sparsity=0.6, momentum=0.5, weight_decay=0.1), SharpScores(sparsity=0.6, radius=0.03),
+    SharpScores(sparsity=0.6, radius=0.2, momentum=0.5, weight_decay=0.1)],
+    ids=["default", "plain", "decayed", "sharp", "sharp, decayed"])
+def test_training_follows_the_algorithm_by_hand(sparsifier, start, tiny_run, digits, tmp_path):
+    run = tiny_run(**PLAIN, lr=0.3, sparsifier=sparsifier)
     result = training.train(run, digits, start, tmp_path / "checkpoint")
     tensors, _ = files.load_tensors(tmp_path / "checkpoint")
     expected, scores = trained_by_hand(run, digits, start)
@@ -241,12 +257,13 @@ def test_learned_masks_fit_better_than_magnitude_with_the_same_weights(net, tiny
     assert sparsity.sparsity(model) == sparsity.sparsity(fixed) == pytest.approx(0.9, abs=0.01)
 
 
+@pytest.mark.parametrize("sparsifier", [LearnedScores(sparsity=0.5), SharpScores(sparsity=0.5)], ids=str)
 @pytest.mark.parametrize(("select", "averaging"), [("last", 0.0), ("best", 0.9)])
 @pytest.mark.parametrize("stops", [[1], [1, 2, 3]])
-def test_an_interrupted_training_equals_an_undisturbed_one(stops, select, averaging, start, tiny_run, digits, tmp_path):
+def test_an_interrupted_training_equals_an_undisturbed_one(stops, select, averaging, sparsifier, start, tiny_run,
+                                                           digits, tmp_path):
     """Bit for bit: weights, those masked, scores and their momentum."""
-    run = tiny_run(epochs=4, select=select, averaging=averaging, objective=ATTACKED, lr=0.3,
-                   sparsifier=LearnedScores(sparsity=0.5))
+    run = tiny_run(epochs=4, select=select, averaging=averaging, objective=ATTACKED, lr=0.3, sparsifier=sparsifier)
     undisturbed = training.train(run, digits, start, tmp_path / "one")
     resumed = interrupted(run, digits, tmp_path / "other", stops, start)
     assert_same_training(resumed, undisturbed)
@@ -261,6 +278,68 @@ def test_a_fixed_mask_goes_on_from_learned_scores(start, tiny_run, digits):
         if p.dim() in (2, 4):
             assert torch.equal(p == 0, tuned.get_parameter(name) == 0)
         assert not torch.equal(p, tuned.get_parameter(name))
+
+
+# ----------------------------------------------------------------------------------------------- sharp scores
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.3])
+def test_scores_are_moved_to_where_the_linearised_loss_is_worst(radius, chance):
+    """In the ball of each layer; the network gets the mask of the moved scores."""
+    model, sparsifier = Toy(), SharpScores(sparsity=0.4, radius=radius)
+    raw, state = weights_of(model), sparsifier.start(model)
+    scores = {name: state[f"score {name}"].double() for name in FAN_IN}
+    gradients = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    gradients["third.weight"].zero_()
+    for name, p in model.named_parameters():
+        p.grad = gradients[name]
+    assert sparsifier.moved(model, state)
+    for name in FAN_IN:
+        slope = (gradients[name] * raw[name]).double() * scores[name].sign()
+        z = state[f"score {name}"].double() - scores[name]
+        others = torch.randn(2000, *z.shape, dtype=torch.float64)
+        others *= radius * scores[name].norm() / others.flatten(1).norm(dim=1).view(-1, *[1] * z.dim())
+        assert z.norm() <= radius * scores[name].norm() * (1 + 1e-5)
+        assert (slope * z).sum() >= (slope * others).flatten(1).sum(1).max()
+        assert (slope * z).sum() == pytest.approx(float(radius * scores[name].norm() * slope.norm()), rel=1e-5)
+        gone = set(state[f"score {name}"].abs().flatten().argsort()[:round(0.4 * z.numel())].tolist())
+        assert {i for i, x in enumerate(model.get_parameter(name).flatten().tolist()) if x == 0} == gone
+
+
+def test_the_loss_is_taken_twice_and_that_is_its_cost(start, tiny_run, digits, monkeypatch):
+    calls = []
+    taken = Adversarial.__call__
+    monkeypatch.setattr(Adversarial, "__call__", lambda *given: calls.append(1) or taken(*given))
+    runs = [tiny_run(epochs=1, objective=ATTACKED, sparsifier=sparsifier)
+            for sparsifier in (LearnedScores(sparsity=0.5), SharpScores(sparsity=0.5))]
+    for run in runs:
+        training.train(run, digits, start)
+    assert len(calls) == 3 * len(list(batches(runs[0], digits, 0)))
+    assert runs[1].cost == 2 * runs[0].cost
+
+
+NOISY = PreActResNet(depth=8, width=2, members=2, noise=0.1)
+
+
+def test_within_no_radius_they_are_learned_scores(tiny_run, digits, tmp_path):
+    """Bit for bit: the second loss has the same attack, noise and batch statistics as the first, which are taken in
+    once."""
+    run = tiny_run(model=NOISY, epochs=2, lr=0.3, objective=ATTACKED, sparsifier=LearnedScores(sparsity=0.5))
+    runs = {"plain": run, "sharp": replace(run, sparsifier=SharpScores(sparsity=0.5, radius=0))}
+    plain, sharp = (training.train(run, digits, checkpoint=tmp_path / name) for name, run in runs.items())
+    assert_same_training(plain, sharp)
+    assert same(*(files.load_tensors(tmp_path / name)[0] for name in runs))
+
+
+def test_loss_and_running_statistics_are_those_of_the_network_that_was_not_moved(start, tiny_run, digits):
+    """Of scores that hardly move."""
+    run = tiny_run(epochs=2, lr=1e-9, objective=ATTACKED, sparsifier=LearnedScores(sparsity=0.5))
+    sharp = replace(run, sparsifier=SharpScores(sparsity=0.5, radius=0.5))
+    assert_same_training(training.train(run, digits, start), training.train(sharp, digits, start))
+
+
+def test_a_radius_is_not_negative(refusal):
+    assert refusal(SharpScores, sparsity=0.5, radius=-0.1) == "SharpScores (sharp_scores): radius cannot be negative"
 
 
 # ----------------------------------------------------------------------------------------------- random masks

@@ -12,11 +12,15 @@ from sparserobust.paths import PROJECT
 
 SMALLEST = {  # arguments with which a script takes seconds
     "benchmarks/adversarial_training.py": "--batch 2 --repeats 1 --depth 8 --width 2",
+    "benchmarks/audits.py": "--only squeezenet1_1 --images 2 --few 1 --queries 1",
+    "benchmarks/classroom.py": "class 00 --ungraded",
     "benchmarks/compact.py": "--only mnasnet0_5 --side 32 --repeats 1",
     "benchmarks/coverage.py": "--draws 50 --seeds 3",
     "benchmarks/engine.py": "--runs 4 --seconds 0.1",
     "benchmarks/networks.py": "--plan",
     "benchmarks/stress/__main__.py": "--only sweeps --share 0.1",
+    "benchmarks/thrifty.py": "--only detached --attacks clean Thrifty --images 2",
+    "benchmarks/tuning.py": "--plan",
     "tests/mutants.py": "--list",
 }
 NOT_SCRIPTS = {"lib", "data", "build"}  # and what pytest collects

@@ -18,13 +18,15 @@ from sparserobust.reporting import claims, crossed, estimates
 from sparserobust.running import scales, sweep
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Channels, Magnitude
-from sparserobust.studies import ledger
-from sparserobust.studies.side_by_side import comparisons, plots, report
-from sparserobust.studies.side_by_side import runs as s
-from sparserobust.studies.side_by_side.comparisons import ATTACKED, QUESTIONS, named
+from sparserobust.studies import contest, contest_plots, ledger
+from sparserobust.studies import methods as m
+from sparserobust.studies.methods import named
+from sparserobust.studies.questions import ATTACKED, MARGIN
+from sparserobust.studies.side_by_side import comparisons, runs, toy
+from sparserobust.studies.side_by_side.comparisons import QUESTIONS
 
 SCALES = [name for name in scales.names() if scales.has(name, "side_by_side")]
-SOME = [name for name in SCALES if s.experiment(name, [0]).settings.only != s.METHODS]  # that have some methods
+SOME = [name for name in SCALES if runs.experiment(name, [0]).settings.only]  # that have some methods
 every_scale = pytest.mark.parametrize("scale", SCALES)
 whole_scale = pytest.mark.parametrize("scale", [name for name in SCALES if name not in SOME])
 
@@ -34,15 +36,15 @@ whole_scale = pytest.mark.parametrize("scale", [name for name in SCALES if name 
 
 @every_scale
 def test_every_method_takes_the_same_budget(scale):
-    experiment = s.experiment(scale)
+    experiment = runs.experiment(scale)
     own = experiment.settings
     gradients = own.recipe.epochs * (own.objective.attack.steps + 1)
-    assert {s.budget(row["run"]) for row in experiment.grid} == {gradients}
+    assert {m.budget(row["run"]) for row in experiment.grid} == {gradients}
 
 
 @every_scale
 def test_every_comparison_finds_its_metric_on_both_sides(scale):
-    experiment = s.experiment(scale)
+    experiment = runs.experiment(scale)
     asked = list(comparisons.contrasts(experiment.settings))
     for contrast in asked:
         for labels in (contrast.treatment, contrast.reference):
@@ -55,13 +57,14 @@ def test_every_comparison_finds_its_metric_on_both_sides(scale):
 
 @pytest.mark.parametrize("scale", SOME)
 def test_a_scale_may_have_some_of_the_methods_and_their_questions(scale):
-    experiment = s.experiment(scale, [0, 1])
-    assert {row["method"] for row in experiment.grid} == {s.DENSE, *experiment.settings.only}
+    experiment = runs.experiment(scale, [0, 1])
+    assert {row["method"] for row in experiment.grid} == {m.DENSE, *experiment.settings.only}
     results = found(experiment, lambda row, metric: np.arange(SMALL_IMAGES) % 2 < 1)
     rows = comparisons.judged(results)
     lines = ledger(results, rows)
     assert [line.split()[0] for line in lines["line"]] == ["splitting", "RSR", "lasso", "noise"]
-    assert list(comparisons.in_words(lines).index) == ["splitting", "RSR", "lasso", "noise"] and len(rows) == 8
+    words = comparisons.in_words(lines, experiment.settings)
+    assert list(words.index) == ["splitting", "RSR", "lasso", "noise"] and len(rows) == 8
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -76,16 +79,16 @@ def test_a_mistake_in_the_settings_is_one_line(monkeypatch, refusal, changes, wo
     written = scales._sections("side_by_side")
     changed = written | {"quick": scales.merged(written["quick"], changes)}
     monkeypatch.setattr(scales, "_sections", lambda study: changed)
-    assert words in refusal(s.experiment, "quick")
+    assert words in refusal(runs.experiment, "quick")
 
 
 def test_what_is_cut_ends_with_as_many_weights_or_channels(digits):
     """The masks alone, on networks that were not trained."""
-    experiment = s.experiment("quick", [0])
+    experiment = runs.experiment("quick", [0])
     left = {}
     for row in experiment.grid:
         cutting = [r for r in row["run"].lineage if isinstance(r.sparsifier, Magnitude | Channels)]
-        if row["method"] in (s.SMALL, s.TICKET) or not cutting:
+        if row["method"] in (m.SMALL, m.TICKET) or not cutting:
             continue
         run = cutting[-1]
         model = training.build(run, digits)
@@ -94,15 +97,15 @@ def test_what_is_cut_ends_with_as_many_weights_or_channels(digits):
         left.setdefault((row["cut"], row["level"]), {})[row["method"]] = total - zero
     for (cut, level), counts in left.items():
         sizes = np.array(list(counts.values()))
-        if cut == s.WEIGHTS:
-            whole = sparsity.zero_weights(training.build(experiment.row(method=s.DENSE)["run"], digits))[1]
+        if cut == m.WEIGHTS:
+            whole = sparsity.zero_weights(training.build(experiment.row(method=m.DENSE)["run"], digits))[1]
             assert np.abs(sizes - (1 - level) * whole).max() <= 2
         else:  # an ensemble keeps the stems and shortcuts of both members
-            assert len({size for method, size in counts.items() if method != s.FK}) == 1
+            assert len({size for method, size in counts.items() if method != m.FK}) == 1
 
 
 def test_channels_by_share_remove_the_same_of_every_layer(digits):
-    run = s.experiment("quick", [0]).row(method=s.MAGNITUDE, cut=s.CHANNELS)["run"]
+    run = runs.experiment("quick", [0]).row(method=m.MAGNITUDE, cut=m.CHANNELS)["run"]
     for criterion in ("filters", "readers"):
         model = training.build(run, digits)
         Channels(share=0.5, criterion=criterion).start(model)
@@ -113,7 +116,7 @@ def test_channels_by_share_remove_the_same_of_every_layer(digits):
 
 
 def test_readers_go_by_the_norm_of_what_reads_them(digits):
-    model = training.build(s.experiment("quick", [0]).row(method=s.DENSE)["run"], digits)
+    model = training.build(runs.experiment("quick", [0]).row(method=m.DENSE)["run"], digits)
     block = model.members[0].blocks[0]
     with torch.no_grad():
         block.conv2.weight[:, 3] = 0
@@ -138,10 +141,10 @@ def counted(model, channels: int, classes: int = 10) -> int:
 
 @whole_scale
 def test_the_small_network_has_as_many_weights_as_a_cut_leaves(scale):
-    experiment = s.experiment(scale, [0])
+    experiment = runs.experiment(scale, [0])
     channels = {"digits": 1, "cifar10": 3}[experiment.settings.data.name]
     dense = counted(experiment.settings.model, channels)
-    for row in experiment.rows(method=s.SMALL, cut=s.WEIGHTS):
+    for row in experiment.rows(method=m.SMALL, cut=m.WEIGHTS):
         left = counted(row["run"].model, channels)
         assert left == pytest.approx((1 - row["level"]) * dense, rel=0.01) and row["run"].start is None
 
@@ -151,11 +154,11 @@ def test_the_small_network_has_as_many_weights_as_a_cut_leaves(scale):
        members=st.integers(1, 2))
 def test_a_small_network_is_found_for_every_level(percent, width, depth, members):
     model = PreActResNet(depth=depth, width=width, members=members)
-    small = s.small_model(model, percent / 100, Data(name="digits"))
+    small = m.small_model(model, percent / 100, Data(name="digits"))
     dense = model.weights(1, 10)
     assert counted(small, 1) == pytest.approx(dense - round(percent / 100 * dense), rel=0.01)
     assert replace(small, widths=(), width=width) == model
-    assert small == s.small_model(model, percent / 100, Data(name="digits"))
+    assert small == m.small_model(model, percent / 100, Data(name="digits"))
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
@@ -169,22 +172,22 @@ def test_no_other_widths_within_a_percent_have_proportions_as_close(level, name)
         missed = abs(model.weights(channels, 10, (a, b, c)) - left)
         if missed <= 0.01 * left:
             tried[a, b, c] = (max(4 * a, 2 * b, c) / min(4 * a, 2 * b, c), missed)
-    widths = s.small_model(model, level, Data(name=name)).widths
+    widths = m.small_model(model, level, Data(name=name)).widths
     assert tried[widths] == pytest.approx(min(tried.values()))
 
 
 def test_proportions_are_those_of_the_large_network():
     wide = PreActResNet(widths=(64, 64, 64))
-    a, b, c = s.small_model(wide, 0.8, Data(name="mnist")).widths
+    a, b, c = m.small_model(wide, 0.8, Data(name="mnist")).widths
     assert max(a, b, c) <= 1.1 * min(a, b, c)
-    assert s.small_model(wide, 0.0, Data(name="mnist")) == wide
+    assert m.small_model(wide, 0.0, Data(name="mnist")) == wide
 
 
 def test_fewer_classes_have_fewer_weights():
     model = PreActResNet(depth=8, width=12)
-    small = s.small_model(model, 0.9, Data(name="cifar100", classes=(3, 7)))
+    small = m.small_model(model, 0.9, Data(name="cifar100", classes=(3, 7)))
     assert counted(small, 3, 2) == pytest.approx(0.1 * counted(model, 3, 2), rel=0.01)
-    small = s.small_model(model, 0.9, Data(name="cifar100"))
+    small = m.small_model(model, 0.9, Data(name="cifar100"))
     assert counted(small, 3, 100) == pytest.approx(0.1 * counted(model, 3, 100), rel=0.01)
 
 
@@ -195,7 +198,7 @@ def test_fewer_classes_have_fewer_weights():
     (PreActResNet(), 0.9, "imagenet", ["imagenet", "cifar10"]),
 ], ids=["tiny", "all", "negative", "imagenet"])
 def test_no_small_network(refusal, model, level, name, words):
-    message = refusal(s.small_model, model, level, Data(name=name))
+    message = refusal(m.small_model, model, level, Data(name=name))
     assert all(word in message for word in words), message
 
 
@@ -203,7 +206,7 @@ def test_a_grid_is_made_without_the_images_and_knows_what_they_are(monkeypatch, 
     assert data.IMAGES["digits"] == (digits.image_shape[0], len(digits.classes))
     assert data.IMAGES.keys() == data._SOURCES.keys() and data.IMAGES["cifar10"][1] == len(data.CIFAR10_CLASSES)
     monkeypatch.setattr(data, "_load", lambda name: pytest.fail(f"{name} was loaded"))
-    assert s.experiment("laptop").grid
+    assert runs.experiment("laptop").grid
 
 
 # ------------------------------------------------------------------------------------------------------- ranking
@@ -252,7 +255,7 @@ def test_methods_with_other_images_cannot_be_ranked(refusal):
 
 def test_the_front_holds_what_nothing_beats():
     points = pandas.DataFrame({"size": [1, 2, 3, 4, 2], "y": [0.2, 0.5, 0.4, 0.6, 0.3], "name": list("abcde")})
-    assert report.front(points, "size", "y")["name"].tolist() == ["a", "b", "d"]
+    assert contest.front(points, "size", "y")["name"].tolist() == ["a", "b", "d"]
     for _, row in points.iterrows():
         beaten = ((points["size"] <= row["size"]) & (points["y"] > row["y"])).any()
         assert beaten != (row["name"] in "abd")
@@ -260,21 +263,21 @@ def test_the_front_holds_what_nothing_beats():
 
 def test_no_mark_covers_another_and_those_of_the_front_stay():
     x, y = pandas.Series([10.0, 10.0, 10.0, 100.0]), pandas.Series([50.0, 50.0, 30.0, 70.0])
-    places = plots.apart(x, y, first=np.array([False, True, False, True]))
+    places = contest_plots.apart(x, y, first=np.array([False, True, False, True]))
     assert places[1:] == pytest.approx([10, 10, 100]) and 11 < places[0] < 13  # room: 4.5 % of the axis
 
 
 # -------------------------------------------------------------------------------------------- claims and joining
 
 
-RATES = {s.RSR: 0.8, s.MAGNITUDE: 0.5, s.DENSE: 0.6}
+RATES = {m.RSR: 0.8, m.MAGNITUDE: 0.5, m.DENSE: 0.6}
 SMALL_IMAGES = 100
 
 
 def right(row, metric) -> np.ndarray:
     """Which images a network answers right: the same ones whatever the seed, but for RSR's, which gain with each seed;
     a tenth more of them if they are clean."""
-    rate = RATES.get(row["method"], 0.4) + 0.04 * row["seed"] * (row["method"] == s.RSR) + 0.1 * (metric == "clean")
+    rate = RATES.get(row["method"], 0.4) + 0.04 * row["seed"] * (row["method"] == m.RSR) + 0.1 * (metric == "clean")
     return np.arange(SMALL_IMAGES) < round(SMALL_IMAGES * rate)
 
 
@@ -289,7 +292,7 @@ def found(experiment, right=right, lacks=lambda row, metric: False):
 
 @pytest.fixture(scope="module")
 def quick():
-    return s.experiment("quick", [0, 1, 2])
+    return runs.experiment("quick", [0, 1, 2])
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +310,8 @@ def test_questions_are_paired_as_they_say(quick, rows):
     assert by_claim.loc["TSCNC 50 % of the channels", "ours"] == pytest.approx(-10)  # where no scores are learned
     assert by_claim.loc["TSCNC 90 % of the weights", "ours"] == 0
     assert rows["reported"].isna().all() and (rows["n_seeds"] == 3).all() and (rows["images"] == 100).all()
-    assert rsr["margin"] == comparisons.MARGIN and rows["where"].eq("06_side_by_side, claims").all()
-    words = comparisons.in_words(ledger(found(quick), rows))
+    assert rsr["margin"] == MARGIN and rows["where"].eq("06_side_by_side, claims").all()
+    words = comparisons.in_words(ledger(found(quick), rows), quick.settings)
     assert list(words.index) == list(QUESTIONS) and words.loc["RSR", "90 % of the weights"] == claims.HOLDS
     assert words.loc["RSR", "asked of"] == "Rakin et al. 2019" and words.loc["pruning", "asked of"] == "all"
 
@@ -316,7 +319,7 @@ def test_questions_are_paired_as_they_say(quick, rows):
 def test_clean_accuracy_is_judged_too(quick, rows):
     """Each question twice: here clean answers are those under attack, one in five of RSR's taken away."""
     def other(row, metric):
-        kept = np.arange(SMALL_IMAGES) % 5 > 0 if metric == "clean" and row["method"] == s.RSR else True
+        kept = np.arange(SMALL_IMAGES) % 5 > 0 if metric == "clean" and row["method"] == m.RSR else True
         return right(row, ATTACKED) & kept
 
     judged = comparisons.judged(found(quick, other)).set_index("claim")
@@ -332,7 +335,7 @@ def test_clean_accuracy_is_judged_too(quick, rows):
 @whole_scale
 def test_all_questions_at_all_cuts_are_one_family(scale):
     """22 at the quick scale; clean accuracies are no part of it."""
-    experiment = s.experiment(scale)
+    experiment = runs.experiment(scale)
 
     def scattered(row, metric):
         return np.random.default_rng(int(row["run"].identity[:8], 16)).random(SMALL_IMAGES) < 0.5
@@ -350,35 +353,67 @@ def test_all_questions_at_all_cuts_are_one_family(scale):
     assert lines["p_holm"].to_numpy() == pytest.approx(np.fmin(p, p_same))
     assert (lines["p_holm"] >= lines["p"]).all() and (lines["p_holm"] > lines["p"]).any()
     assert lines["p_holm"].min() == pytest.approx(min(1, len(lines) * lines["p"].min()))
-    verdicts = comparisons.in_words(lines)
+    verdicts = comparisons.in_words(lines, experiment.settings)
     assert list(verdicts.columns) == ["asked of", "what", *(named(*cut) for cut in experiment.settings.cuts)]
 
 
 def test_answers_are_those_of_all_methods_on_the_seeds_they_share(quick):
     """In the shape (seeds, images), methods in the order of the grid."""
-    def answered(lacks) -> dict:
-        return report.answers(found(quick, lacks=lacks).frame, ATTACKED, s.WEIGHTS, 0.9)
-
-    whole = answered(lambda row, metric: False)
-    assert list(whole) == list(s.METHODS) and {a.shape for a in whole.values()} == {(3, 100)}
+    whole = contest.answers(found(quick).frame, ATTACKED, m.WEIGHTS, 0.9)
+    assert list(whole) == list(m.WAYS) and {a.shape for a in whole.values()} == {(3, 100)}
     for seed in range(3):
-        assert whole[s.RSR][seed].tolist() == right({"method": s.RSR, "seed": seed}, ATTACKED).tolist()
-        assert whole[s.MAGNITUDE][seed].sum() == 50
-    some = answered(lambda row, metric: (row["method"], row["seed"]) == (s.LASSO, 1))
-    assert {a.shape for a in some.values()} == {(2, 100)} and some[s.RSR].sum(1).tolist() == [80, 88]
+        assert whole[m.RSR][seed].tolist() == right({"method": m.RSR, "seed": seed}, ATTACKED).tolist()
+        assert whole[m.MAGNITUDE][seed].sum() == 50
+    four = found(runs.experiment("quick", [0, 1, 2, 3]),
+                 lacks=lambda row, metric: (row["method"], row["seed"]) == (m.LASSO, 1))
+    some = contest.answers(four.frame, ATTACKED, m.WEIGHTS, 0.9)
+    assert {a.shape for a in some.values()} == {(3, 100)} and some[m.RSR].sum(1).tolist() == [80, 88, 92]
     frame = found(quick).frame
-    kept = frame.assign(each=frame["each"].mask(frame["method"] == s.LASSO))
-    assert set(whole) - set(report.answers(kept, ATTACKED, s.WEIGHTS, 0.9)) == {s.LASSO}
+    kept = frame.assign(each=frame["each"].mask(frame["method"] == m.LASSO))
+    assert set(whole) - set(contest.answers(kept, ATTACKED, m.WEIGHTS, 0.9)) == {m.LASSO}
+
+
+def test_a_method_with_fewer_seeds_than_test_anything_takes_none_from_the_others(quick):
+    results = found(quick, lacks=lambda row, metric: row["method"] == m.LASSO and row["seed"] > 0)
+    shown = contest.answers(results.frame, ATTACKED, "weights", 0.9)
+    assert m.LASSO not in shown and {a.shape for a in shown.values()} == {(3, 100)}
+    alone = found(quick, lacks=lambda row, metric: row["seed"] > 0)
+    assert m.LASSO in contest.answers(alone.frame, ATTACKED, "weights", 0.9)
+    nothing = found(quick, lacks=lambda row, metric: row["cut"] == "channels")
+    assert list(contest.rankings(nothing)) == ["90 % of the weights"]
 
 
 def test_rankings_are_those_of_each_cut_and_the_dense_network_has_its_interval(quick):
     results = found(quick)
-    rankings = report.rankings(results)
+    rankings = contest.rankings(results)
     assert list(rankings) == ["90 % of the weights", "50 % of the channels"]
-    assert all(ranking.index[0] == s.RSR and s.DENSE not in ranking.index for ranking in rankings.values())
-    assert len(report.ranks(rankings)) == sum(map(len, rankings.values()))
-    dense = report.dense_network(results)
+    assert all(ranking.index[0] == m.RSR and m.DENSE not in ranking.index for ranking in rankings.values())
+    assert len(contest.ranks(rankings)) == sum(map(len, rankings.values()))
+    dense = contest.dense_network(results)
     assert dense["mean"] == pytest.approx(60) and 45 < dense["low"] < 55 and 65 < dense["high"] < 75
+
+
+def test_best_of_some_at_the_first_cut():
+    rankings = {"weights": pandas.DataFrame({"mean": [90, 70, 60, 65]}, index=["x", m.TICKET, m.LASSO, m.MAGNITUDE]),
+                "channels": pandas.DataFrame({"mean": [99]}, index=[m.LASSO])}
+    assert comparisons.best_of(rankings) == m.TICKET and comparisons.best_of(rankings, ["x", m.LASSO]) == "x"
+    assert {m.LASSO, m.TICKET, m.FK, m.MAGNITUDE} == set(comparisons.ASKED)
+
+
+def test_the_network_of_the_toy_is_cut_two_ways(quick):
+    whole = toy.network(quick)
+    stem, again = (model.members[0].stem.weight for model in (whole, toy.network(quick)))
+    assert torch.equal(stem, again) and bool(toy.kept(whole).all())
+    copies = toy.cuts(whole, 0.9)
+    assert bool(toy.kept(whole).all()), "the network itself is left alone"
+    together, apart = map(toy.kept, copies.values())
+    assert len(together) == len(apart) and abs(int(together.sum()) - int(apart.sum())) < 10
+    sizes = torch.cat([weight.detach().abs().flatten() for weight in sparsity.prunable(whole).values()])
+    assert sizes[together].min() > sizes[~together].max()
+    left = toy.left_by_layer(whole, 0.9).set_index(["series", "layer"])["value"]
+    assert left["magnitude, layer by layer"].between(9, 11).all() and left["magnitude, global"].std() > 5
+    assert left["magnitude, global", "stem"] == pytest.approx(
+        100 * float((copies["magnitude, global"].members[0].stem.weight != 0).double().mean()))
 
 
 def test_a_difference_is_paired_by_image_and_seed(quick):
@@ -387,17 +422,17 @@ def test_a_difference_is_paired_by_image_and_seed(quick):
         def answers(row, metric):
             dice = np.random.default_rng(int(row["run"].identity[:8], 16))
             hard = np.random.default_rng(7).permutation(np.linspace(0, 1, 300))
-            if dealt and row["method"] == s.MAGNITUDE:
+            if dealt and row["method"] == m.MAGNITUDE:
                 hard = np.random.default_rng(1).permutation(hard)
-            return hard + 0.1 * dice.random(300) < {s.RSR: 0.6}.get(row["method"], 0.5)
+            return hard + 0.1 * dice.random(300) < {m.RSR: 0.6}.get(row["method"], 0.5)
         return found(quick, answers)
 
     results = own(False)
     row, apart = (comparisons.judged(r).set_index("claim").loc["RSR 90 % of the weights"]
                   for r in (results, own(True)))
-    cut = estimates.matching(results.frame, {"metric": ATTACKED, "cut": s.WEIGHTS})
+    cut = estimates.matching(results.frame, {"metric": ATTACKED, "cut": m.WEIGHTS})
     value = cut.groupby("method")["value"].mean()
-    assert row["ours"] == pytest.approx(100 * (value[s.RSR] - value[s.MAGNITUDE])) and row["low"] < row["ours"]
+    assert row["ours"] == pytest.approx(100 * (value[m.RSR] - value[m.MAGNITUDE])) and row["low"] < row["ours"]
     assert apart["high"] - apart["low"] > 1.5 * (row["high"] - row["low"])
 
 
@@ -409,25 +444,25 @@ def sized(method: str, cut: str | None, level: float, seed: int, **values) -> di
 
 
 def test_tables_have_a_line_for_each_method_and_cut():
-    networks = report.with_removed(pandas.DataFrame([
-        sized(s.DENSE, None, 0.0, 0, file_kb=40.0, macs_left=100.0, pgd=0.6),
-        sized(s.FK, s.WEIGHTS, 0.9, 0, file_kb=10.0, macs_left=150.0, pgd=0.3),
-        sized(s.FK, s.WEIGHTS, 0.9, 1, file_kb=12.0, macs_left=150.0, pgd=0.4)]))
+    networks = contest.with_removed(pandas.DataFrame([
+        sized(m.DENSE, None, 0.0, 0, file_kb=40.0, macs_left=100.0, pgd=0.6),
+        sized(m.FK, m.WEIGHTS, 0.9, 0, file_kb=10.0, macs_left=150.0, pgd=0.3),
+        sized(m.FK, m.WEIGHTS, 0.9, 1, file_kb=12.0, macs_left=150.0, pgd=0.4)]))
     assert networks["removed"].tolist() == ["nothing", "90 % of the weights", "90 % of the weights"]
     columns = {"file": ("file_kb", 1), "MACs": ("macs_left", 0)}
-    shown = report._by_method(report._means(networks, columns))
-    assert shown.index.tolist() == [s.DENSE, s.FK]
-    assert shown.loc[s.FK].tolist() == ["90 % of the weights", "11.0 ± 1.4", "150"]
-    assert report._means(networks, columns, spread=False).loc[f"90 % of the weights, {s.FK}", "file"] == "11.0"
+    shown = contest._by_method(contest._means(networks, columns))
+    assert shown.index.tolist() == [m.DENSE, m.FK]
+    assert shown.loc[m.FK].tolist() == ["90 % of the weights", "11.0 ± 1.4", "150"]
+    assert contest._means(networks, columns, spread=False).loc[f"90 % of the weights, {m.FK}", "file"] == "11.0"
 
 
 def test_what_the_accuracy_under_attack_follows_is_told_for_each_cut():
     """By rank: it need not be in proportion."""
     rows = [sized(method, cut, 0.9, seed, **{"pgd": pgd + 0.01 * seed, "margins ratio": pgd**5 * sign, "kappa": -pgd})
-            for cut, sign in ((s.WEIGHTS, 1), (s.CHANNELS, -1)) for seed in (0, 1)
+            for cut, sign in ((m.WEIGHTS, 1), (m.CHANNELS, -1)) for seed in (0, 1)
             for method, pgd in (("a", 0.1), ("b", 0.2), ("c", 0.9))]
-    dense = sized(s.DENSE, None, 0.0, 0, **{"pgd": 0.9, "margins ratio": 0.0, "kappa": 9.0})
-    told = report.rank_correlations(report.with_removed(pandas.DataFrame([dense, *rows])))
+    dense = sized(m.DENSE, None, 0.0, 0, **{"pgd": 0.9, "margins ratio": 0.0, "kappa": 9.0})
+    told = contest.rank_correlations(contest.with_removed(pandas.DataFrame([dense, *rows])))
     assert told == ("Rank correlation of accuracy under attack over methods. 90 % of the weights removed: +1.00 with "
                     "margin / slope, -1.00 with kappa; 90 % of the channels removed: -1.00 with margin / slope, -1.00 "
                     "with kappa.")
@@ -458,14 +493,14 @@ def test_a_class_in_a_file_of_ones_own_reaches_the_workers(tmp_path, monkeypatch
 
 
 def test_a_method_joins_at_every_level_with_the_same_budget_measurements_and_figures():
-    experiment = s.experiment("quick", [0, 1])
+    experiment = runs.experiment("quick", [0, 1])
     before = len(experiment.grid)
-    added = s.join(experiment, "mine", lambda cut, level: Magnitude(sparsity=level), cuts=[s.WEIGHTS])
+    added = m.join(experiment, "mine", lambda cut, level: Magnitude(sparsity=level), cuts=[m.WEIGHTS])
     assert added == experiment.grid[before:] and [row["seed"] for row in added] == experiment.seeds
-    assert {s.budget(row["run"]) for row in experiment.grid} == {16.0}
-    beside = experiment.rows(method=s.MAGNITUDE, cut=s.WEIGHTS)
+    assert {m.budget(row["run"]) for row in experiment.grid} == {16.0}
+    beside = experiment.rows(method=m.MAGNITUDE, cut=m.WEIGHTS)
     assert [row["measurements"] for row in added] == [row["measurements"] for row in beside]
-    rankings = report.rankings(found(experiment))
+    rankings = contest.rankings(found(experiment))
     assert "mine" in rankings["90 % of the weights"].index and "mine" not in rankings["50 % of the channels"].index
 
 
@@ -474,7 +509,8 @@ def test_networks_that_answered_other_images_are_not_ranked():
         return {"metric": "pgd", "cut": "weights", "level": 0.9, "method": method, "seed": seed, "each": each}
 
     drawn, first = imagewise.pack(np.array([True, False])), imagewise.FIRST + "10"
-    rows = [row(m, seed, drawn) for m in ("a", "b") for seed in (0, 1)] + [row("old", seed, first) for seed in (0, 1)]
-    assert list(report.answers(pandas.DataFrame(rows), "pgd", "weights", 0.9)) == ["a", "b"]
-    earlier = [row(m, 0, first) for m in ("a", "b")] + [row("new", 0, drawn)]
-    assert list(report.answers(pandas.DataFrame(earlier), "pgd", "weights", 0.9)) == ["a", "b"]
+    rows = [row(name, seed, drawn) for name in ("a", "b") for seed in (0, 1)]
+    rows += [row("old", seed, first) for seed in (0, 1)]
+    assert list(contest.answers(pandas.DataFrame(rows), "pgd", "weights", 0.9)) == ["a", "b"]
+    earlier = [row(name, 0, first) for name in ("a", "b")] + [row("new", 0, drawn)]
+    assert list(contest.answers(pandas.DataFrame(earlier), "pgd", "weights", 0.9)) == ["a", "b"]

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -96,7 +96,7 @@ def test_training_follows_the_algorithm_by_hand(kind, pull, u_from, replace, mom
     for ours, by_hand in zip(trained(run, digits, tmp_path), trained_by_hand(run, digits), strict=True):
         assert ours.keys() == by_hand.keys()
         for name in ours:
-            torch.testing.assert_close(ours[name], by_hand[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(ours[name], by_hand[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", SPLITTINGS)
@@ -331,10 +331,11 @@ def test_magnitude_counts_exactly_among_ties():
     assert (weights == 0).sum() == round(0.3 * len(weights))
 
 
-@pytest.mark.parametrize("scope", ["global", "layerwise"])
+@pytest.mark.parametrize("scope", ["global", "layerwise", "erk"])
 @given(st.floats(0, 1, exclude_max=True))
 def test_magnitude_with_keep_last_prunes_the_share_of_all_but_the_last_layer(scope, share):
     """As if the last layer were not there."""
+    assume(scope != "erk" or share < 0.99)  # which leaves each layer a weight
     model, rest = Toy(), Toy()
     with torch.no_grad():
         model.linear.weight.mul_(1e-3)  # it would go first

@@ -647,6 +647,15 @@ def test_linear_networks_are_judged_at_the_level_of_the_quantity_itself(frame, q
     assert rows.loc[f"C1 {TWO}, lasso", "ours"] == pytest.approx(20 * (1 - 0.1), abs=0.02)
 
 
+def test_the_gain_that_is_predicted_is_that_of_the_first_claim(frame, quick):
+    pruned = (frame["method"] == MAGNITUDE) & (frame["net"] == TWO)
+    chosen = changed(frame, pruned & (frame["level"] == 0.8) & (frame["metric"] == "validation r_inf 0.2"), 2.0)
+    some = changed(chosen, pruned & (frame["level"] == 0.8) & (frame["metric"] == "linear r_inf 0.2"), 0.75)
+    found = report.linear_gain(results(quick, some))
+    assert found == pytest.approx(25.0, abs=0.05)
+    assert found == pytest.approx(judged(some, quick).loc[f"C1 {TWO}, magnitude", "ours"], abs=0.05)
+
+
 def test_a_collapsed_network_is_not_judged(frame, quick):
     own = of_lenet5(frame, "clean") & (frame["level"] == 0.995) & (frame["seed"] == 1)
     rows = judged(changed(frame, own, 0.15), quick)

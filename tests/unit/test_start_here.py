@@ -1,5 +1,8 @@
 """The first page: what its attack, the loss around its image and its pruned networks are."""
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pandas
 import pytest
@@ -37,6 +40,33 @@ def test_an_attacked_image_stays_within_the_radius(mlp, test_split, radius):
     changed, chances = s.attacked({"net": mlp}, image, label, radius)["net"]
     assert float((changed - image).abs().max()) <= radius + 1e-6 and changed.min() >= 0 and changed.max() <= 1
     assert chances.sum() == pytest.approx(1) and chances.shape == (10,)
+
+
+def test_levels_that_fool_are_the_smallest():
+    class FirstPixel(torch.nn.Module):
+        def forward(self, images):  # class 1 beyond a fifth
+            return torch.stack([0.2 - images[:, 0, 0, 0], images[:, 0, 0, 0] - 0.2], 1)
+
+    dark = torch.zeros(1, 2, 2)
+    assert s.levels_that_fool(FirstPixel(), dark, 0) == 52  # the first above 0.2 of 255
+    assert s.levels_that_fool(FirstPixel(), dark, 1) == 0
+
+
+def test_photographs_are_those_of_the_cards():
+    from sparserobust import networks
+
+    models, photographs = s.of_photographs(), data.sample()
+    assert s.cards_agree(models, photographs) == {runs.NATURAL: True, runs.ADVERSARIAL: True}
+    assert s.cards_agree(dict.fromkeys(models, models[runs.NATURAL]), photographs)[runs.ADVERSARIAL] is False
+    count = networks.card("natural")["measured"]["clean"]["count"]
+    assert f"*{runs.NATURAL}* {count / 100:.0f} % of 10,000 photographs as they are" in s.photographs_in_words()
+
+
+def test_a_network_trained_by_hand_is_compared(mlp):
+    other = s.pruned(mlp, 0.5)
+    assert s.compared(mlp, mlp).endswith("the same weights, bit for bit")
+    apart = max(float((a - b).abs().max()) for a, b in zip(mlp.parameters(), other.parameters(), strict=True))
+    assert f"differ by up to {apart:.2g} " in s.compared(mlp, other)
 
 
 def test_the_example_fools_one_network_only(mlp, test_split):
@@ -108,6 +138,24 @@ def test_sentences_take_their_numbers_from_the_curves():
     assert "*trained as usual* 90 % clean and 40 % under attack with 50 % zeroed" in told
 
 
+def test_a_page_counts_the_cells_that_have_run(monkeypatch):
+    shown, hooks = [], []
+    shell = SimpleNamespace(user_ns={"In": ["", "a = 1", "b = 2"]},
+                            events=SimpleNamespace(register=lambda event, hook: hooks.append((event, hook))))
+    handle = SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: handle)
+    widgets.page_progress("00_start_here")
+    ((event, hook),) = hooks
+    hook()
+    shell.user_ns["In"] += ["a = 1"]  # run once more
+    hook()
+    shell.user_ns["In"] += [f"c = {i}" for i in range(100)]
+    hook()
+    total = re.fullmatch(r"(\d+) of the \1 cells of this page have run", shown[-1])[1]
+    assert event == "post_run_cell" and shown[:2] == [f"2 of the {total} cells of this page have run"] * 2
+
+
 def test_a_slider_draws_each_value_once():
     from sparserobust.reporting import plots
 
@@ -120,6 +168,6 @@ def test_a_slider_draws_each_value_once():
     choice, picture = widgets.slider(draw, [1, 2, 3], "size", 2).children
     first = picture.value
     choice.value = 3
-    assert picture.value != first and picture.value[1:4] == b"PNG"
+    assert picture.value != first and 'alt="The picture at size 3." src="data:image/png;base64,' in picture.value
     choice.value = 2
     assert picture.value == first and drawn == [2, 3]

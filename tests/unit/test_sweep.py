@@ -11,6 +11,7 @@ from sparserobust.attacks import PGD, CarliniWagnerL2, DeepFool
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.imagewise import unpack
 from sparserobust.running import engine, sweep
+from sparserobust.running.progress import INTERRUPTED
 from sparserobust.running.store import Store
 
 MEASURED = {"clean": Accuracy(images=100), "sparsity": WeightSparsity()}
@@ -201,6 +202,7 @@ def test_an_interrupt_says_what_is_kept_and_is_passed_on(pretended, store, tiny_
         raise KeyboardInterrupt
 
     pretended(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as end:
         sweep.sweep([{"run": tiny_run()}], MEASURED, store, workers=1)
     assert "interrupted: finished runs are kept" in capsys.readouterr().err
+    assert end.value.__notes__ == [INTERRUPTED]  # the command does not say it again

@@ -368,13 +368,15 @@ def test_the_table_of_the_readme_counts_verdicts_and_writes_nothing(lines, frame
     for scale in ("quick", "laptop"):
         judge(lines, frame, scale, "99_own")  # not one of the project's notebooks
     before = everything(figures)
-    text = artifacts.readme_table()
+    told = artifacts.told_elsewhere()
     assert everything(figures) == before
-    table, *folded = text.split("<details>")
+    table, (_, *folded) = told["README.md"]["ledger"], told["docs/results.md"]["ledger"].split("<details>")
+    assert told["README.md"]["findings"] == ""  # of none of these lines
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines())
     assert head == ["paper", "its answer", "notebook", "quick", "laptop"]
     counts = {notebook: cells for _, _, notebook, *cells in rows}
-    pages = ["01_fk_resnet", "02_iwi", "03_rsr", "04_sparsity_theory", "05_tscnc", "06_side_by_side"]
+    pages = ["01_fk_resnet", "02_iwi", "03_rsr", "04_sparsity_theory", "05_tscnc", "06_side_by_side",
+             "08_ring"]
     assert list(counts) == [f"[{name}](notebooks/{name}.ipynb)" for name in pages]
     assert [paper for paper, *_ in rows][::5] == ["Dinh et al. 2020", "all five"]
     told = {name: counts[f"[{name}](notebooks/{name}.ipynb)"] for name in pages}
@@ -390,7 +392,7 @@ def test_the_table_of_the_readme_counts_verdicts_and_writes_nothing(lines, frame
 
 
 def test_where_nothing_was_judged_the_table_of_the_readme_has_no_counts(figures):
-    head = artifacts.readme_table().splitlines()[0].strip("|").split("|")
+    head = artifacts.told_elsewhere()["README.md"]["ledger"].splitlines()[0].strip("|").split("|")
     assert [cell.strip() for cell in head] == ["paper", "its answer", "notebook"]
 
 

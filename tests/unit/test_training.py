@@ -2,6 +2,8 @@
 
 import contextlib
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from scaffolding import Interrupt, assert_same_training, interrupted, weights_of
@@ -338,9 +341,10 @@ def test_the_state_of_a_sparsifier_comes_back_in_any_shape_and_else_in_the_layou
         def before_step(self, model, state, lr):
             seen.append({key: (t.tolist(), t.stride()) for key, t in state.items()})
 
-    interrupted(tiny_run(epochs=2, sparsifier=Odd()), digits, tmp_path / "checkpoint", [1])
+    model = PreActResNet(depth=8, width=8)  # wide enough for channels last on any processor
+    interrupted(tiny_run(epochs=2, model=model, sparsifier=Odd()), digits, tmp_path / "checkpoint", [1])
     assert len(seen) == 6 and all(state == seen[0] for state in seen)
-    assert seen[0][f"like {name}"][1] == (18, 1, 6, 2)  # channels last
+    assert seen[0][f"like {name}"][1] == (72, 1, 24, 8)  # channels last
 
 
 def test_a_resumed_training_goes_on_from_the_last_whole_epoch(impatient, tiny_run, digits, tmp_path):
@@ -448,3 +452,58 @@ def test_natural_training_learns(tiny_run, digits):
     history = training.train(run, digits).history
     assert history[-1]["loss"] < 0.2 * history[0]["loss"]
     assert history[-1]["validation"] > 0.6
+
+
+# ----------------------------------------------------------------------------------------------------- layout in memory
+
+
+def strided(inputs: int, **kwargs) -> nn.Module:
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(inputs, 16, **{"kernel_size": 1, "stride": 2} | kwargs))
+
+
+def test_where_weights_would_get_wrong_gradients_channels_do_not_come_last(monkeypatch):
+    last, first, cpu = torch.channels_last, torch.contiguous_format, torch.device("cpu")
+    for capability, model, device, layout in (
+            ("AVX2", strided(4), cpu, first), ("AVX2", strided(8), cpu, last),
+            ("AVX2", strided(4, stride=1), cpu, last), ("AVX2", strided(4, kernel_size=3), cpu, last),
+            ("AVX2", strided(16, groups=4), cpu, first), ("AVX512", strided(4), cpu, last),
+            ("AVX2", strided(4), torch.device("cuda"), last)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
+        assert training.fastest_layout(model, device) == layout, (capability, model, device)
+
+
+def test_all_that_is_trained_lies_in_the_chosen_layout(monkeypatch, tiny_run, digits):
+    """Down to the strides of a single channel: they would decide for all layers that follow."""
+    build, seen = training.build, set()
+
+    def watched(*args):
+        model = build(*args)
+        for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1):
+            conv.register_forward_pre_hook(lambda conv, given: seen.add((given[0].is_contiguous(), conv.training)))
+        return model
+
+    monkeypatch.setattr(training, "build", watched)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    training.train(tiny_run(epochs=1), digits)
+    assert {contiguous for contiguous, in_training in seen if in_training} == {True}
+
+
+def test_gradients_of_a_narrow_network_are_right_here():
+    """In a process of its own, which dies where the fault is and is not avoided."""
+    script = """
+import torch
+from sparserobust import models, training
+torch.manual_seed(0)
+x, weights = torch.randn(32, 1, 8, 8), []
+for dtype in (torch.float32, torch.float64):
+    torch.manual_seed(1)
+    net = models.PreActResNet(depth=8, width=4).build((1, 8, 8), 10)
+    layout = training.fastest_layout(net, torch.device("cpu"))
+    net = net.to(dtype=dtype, memory_format=layout)
+    loss = torch.nn.functional.cross_entropy(net(training.in_layout(x.to(dtype), layout)), torch.arange(32) % 10)
+    loss.backward()
+    weights.append([p.grad.double() for p in net.parameters()])
+assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*weights, strict=True))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

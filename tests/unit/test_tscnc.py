@@ -296,6 +296,29 @@ def test_pairs_compare_with_the_same_pipeline(quick, frame):
                       "TSCNC, as released - HYDRA"}
 
 
+def test_growth_is_that_of_the_ledger_and_of_the_null(quick):
+    """From the dense network to what HYDRA leaves of it, at the level of the claims, over seeds in the geometric mean;
+    as claim C2 is judged."""
+    metrics = {"kappa folded": (2.0, 1.0), "kappa": (2.0, 6.0), "kappa null": (4.0, 5.0)}
+
+    def value(row, metric):
+        before, after = metrics.get(metric, (1.0, 1.0))
+        if row["method"] not in ("TRADES", "HYDRA") or row["level"] not in (0.0, 0.9):
+            return 0.5
+        return before if not row["level"] else after * (1, 2, 4)[row["seed"]]
+
+    results = results_of(quick, made(quick, value))
+    growth = comparisons.growth(results, NET)
+    assert growth == pytest.approx({"folded": 1.0, "as they act": 6.0, "null": 2.5})
+    lines = tscnc.judged(results).set_index("claim")
+    assert lines.loc["C2 narrow WRN-10-1, 90 %, convolutions", "ours"] == pytest.approx(0, abs=1e-9)
+    assert comparisons.growth_in_words(results, NET) == (
+        "The condition number of convolutions, HYDRA, 90 % removed: 1.00 times folded, 6.00 times as they act, "
+        "2.50 times null.")
+    nothing = results_of(quick, results.frame[results.frame["method"] != "HYDRA"])
+    assert all(map(math.isnan, comparisons.growth(nothing, NET).values()))
+
+
 def test_at_level_0_a_method_is_the_dense_network_it_prunes():
     assert report.labels("n", "HYDRA") == {"net": "n", "part": "dense", "method": "TRADES", "level": 0.0}
     assert report.labels("n", "+CNC")["method"] == "+CNC" and report.labels("n", "LWM", 0.5)["method"] == "LWM"

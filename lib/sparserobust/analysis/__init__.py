@@ -7,6 +7,7 @@ from sparserobust.analysis.cost import Deployable, FileSize, MACs, macs, step_co
 from sparserobust.analysis.health import Health, best_minus_last, symptoms
 from sparserobust.analysis.layer_table import LayerTable, layers
 from sparserobust.analysis.linear import LinearRadii, Theorem31
+from sparserobust.analysis.masks import MaskOverlap
 from sparserobust.analysis.radii import LayerNorms, Margins, RadiusOrder
 from sparserobust.analysis.random_masks import RandomMasks
 from sparserobust.analysis.stability import Stability
@@ -23,6 +24,6 @@ from sparserobust.analysis.weights import (
 
 __all__ = ["Activations", "Audit", "ChannelNorms", "ChannelSparsity", "Conditioning", "Deployable", "FileSize",
            "Health", "LayerNorms", "LayerSparsity", "LayerTable", "LayerWeights", "LinearRadii", "LocalLipschitz",
-           "MACs", "Margins", "RadiusOrder", "RandomMasks", "RemainingParameters", "Stability", "Theorem31",
-           "WeightHistogram", "WeightSparsity", "WithoutBlankPixels", "best_minus_last", "layers",
+           "MACs", "Margins", "MaskOverlap", "RadiusOrder", "RandomMasks", "RemainingParameters", "Stability",
+           "Theorem31", "WeightHistogram", "WeightSparsity", "WithoutBlankPixels", "best_minus_last", "layers",
            "macs", "step_costs", "symptoms"]

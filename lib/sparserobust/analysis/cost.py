@@ -20,7 +20,7 @@ from sparserobust.models.compact import plain_copy
 from sparserobust.provenance import device
 from sparserobust.seeding import global_seed, stream
 from sparserobust.settings import settings
-from sparserobust.training import TrainingState
+from sparserobust.training import TrainingState, fastest_layout
 
 WARM_UP = 3  # untimed passes before the timed ones
 PRODUCTS = {"addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv", "vdot"}
@@ -147,8 +147,10 @@ def step_costs(runs: dict[str, Run], image_shape: tuple[int, int, int], classes:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for name, run in runs.items():
         with global_seed(0, "step costs"):
-            model = run.model.build(image_shape, classes).to(device(), memory_format=torch.channels_last).train()
-            images = torch.rand(run.recipe.batch_size, *image_shape).to(device(), memory_format=torch.channels_last)
+            model = run.model.build(image_shape, classes)
+            layout = fastest_layout(model, device())
+            model = model.to(device(), memory_format=layout).train()  # type: ignore[call-overload]  # not in its stubs
+            images = torch.rand(run.recipe.batch_size, *image_shape).to(device(), memory_format=layout)
         labels = (torch.arange(len(images)) % classes).to(device())
         jobs[name] = TrainingState(run, model, ()), images, labels
     for number in range(WARM_UP + repeats):

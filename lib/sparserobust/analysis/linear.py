@@ -34,9 +34,12 @@ class Binary:
 
     @classmethod
     def of(cls, weight: Tensor, bias: float, images: Tensor, signs: Tensor) -> "Binary":
-        """`images` (n, d), `signs` (n,) of -1 and +1 in equal numbers; `UserError` if they are not."""
+        """`images` (n, d), `signs` (n,) of -1 and +1 in equal numbers; `UserError` if they are not, or if there are no
+        weights."""
         if (signs == 1).sum() != (signs == -1).sum():
             raise UserError("theorem 3.1 speaks of two classes of equal size: take as many images of both")
+        if not weight.any():
+            raise UserError("theorem 3.1 divides by the length of w, and all weights are zero: remove fewer of them")
         weight, images = weight.double(), images.double()
         scores = images @ weight
         margins = signs * (scores + bias)

@@ -1,5 +1,6 @@
 """Saving figures and tables with where they come from: files, captions, runs, and apart from these the machine."""
 
+import base64
 import hashlib
 import html
 import re
@@ -66,14 +67,14 @@ class Artifacts:
 
     def others(self, paper: Reported, table: str, index: str | list[str], note: str,
                only: Collection[str] = ()) -> "Captioned":
-        """Show a table of numbers that another paper reports, none of them ours, with the columns `index` in front;
-        `only`: the rows that have one of these values in the first of them."""
+        """Show a table of numbers that another paper reports, none of them ours, folded, with the columns `index` in
+        front; `only`: the rows that have one of these values in the first of them."""
         heading, numbers = paper.other_table(table)
         first = index if isinstance(index, str) else index[0]
         if only:
             numbers = numbers[numbers[first].isin(list(only))]
         return self.table(numbers.set_index(index), f"others_{table.lower()}",
-                          f"{heading}. {note} None of these numbers is ours.")
+                          f"{heading}. {note} None of these numbers is ours.", folded=True)
 
     def judged(self, rows: pandas.DataFrame, lines: pandas.DataFrame, frame: pandas.DataFrame, caption: str):
         """Save all comparisons (`claims.csv`) and the ledger (`ledger.csv`, with every number, and `ledger.md`), and
@@ -102,35 +103,42 @@ class Artifacts:
         self.computed_on[name] = [] if frame is None else sorted(set(frame["processor"]))
 
 
-SIDE_BY_SIDE = "all five", "the same network, data and budget for all"
+CONTESTS = {"side_by_side": ("all five", "the same network, data and budget for all"),
+            "ring": ("and today's baselines", "the same, tuned alike")}
 
 
-def readme_table() -> str:
-    """The ledger of the README: a line per notebook, how many claims have which verdict at the scales that have been
-    judged; then, folded, every claim in words with its verdict on real images (`laptop`). Nothing is written."""
+FINDINGS = {"01_fk_resnet": "C2b", "04_sparsity_theory": "C3.inf", "05_tscnc": "C1"}  # what the README begins with
+
+
+def told_elsewhere() -> dict[str, dict[str, str]]:
+    """By file of the project, and by part of it (`claims.with_part`), what the ledgers make of it: README's findings,
+    its line per notebook, how many claims have which verdict at the scales that have been judged; and every claim in
+    words with its verdict on real images (`laptop`), folded. Nothing is written."""
     ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales.names() if _judged(scale)}
-    pages = sorted(path.stem for path in (paths.PROJECT / "notebooks").glob("[0-9]*.ipynb"))
-    papers = {page: found for page in pages if (found := _paper(page))}
+    pages = sorted(path.stem for path in paths.notebooks_folder().glob("[0-9]*.ipynb"))
+    papers = {page: found for page in pages if (found := paper(page))}
     counts = claims.verdict_counts(ledgers).reindex(list(papers)).fillna("")
-    parts = [tables.markdown(pandas.DataFrame(
+    table = tables.markdown(pandas.DataFrame(
         [{"paper": paper, "its answer": answer, "notebook": f"[{name}](notebooks/{name}.ipynb)"}
-         | counts.loc[name].to_dict() for name, (paper, answer) in papers.items()]).set_index("paper"))]
-    for name, lines in ledgers.get("laptop", pandas.DataFrame({"notebook": []})).groupby("notebook"):
+         | counts.loc[name].to_dict() for name, (paper, answer) in papers.items()]).set_index("paper"))
+    real, folded = ledgers.get("laptop", pandas.DataFrame({"notebook": []})), []
+    for name, lines in real.groupby("notebook"):
         if name not in papers:
             continue
         shown = claims.table(lines)[["reported", "ours", "unit", "seeds", "images", "verdict", "why"]]
-        parts.append(f"<details><summary>{papers[name][0]}, on real images: {counts.loc[name, 'laptop']}</summary>\n\n"
-                     f"{tables.markdown(shown)}\n</details>\n")
-    return "\n".join(parts)
+        folded.append(f"<details><summary>{papers[name][0]}, on real images: {counts.loc[name, 'laptop']}</summary>\n\n"
+                      f"{tables.markdown(shown)}\n</details>\n")
+    findings = [f"- **{row['verdict']}** ({papers[row['notebook']][0]}): {claims.sentence(row)}\n"
+                for row in real.to_dict("records") if FINDINGS.get(row["notebook"]) == row["line"]]
+    return {"README.md": {"findings": "".join(findings), "ledger": table},
+            "docs/results.md": {"ledger": "\n".join(folded)}}
 
 
-def _paper(notebook: str) -> tuple[str, str] | None:
+def paper(notebook: str) -> tuple[str, str] | None:
     """The paper of a notebook and its answer, in short."""
     study = notebook.split("_", 1)[-1]
-    if study == "side_by_side":
-        return SIDE_BY_SIDE
     if study not in reported.papers():
-        return None
+        return CONTESTS.get(study)
     record = reported.load(study)
     return record.short, record.answer
 
@@ -145,16 +153,26 @@ def png(figure, dpi: int) -> bytes:
     return small.getvalue()
 
 
+def described(picture: bytes, text: str) -> str:
+    """A picture (PNG) as HTML, with its alternative text: what a screen reader says of it."""
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    return f'<img alt="{html.escape(text)}" src="{source}" style="max-width: 100%">'
+
+
 class Picture:
-    """A figure as a notebook shows it, small enough for a page with many, with its caption underneath."""
+    """A figure as a notebook shows it, small enough for a page with many, with its caption underneath and as its
+    alternative text. As HTML, since JupyterLab leaves out the alternative text of a PNG, and as the PNG that a stored
+    page keeps."""
 
     def __init__(self, figure, caption: str = ""):
         self.figure, self.caption = figure, caption
 
     def _ipython_display_(self) -> None:
-        from IPython.display import Image, Markdown, display
+        from IPython.display import Markdown, display
 
-        display(Image(png(self.figure, dpi=90), alt=self.caption))
+        picture = png(self.figure, dpi=90)
+        display({"text/html": described(picture, self.caption), "image/png": base64.b64encode(picture).decode(),
+                 "text/plain": self.caption}, raw=True)
         if self.caption:
             display(Markdown(f"*{self.caption}*"))
 

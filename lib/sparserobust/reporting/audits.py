@@ -1,6 +1,5 @@
 """What an audit found of a network (`analysis.Audit`), as tables, figures, a page and a record."""
 
-import base64
 import html
 import json
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from sparserobust import files
 from sparserobust.analysis import masking as names
 from sparserobust.analysis.audit import Audit
 from sparserobust.analysis.masking import unreliable
-from sparserobust.reporting.artifacts import Captioned, Picture, png
+from sparserobust.reporting.artifacts import Captioned, Picture, described, png
 from sparserobust.reporting.axes import Figure, grid, styled
 from sparserobust.reporting.estimates import binomial_interval
 
@@ -194,12 +193,12 @@ class Report:
                         f"<i>{html.escape(flag['means'])}</i></li>" for flag in self.flags)
         missing = "".join(f"<li><b>{html.escape(what)}</b>: {html.escape(why)}</li>"
                           for what, why in self.result["not_measured"].items())
-        picture = base64.b64encode(png(self.figure(), dpi=110)).decode()
+        picture = described(png(self.figure(), dpi=110), FIGURE)
         return "\n".join([
             f"<h1>{html.escape(self.name)}</h1><p>{html.escape(self.judged())}</p>",
             f"<p class='{'warned' if self.unreliable else 'verdict'}'>{html.escape(self.verdict())}</p>",
             f"<h2>Flags</h2><ul>{flags}</ul>" if flags else "<h2>Flags</h2><p>None.</p>",
-            f"<h2>What it withstands</h2><img alt='{html.escape(FIGURE)}' src='data:image/png;base64,{picture}'/>",
+            f"<h2>What it withstands</h2>{picture}",
             table(self.attacks()),
             f"<p>{html.escape(AFTER)}</p><h2>What it weighs</h2>{table(self.size())}",
             f"<details><summary>Layer by layer</summary>{table(self.layers())}</details>" if len(self.layers()) else "",

@@ -307,13 +307,12 @@ def verdict_counts(ledgers: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
     return pandas.DataFrame(columns).fillna("")
 
 
-BEGIN, END = "<!-- ledger: made by `sparserobust ledger --readme` -->", "<!-- end of the ledger -->"
-
-
-def with_ledger(readme: str, table: str) -> str:
-    """The text of a README with this table between the two marks; `UserError` if it has not both of them once."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in after:
-        raise UserError(f"README.md should have the lines {BEGIN} and {END} once each, the ledger stands between them")
-    return f"{before}{BEGIN}\n{table}{END}{after}"
+def with_part(text: str, part: str, made: str) -> str:
+    """A text for people with what was `made` between the two marks of this part, such as `ledger`; `UserError` if it
+    has not both of them once."""
+    begin, end = f"<!-- {part}: made by `sparserobust ledger --readme` -->", f"<!-- end of the {part} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in after or end in after:
+        raise UserError(f"the lines {begin} and {end} should stand in it once each, with the {part} between them")
+    return f"{before}{begin}\n{made}{end}{after}"

@@ -17,10 +17,10 @@ import pandas
 
 from sparserobust import yamls
 from sparserobust.errors import UserError, quoted
-from sparserobust.paths import PROJECT
+from sparserobust.paths import reported_folder
 from sparserobust.settings import Checked, located, settings
 
-FOLDER = PROJECT / "data" / "reported"
+FOLDER = reported_folder()
 KINDS = ("reported", "companion", "anchor", "derived", "code", "open")
 GRADES = ("paper", "paper, second-hand", "code", "derived", "open")
 UNITS = ("percentage points", "percent", "percent of steps downhill", "parameters", "ratio", "l2 distance", "l2 norm")

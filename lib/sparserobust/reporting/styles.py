@@ -39,7 +39,7 @@ METHODS: dict[tuple[str, str], tuple[str, ...]] = {
     # pruned by magnitude or by scores
     (GREEN, "D"): ("magnitude", "magnitude, global", "zoo, magnitude, global"),
     (GREEN, "<"): ("step by step",),
-    (BROWN, "s"): ("magnitude, layer by layer", "layer by layer", "LWM"),
+    (BROWN, "s"): ("magnitude, layer by layer", "layer by layer", "LWM", "uniform"),
     (SKY, "v"): ("global, last kept",),
     (BLACK, "o"): ("layer by layer, last kept",),
     (PINK, "^"): ("learned scores", "HYDRA"),
@@ -88,6 +88,18 @@ METHODS: dict[tuple[str, str], tuple[str, ...]] = {
     (GREEN, ">"): ("CNC, all layers",),
     (RED, "<"): ("TSCNC, as released",),
     (ORANGE, ">"): ("TSC, decay alone",),
+    # the ring
+    (BLUE, "D"): ("dense, in two stages",),
+    (GREEN, "P"): ("magnitude, ERK", "ERK"),
+    (PINK, "s"): ("learned rates",),
+    (PINK, "*"): ("sharp scores",),
+    (RED, "s"): ("dynamic",),
+    (RED, "v"): ("dynamic, grown at random",),
+    (GREEN, "s"): ("sparse, mask fixed",),
+    (BROWN, "^"): ("N-FGSM",),
+    (SKY, "o"): ("averaged weights",),
+    (GREY, "D"): ("one shot, norms recomputed",),
+    (BLUE, "P"): ("noisy ensemble, equal epochs",),
 }
 # what is computed and not measured has no marks; points of these methods are not steps of a path
 LINES = {"null": Style(GREY, "", ":"), "lasso, theorem 3.1": Style(BLACK, "", ":"),

@@ -55,7 +55,7 @@ def make_certificates(folder: Path) -> list[Path]:
     paths.writable(folder).chmod(0o700)
     for path, text in found.items():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     return list(found)
 
@@ -201,7 +201,8 @@ def _local(wanted: list[dict[str, str]]) -> Iterator[tuple]:
     # that nothing stands for what is installed
     path = [*(folder for folder in sys.path if folder not in ("", str(Path.cwd()))), str(LIBRARY)]
     process = subprocess.Popen([sys.executable, "-P", Path(cluster_process.__file__), *path], bufsize=0,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                               creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))  # Windows' session
     assert process.stdin is not None and process.stdout is not None  # pipes
     try:
         with suppress(BrokenPipeError):  # then it does not answer

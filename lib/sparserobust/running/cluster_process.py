@@ -32,6 +32,8 @@ FORKS = sys.platform == "linux"
 # an eighth of an ensemble's training time
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33),
                "MALLOC_TOP_PAD_": str(2**26)}
+# On Apple's GPU, what is not written for it is computed by the CPU; torch asks when it is imported
+APPLE = {"PYTORCH_ENABLE_MPS_FALLBACK": "1"}
 # A worker that ends with its scheduler logs an error in itself; who counts semaphores warns when this process is killed
 QUIET = {"DASK_LOGGING": str({"distributed": "warning", "distributed.nanny": "critical"}),
          "PYTHONWARNINGS": "ignore:resource_tracker"}
@@ -48,7 +50,7 @@ SETTINGS: dict[str, object] = {
 
 def prepare(quiet: dict[str, str] = QUIET) -> None:
     """Before anything else of this module is used: the environment of the workers, and the server they come from."""
-    for name, value in (KEEP_MEMORY | quiet).items():
+    for name, value in (KEEP_MEMORY | APPLE | quiet).items():
         os.environ.setdefault(name, value)
     os.environ["PYTHONSAFEPATH"] = "1"  # nothing is imported from the folder where a process starts
     if FORKS:
@@ -96,14 +98,15 @@ def as_nice_as_its_parent() -> None:
     group = Path("/proc/self/autogroup")
     if hasattr(os, "nice") and os.nice(0) > 0 and group.exists():
         with suppress(OSError):  # not allowed here: then it is a little less nice
-            group.write_text(str(os.nice(0)))
+            group.write_text(str(os.nice(0)), encoding="ascii")
 
 
 def main() -> None:
+    """What a worker process does from its start, with the folders of its parent's `sys.path` as arguments."""
     as_nice_as_its_parent()
     sys.path += [folder for folder in sys.argv[1:] if folder not in sys.path]
     prepare(QUIET | QUIET_WORKERS)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answer
     order = sys.stdin.readline()
     if not order:  # the process that started it is gone
@@ -126,7 +129,7 @@ def main() -> None:
 
 def _end_with_standard_input() -> None:
     sys.stdin.read()
-    if hasattr(os, "killpg"):
+    if sys.platform != "win32":
         os.killpg(0, signal.SIGKILL)  # with the workers, whatever they do
     os._exit(0)  # else they notice, and end themselves
 

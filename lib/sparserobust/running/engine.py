@@ -32,8 +32,9 @@ def work(tasks: list[Task], store: Store, workers: int | None,
     engine, sweep = _by_dask if importlib.util.find_spec("distributed") else _here, uuid4().hex
     try:
         engine(tasks, orders, workers or side_by_side(), monitor, sweep)
-    except BaseException:  # an interrupt: what is finished is kept, what is under way goes on from its checkpoint
+    except BaseException as end:  # an interrupt: finished work is kept, what is under way goes on from its checkpoint
         monitor.close(INTERRUPTED)
+        end.add_note(INTERRUPTED)  # so that nobody says it again
         raise
     finally:
         jobs.clear(store, sweep)

@@ -84,6 +84,10 @@ class Experiment(Generic[S]):
         """The settings of a network."""
         return self.settings_by_net[net]
 
+    def only(self, **labels) -> Self:
+        """The experiment without grid rows that do not have these labels."""
+        return replace(self, grid=self.rows(**labels))
+
     def rows(self, **labels) -> Grid:
         """Grid rows with these labels."""
         return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]
@@ -145,6 +149,11 @@ class Results(Generic[S]):
     experiment: Experiment[S]
     store: Store
     frame: pandas.DataFrame
+
+    def only(self, **labels) -> Self:
+        """What came out for the grid rows with these labels."""
+        chosen = (self.frame[list(labels)] == pandas.Series(labels)).all(axis=1)
+        return replace(self, experiment=self.experiment.only(**labels), frame=self.frame[chosen])
 
     def details(self, measurement: str, **labels) -> list[tuple[dict, dict]]:
         """Whole results of a measurement, not only its headline, each with its grid row: of all rows with these

@@ -198,7 +198,9 @@ def _timed(run: Run, batch: int) -> float:
     where, shape = device(), data.image_shape(run.data)
     if not _on_gpu():
         batch = min(batch, max(2, round(2000 / run.model.cost)))
-    model = run.model.build(shape, data.classes(run.data)).to(where, memory_format=torch.channels_last).train()
+    model = run.model.build(shape, data.classes(run.data))
+    layout = training.fastest_layout(model, where)
+    model = model.to(where, memory_format=layout).train()  # type: ignore[call-overload]  # not in its stubs
     state = training.TrainingState(replace(run, sparsifier=Dense()), model, ())
     images = torch.rand(batch, *shape, device=where)
     labels = torch.zeros(batch, dtype=torch.long, device=where)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CALLER = "SPARSEROBUST_PROGRESS"
 FORMAT = "{percentage:5.1f}%|{bar:10}| {desc}, {remaining} left{postfix}"
 EARLY, KNOWN = FORMAT.replace("{remaining}", "?"), 0.02  # until so much is done nobody knows how long the rest takes
-INTERRUPTED = "interrupted: finished runs are kept, the others go on from their last epoch"
+INTERRUPTED = "interrupted: finished runs are kept, the others resume from their last epoch"
 LIVE, LOGGED = 0.5, 15.0  # seconds between two states of the bar where they replace each other, and in a log
 
 

@@ -113,7 +113,9 @@ def load(scale: str, study: str, form: type[S]) -> dict[str, S]:
     """The settings of each network of a study at a scale; of a study that lists no `nets`, under the name "".
     `UserError` for an unknown scale, and for anything in the file that `form` does not know or misses."""
     if not has(scale, study):
-        raise UserError(f"{study}.yaml has no section '{scale}': the study does not run at that scale")
+        own = ", ".join(name for name in names() if has(name, study))
+        raise UserError(f"{study} has {f'only {own}' if own else 'no scale'}: its settings, {study}.yaml, have no "
+                        f"section '{scale}'")
     with located(f"{study}.yaml, {scale}"):
         section = _section(_sections(study), scale)
     nets = section.pop("nets", {"": {}})

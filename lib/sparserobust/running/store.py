@@ -24,7 +24,7 @@ import torch
 from sparserobust import data, files, imagewise, paths, sparsity, training
 from sparserobust.config import Measurement, Run
 from sparserobust.errors import UserError
-from sparserobust.provenance import device, provenance, with_threads
+from sparserobust.provenance import device, measuring_device, provenance, with_threads
 from sparserobust.running import records
 
 PATIENCE = 2  # seconds, after which is said for whom it waits
@@ -101,6 +101,10 @@ class Store:
             result["each"] = {"": imagewise.FIRST + entry["result"]["right"]}
         return entry | {"result": result}
 
+    def known(self, run: Run) -> dict | None:
+        """Record, provenance and measurements of a run, from here or else as published; None if there is nothing."""
+        return self._publishable(run, scale="", asked=True)
+
     def record(self, run: Run, report: Report = _silent) -> dict:
         """Settings, history and counts of a run, trained if it is nowhere to be found."""
         return self._known(run) or self.train(run, report)
@@ -119,7 +123,7 @@ class Store:
         self.train(run)
         model = training.build(run, data.load(run.data))
         model.load_state_dict(self._weights(run))
-        return model.to(device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return model.to(measuring_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def trained(self, run: Run) -> bool:
         """Whether the trained network is here, in the store itself."""
@@ -185,10 +189,10 @@ class Store:
         report(f"measuring {measurement.kind}", run.recipe.trained_epochs)
         begun = time.monotonic()
         with with_threads(run.recipe.threads):
-            result = measurement(model, data.load(run.data, device()), *others)
+            result = measurement(model, data.load(run.data, measuring_device()), *others)
         weights = {each.identity: self.train(each)["weights_sha256"] for each in (run, *measurement.required_runs)}
         entry = {"identity": measurement.identity, "measurement": measurement.plain(), "weights": weights,
-                 "result": result, "provenance": _provenance(run, begun)}
+                 "result": result, "provenance": _provenance(run, begun, measuring_device())}
         path = self._measured(run, measurement)
         with self._locked(run):
             files.write_json(path, files.sealed(entry, f"{measurement.label()} of run {run.identity}"))
@@ -206,13 +210,13 @@ class Store:
             except Timeout:
                 whom = ""
                 with suppress(OSError):  # it may be through just now
-                    whom = holder.read_text()
+                    whom = holder.read_text(encoding="utf-8")
                 log.warning("run %s: waiting for %s", run.identity, whom or "another process")
                 lock.acquire()
         try:
             with files.one_line(holder):
                 holder.write_text(f"process {os.getpid()} on {platform.node()}, which has it since "
-                                  f"{time.strftime('%Y-%m-%d %H:%M')}")
+                                  f"{time.strftime('%Y-%m-%d %H:%M')}", encoding="utf-8")
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -233,6 +237,7 @@ class Store:
                             f"such as run {missing[0]}: compute them before publishing")
         entries = {paths.published_folder() / scale / f"{identity}.json": entry
                    for identity, entry in known.items() if entry}
+        paths.writable(paths.published_folder() / scale)
         for path, entry in entries.items():
             files.write_json(path, entry)
         return list(entries)
@@ -307,8 +312,8 @@ class Store:
         return record
 
 
-def _provenance(run: Run, begun: float) -> dict:
-    return provenance() | {"threads": run.recipe.threads, "seconds": time.monotonic() - begun}
+def _provenance(run: Run, begun: float, where: torch.device | None = None) -> dict:
+    return provenance(where) | {"threads": run.recipe.threads, "seconds": time.monotonic() - begun}
 
 
 def _set_aside(home: Path) -> None:

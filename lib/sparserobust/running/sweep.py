@@ -72,6 +72,7 @@ def missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> l
 
 
 def wanted(row: dict, measurements: dict[str, Measurement]) -> dict[str, Measurement]:
+    """All that is measured on a grid row, by name."""
     return measurements | row.get("measurements", {})
 
 

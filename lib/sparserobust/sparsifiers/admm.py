@@ -36,7 +36,7 @@ class ADMM(Sparsifier, kind="admm"):
     def project(self, w: Tensor) -> Tensor:
         """The nearest tensor to w (out, in, *kernel) of which the share `sparsity` is zero."""
         size = w.abs().flatten() if self.granularity == "weight" else channel_norms(w)
-        kept = all_but_smallest(size, int(self.sparsity * len(size))).to(w.dtype)
+        kept = all_but_smallest(size, int(self.sparsity * len(size))).to(w)
         return w * kept.view(w.shape if self.granularity == "weight" else (-1, *[1] * (w.dim() - 2)))
 
     @torch.no_grad()

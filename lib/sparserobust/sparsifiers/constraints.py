@@ -115,6 +115,8 @@ def condition_penalty(weight: Tensor, form: str) -> Tensor:
 
     All but the first take the smaller Gram matrix, n x n, W^T W where out > in; `slogdet` and `scale_invariant` are
     infinite where a singular value is zero, `size` where all are."""
+    if weight.device.type == "mps":  # without float64, and without determinants
+        return condition_penalty(weight.cpu(), form).to(weight)
     if form == "released":
         return _released_penalty(weight.float())
     weight = (weight if weight.shape[0] <= weight.shape[1] else weight.T).double()

@@ -4,6 +4,7 @@ import torch
 
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
+from sparserobust.sparsifiers.rates import erk
 from sparserobust.sparsifiers.targets import acted_on
 from sparserobust.sparsity import all_but_smallest, mask_weights, prunable
 
@@ -23,35 +24,39 @@ class FixedMask(Sparsifier, kind="fixed_mask"):
 @settings
 class Magnitude(FixedMask, kind="magnitude"):
     """Prunes the weights a run starts with (its `start`), then trains what is left at a fixed mask; with a recipe of 0
-    epochs it only prunes. Convolution and linear weights; `scope` global ranks them together, layerwise each layer.
-    With `keep_last` the last layer keeps its weights; sparsity is then the share removed of all others."""
+    epochs it only prunes. Convolution and linear weights; `scope` global ranks them together, layerwise and erk each
+    layer, of which layerwise removes the same share, erk less the smaller and narrower it is (`rates.erk`). With
+    `keep_last` the last layer keeps its weights; sparsity is then the share removed of all others."""
 
     sparsity: float  # share of weights to remove
-    scope: str = "global"
+    scope: str = "global"  # global | layerwise | erk
     keep_last: bool = False
 
     def check(self):
         self.require(0 <= self.sparsity < 1, f"sparsity is a share in [0, 1), got {self.sparsity:g}")
-        self.choice("scope", "global", "layerwise")
+        self.choice("scope", "global", "layerwise", "erk")
 
     @torch.no_grad()
     def start(self, model):
-        acted_on(self, model)
-        scored = {name: w.abs() for name, w in prunable(model).items()}
+        found = acted_on(self, model)
+        scored = {name: w.tensor.abs() for name, w in found.items()}
         spared = dict([scored.popitem()]) if self.keep_last else {}
         self.require(bool(scored), "keep_last leaves nothing to prune in a network of one layer")
+        sizes = [s.numel() for s in scored.values()]
         if self.scope == "global":
-            kept = self._kept(torch.cat([s.flatten() for s in scored.values()]))
-            parts = kept.split([s.numel() for s in scored.values()])
-            masks = {name: part.view_as(s) for (name, s), part in zip(scored.items(), parts, strict=True)}
+            kept = all_but_smallest(torch.cat([s.flatten() for s in scored.values()]), self._removed(sum(sizes)))
+            masks = {name: part.view_as(s) for (name, s), part in zip(scored.items(), kept.split(sizes), strict=True)}
         else:
-            masks = {name: self._kept(s.flatten()).view_as(s) for name, s in scored.items()}
+            removed = (erk([found[name].filters.shape for name in scored], self._removed(sum(sizes)))
+                       if self.scope == "erk" else map(self._removed, sizes))
+            masks = {name: all_but_smallest(s.flatten(), count).view_as(s)
+                     for (name, s), count in zip(scored.items(), removed, strict=True)}
         masks |= {name: torch.ones_like(w) for name, w in spared.items()}
         self.after_step(model, masks, 0.0)
         return masks
 
-    def _kept(self, scores: torch.Tensor) -> torch.Tensor:
-        return all_but_smallest(scores, round(self.sparsity * len(scores)))
+    def _removed(self, size: int) -> int:
+        return round(self.sparsity * size)
 
 
 @settings

@@ -6,6 +6,7 @@ In relaxed splitting with pull beta and penalty weight lambda, `level` is lambda
 import torch
 from torch import Tensor
 
+from sparserobust.provenance import double
 from sparserobust.sparsity import channel_norms
 
 
@@ -23,11 +24,11 @@ def transformed_l1(y: Tensor, level: float, a: float = 1.0) -> Tensor:
     """For the penalty (a + 1)|x| / (a + |x|), which lies between l0 (a to 0) and l1 (a to infinity) (Zhang & Xin 2017,
     theorem 3.1)."""
     threshold = level * (a + 1) / a if level <= a * a / (2 * (a + 1)) else (2 * level * (a + 1)) ** 0.5 - a / 2
-    size = y.abs().double()
+    size = double(y.abs())
     # theirs by half angles: 2/3 (a + size) cos(angle / 3) - 2/3 a + size / 3 is nothing but rounding if a is large
     sine = (27 / 4 * level / (a + size) * (a / (a + size)) * ((a + 1) / (a + size))).sqrt().clamp_max(1)
     root = (size - 4 / 3 * (a + size) * (sine.arcsin() / 3).sin().square()).clamp_min(0)
-    return torch.where(size > threshold, y.sign() * root, 0.0).to(y.dtype)
+    return torch.where(size > threshold, double(y).sign() * root, 0.0).to(y)
 
 
 def group_l0(y: Tensor, level: float) -> Tensor:
@@ -46,4 +47,4 @@ def group_l1(y: Tensor, level: float) -> Tensor:
 
 def _for_channels(factor: Tensor, y: Tensor) -> Tensor:
     """Factors (in,) so shaped that they multiply the input channels of y (out, in, *kernel)."""
-    return factor.to(y.dtype).view(-1, *[1] * (y.dim() - 2))
+    return factor.to(y).view(-1, *[1] * (y.dim() - 2))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparserobust.config import Sparsifier
+from sparserobust.provenance import double
 from sparserobust.settings import settings
 from sparserobust.sparsifiers import proximal
 from sparserobust.sparsifiers.targets import convolving, written
@@ -103,7 +104,7 @@ class RVSM(Splitting, kind="rvsm"):
         return proximal.l0(w, level) if self.penalty == "l0" else proximal.l1(w, level)
 
     def penalty_of(self, u):
-        size = u.detach().double().abs()
+        size = double(u.detach()).abs()
         if self.penalty == "tl1":
             size = (self.a + 1) * size / (self.a + size)
         return self.lam * (size != 0 if self.penalty == "l0" else size).sum().item()

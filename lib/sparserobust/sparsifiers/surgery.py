@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from sparserobust.config import Sparsifier
+from sparserobust.provenance import double
 from sparserobust.settings import settings
 from sparserobust.sparsifiers.targets import written
 from sparserobust.sparsity import prunable
@@ -76,5 +77,5 @@ class DynamicNetworkSurgery(Sparsifier, kind="surgery"):
 
 def threshold(w: Tensor, rate: float) -> float:
     """max(mean + rate * std, 0) of the magnitudes of the non-zero weights."""
-    sizes = w[w != 0].abs().double()
+    sizes = double(w[w != 0].abs())
     return max(float(sizes.mean() + rate * sizes.std(correction=0)), 0.0)

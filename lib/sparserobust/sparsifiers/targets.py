@@ -1,5 +1,7 @@
 """What a sparsifier acts on, and one line where there is nothing."""
 
+from torch import Tensor
+
 from sparserobust.config import Sparsifier
 from sparserobust.sparsity import Acting, weights
 
@@ -25,3 +27,15 @@ def written(sparsifier: Sparsifier, model, convolutions: bool = False) -> dict[s
         sparsifier.require(w.plain, f"it writes into weights, and {name} is computed from other parameters: make it "
                            "plain first, by torch.nn.utils.prune.remove or parametrize.remove_parametrizations")
     return found
+
+
+def drop_gradients(model) -> None:
+    """The optimiser leaves alone what has no gradient, with its decay and momentum."""
+    for p in model.parameters():
+        p.grad = None
+
+
+def as_trained(model) -> dict[str, Tensor]:
+    """Name to parameter, for `sparse_weights` in place of moving averages: those of masked weights fill zeros, those of
+    constants are rounded."""
+    return {name: p.detach() for name, p in model.named_parameters()}

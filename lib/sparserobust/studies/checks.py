@@ -1,4 +1,5 @@
-"""What the checks of all exercises have in common: an answer goes in, a line comes out that says "right" or why not."""
+"""What the checks of all exercises have in common: an answer goes in, a line comes out that says "right" or why not.
+And what a page says of a prediction that its reader made before running on."""
 
 import functools
 import math
@@ -6,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparserobust.config import Measurement, Run
+from sparserobust.errors import quoted
 from sparserobust.running import sweep
 from sparserobust.running.store import Store
 
@@ -42,7 +44,8 @@ def exercise(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
 def number(answer: Any, correct: float, why: str, slips: Mapping[float, str], tolerance: float = 0.01,
            within: float = 0.0) -> Verdict:
     """Whether a number is `correct`, to a share `tolerance` of it, or `within` so much. Of the `slips`, what a known
-    mistake leads to and what to say of it, the first that fits is told; else whether it is too large or too small."""
+    mistake leads to and what to say of it, the first that fits is told, then what can go wrong with any number (sign,
+    percent); else whether it is too large or too small."""
     value = _number(answer)
     if value is None:
         return not_yet(f"a number is expected, not {_called(answer)}")
@@ -52,7 +55,12 @@ def number(answer: Any, correct: float, why: str, slips: Mapping[float, str], to
 
     if close(correct):
         return right(why)
-    known = next((said for slip, said in slips.items() if close(slip)), None)
+    usual = {-correct: "the sign should be the other one"}
+    if 0 < abs(correct) <= 1:
+        usual[100 * correct] = "that is in percent: a share, between 0 and 1, is expected"
+    else:
+        usual[correct / 100] = "that is a hundredth of it: is it a share, and percent or points are expected?"
+    known = next((said for slip, said in (*slips.items(), *usual.items()) if close(slip)), None)
     return not_yet(known or f"{value:.6g} is too {'large' if value > correct else 'small'}")
 
 
@@ -63,7 +71,7 @@ def choice(answer: Any, correct: str, why: str, slips: Mapping[str, str]) -> Ver
     if word == correct.lower():
         return right(why)
     if word not in options:
-        given = f"'{answer}'" if isinstance(answer, str) else _called(answer)
+        given = quoted(answer) if isinstance(answer, str) else _called(answer)
         return not_yet(f"one of {', '.join(map(repr, sorted({correct, *slips})))} is expected, not {given}")
     return not_yet(options[word])
 
@@ -80,6 +88,26 @@ def chosen_run(answer: Any, correct: Run, why: Callable[[], str], slips: Mapping
     return not_yet(slips.get(given) or f"its {' and its '.join(parts)} should be another")
 
 
+def predicted(prediction: Any, found: float | str, unit: str = "") -> Verdict:
+    """How a prediction that was made before running on compares with what was `found`: a number in `unit` (such as
+    "points", "%"), or one of some words. Nothing is right or wrong here; three dots are no prediction."""
+    if isinstance(found, str):
+        told = f"'{found}'"
+        if prediction is ...:
+            return Verdict(f"no prediction; it is {told}")
+        if not isinstance(prediction, str):
+            return Verdict(f"it is {told}; a prediction would be a word like that, not {_called(prediction)}")
+        same = prediction.strip().lower() == found.lower()
+        return Verdict(f"predicted {quoted(prediction.strip())}, and {'so it is' if same else f'it is {told}'}")
+    told = f"{found:.3g} {unit}".rstrip()
+    if prediction is ...:
+        return Verdict(f"no prediction; it is {told}")
+    value = _number(prediction)
+    if value is None:
+        return Verdict(f"it is {told}; a prediction would be a number, not {_called(prediction)}")
+    return Verdict(f"predicted {f'{value:.3g} {unit}'.rstrip()}, and it is {told}")
+
+
 def rates(runs: Mapping[str, Run], measurements: Mapping[str, Measurement], store: Store) -> str:
     """What some runs reach, in words: each rate, and of which run. Trains and measures what is not known yet."""
     frame = sweep.sweep([{"name": name, "run": run} for name, run in runs.items()], dict(measurements), store)
@@ -89,16 +117,31 @@ def rates(runs: Mapping[str, Run], measurements: Mapping[str, Measurement], stor
 
 
 def _number(answer: Any) -> float | None:
-    """A number, a scalar of numpy, or a tensor, array or column with one value in it; None for anything else."""
-    if hasattr(answer, "item"):
+    """A finite number, or a scalar of numpy, tensor, array or column with one in it; None for anything else. An integer
+    beyond all floats is infinite."""
+    answer = _single(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool):
         try:
-            answer = answer.item()
-        except (ValueError, RuntimeError):
-            return None
-    numeric = isinstance(answer, int | float) and not isinstance(answer, bool)
-    return float(answer) if numeric and math.isfinite(answer) else None
+            return float(answer)
+        except OverflowError:
+            return math.inf if answer > 0 else -math.inf
+    return float(answer) if isinstance(answer, float) and math.isfinite(answer) else None
+
+
+def _single(answer: Any) -> Any:
+    """What a scalar of numpy, or a tensor, array or column with one value in it, holds; else the answer itself."""
+    try:
+        return answer.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return answer
 
 
 def _called(answer: Any) -> str:
-    """What kind of thing an answer is."""
-    return "text" if isinstance(answer, str) else f"a {type(answer).__name__}"
+    """What kind of thing an answer is; of a number that is not finite, what it is."""
+    if isinstance(answer, str):
+        return "text"
+    single = _single(answer)
+    if isinstance(single, float) and not math.isfinite(single):
+        return str(single)
+    name = type(answer).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

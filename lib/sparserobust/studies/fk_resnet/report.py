@@ -8,6 +8,7 @@ from sparserobust.errors import UserError
 from sparserobust.reporting import estimates, reported, tables
 from sparserobust.running.experiment import Experiment, Results
 from sparserobust.studies.fk_resnet.comparisons import ACCURACIES as PRINTED
+from sparserobust.studies.fk_resnet.comparisons import row as labels_of
 from sparserobust.studies.fk_resnet.runs import (
     CURVE_NETS,
     FINE_TUNED,
@@ -148,6 +149,31 @@ def caption(results: Results[FKSettings], table_id: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------- other tables, sentences
+
+
+def left(results: Results, metric: str, *sides: dict) -> list[tuple[float, float]]:
+    """What is left of each of some kinds of networks, which are named by their labels, and how much there was: sums
+    over the seeds that all of them have. `metric`: channel_sparsity or remaining_parameters."""
+    found = [estimates.matching(results.frame, {"metric": metric, **side}).set_index("seed")[["count", "total"]]
+             for side in sides]
+    seeds = sorted(set.intersection(*(set(rows.index) for rows in found)))
+    sums = [tuple(rows.loc[seeds].sum()) for rows in found]
+    return [(count if metric == "remaining_parameters" else total - count, total) for count, total in sums]
+
+
+def channels_left(results: Results) -> float:
+    """How many channels the ensemble of two has left for each one that the single network has left, both pruned with
+    the strongest penalty of Table 2."""
+    (ensemble, _), (single, _) = left(results, "channel_sparsity", *(
+        labels_of(net, "RGSM", TABLE4_LEVELS["RGSM"]) for net in (CURVE_NETS[0], SINGLE)))
+    return ensemble / single
+
+
+def channels_left_reported() -> float:
+    """The same from the paper's Table 2: shares, where an ensemble of two has twice as many channels."""
+    printed = reported.load(PAPER).reported_table("T2").set_index(["net", "lambda1"])["channel_sparsity"]
+    ensemble, single = (100 - printed[net, TABLE4_LEVELS["RGSM"]] for net in (CURVE_NETS[0], SINGLE))
+    return 2 * ensemble / single
 
 
 def near_zero_table(results: Results) -> pandas.DataFrame:

@@ -2,6 +2,7 @@
 one network are of the first that is listed."""
 
 from dataclasses import replace
+from statistics import fmean
 
 import pandas
 
@@ -132,6 +133,13 @@ def inheritance_pairs(experiment: Experiment) -> tables.Pairs:
     """What Table 3 compares, on all networks."""
     return {f"{net}: {name}": pair for net in experiment.nets
             for name, pair in comparisons.inheritance(experiment, net).items()}
+
+
+def mean_effect(results: Results, pair: str, metric: str = "pgd20") -> float:
+    """What a pair of Table 3 differs by on the first network, such as `IWI, from narrow - AT`: points, mean over the
+    seeds."""
+    treatment, reference = comparisons.inheritance(results.experiment, results.experiment.nets[0])[pair]
+    return fmean(estimates.compared(results.frame, metric, treatment, reference).effects)
 
 
 def kappas_table(results: Results) -> pandas.DataFrame:

@@ -19,34 +19,7 @@ REMOVED = 0.9  # share of weights, in exercises 5 and 6
 
 
 @exercise
-def exercise_1(answer) -> Verdict:
-    """Of 100 weights of equal size 75 go, the others grow until |w|_2 is as before: the factor of |w|_1?"""
-    before = torch.ones(100, dtype=torch.float64)
-    after = torch.where(torch.arange(100) < 75, 0.0, before)
-    after *= before.norm() / after.norm()
-    factor, left = float(after.abs().sum() / before.abs().sum()), float((after != 0).double().mean())
-    why = ("an l-infinity attacker feeds on |w|_1 and loses half of it, an l2 attacker on |w|_2 and loses nothing: "
-           "that is all of theorem 3.1 but the data")
-    return number(answer, factor, why, {
-        left: "that is the share of weights that are left; those have grown", 1 - left: "that is the share that goes",
-        1 / factor: "that is what each weight grows by; there are fewer of them", 1.0: "that is the factor of |w|_2",
-        math.sqrt(1 - left): "25 weights are left, not 75"})
-
-
-@exercise
-def exercise_2(answer, toy: Binary) -> Verdict:
-    """All weights and the bias of a linear classifier times ten: by which factor does r_2 change?"""
-    factor = Binary(10 * toy.weight, 10 * toy.margins, 10 * toy.gap).r2 / toy.r2
-    why = ("nor does r_inf change; but logits grow tenfold, softmax saturates, and the gradient of the cross entropy "
-           "gets so small that its sign may be rounding: accuracy under FGSM can rise where robustness does not")
-    return number(answer, factor, why, {
-        10.0: "the numerator grows tenfold, and so does the norm below it",
-        0.1: "the norm below grows tenfold, and so does the numerator",
-        100.0: "numerator and norm both grow, but one stands below the other"})
-
-
-@exercise
-def exercise_3(answer, results: Results) -> Verdict:
+def exercise_1(answer, results: Results) -> Verdict:
     """By which factor does adversarial training change the mean of margin over slope, in l2, of the first network?"""
     dense = matching(results.frame, {"net": networks(results.experiment)[0], "method": DENSE})
     means = dense.groupby(["metric", "training"])["value"].mean()
@@ -62,7 +35,7 @@ def exercise_3(answer, results: Results) -> Verdict:
 
 
 @exercise
-def exercise_4(answer, results: Results) -> Verdict:
+def exercise_2(answer, results: Results) -> Verdict:
     """k-winners look far from the boundary to one attack and near to the other: which is nearer to the truth?"""
     rows = matching(results.frame, {"net": networks(results.experiment)[0], "method": WINNERS, "level": 0.1})
     found = rows.groupby("metric")["value"].mean()[["deepfool", "cw"]].set_axis(["DeepFool", "C&W"])
@@ -71,7 +44,35 @@ def exercise_4(answer, results: Results) -> Verdict:
            "so the smaller one counts; and a gradient knows nothing of the jumps where other units win")
     return choice(answer, near, why, {
         far: f"{near} gets there within {found[near]:.2f}: can an attack succeed nearer than the boundary?",
-        "both": "a mean of two upper bounds is a worse bound than the smaller one"})
+        "both": "a mean of two upper bounds is a worse bound than the smaller one",
+        "neither": "each did reach a wrong answer there, so the boundary is no further"})
+
+
+@exercise
+def exercise_3(answer) -> Verdict:
+    """Of 100 weights of equal size 75 go, the others grow until |w|_2 is as before: the factor of |w|_1?"""
+    before = torch.ones(100, dtype=torch.float64)
+    after = torch.where(torch.arange(100) < 75, 0.0, before)
+    after *= before.norm() / after.norm()
+    factor, left = float(after.abs().sum() / before.abs().sum()), float((after != 0).double().mean())
+    why = ("an l-infinity attacker feeds on |w|_1 and loses half of it, an l2 attacker on |w|_2 and loses nothing: "
+           "that is all of theorem 3.1 but the data")
+    return number(answer, factor, why, {
+        left: "that is the share of weights that are left; those have grown", 1 - left: "that is the share that goes",
+        1 / factor: "that is what each weight grows by; there are fewer of them", 1.0: "that is the factor of |w|_2",
+        math.sqrt(1 - left): "25 weights are left, not 75"})
+
+
+@exercise
+def exercise_4(answer, toy: Binary) -> Verdict:
+    """All weights and the bias of a linear classifier times ten: by which factor does r_2 change?"""
+    factor = Binary(10 * toy.weight, 10 * toy.margins, 10 * toy.gap).r2 / toy.r2
+    why = ("nor does r_inf change; but logits grow tenfold, softmax saturates, and the gradient of the cross entropy "
+           "gets so small that its sign may be rounding: accuracy under FGSM can rise where robustness does not")
+    return number(answer, factor, why, {
+        10.0: "the numerator grows tenfold, and so does the norm below it",
+        0.1: "the norm below grows tenfold, and so does the numerator",
+        100.0: "numerator and norm both grow, but one stands below the other"})
 
 
 @exercise
@@ -86,6 +87,8 @@ def exercise_5(answer, results: Results) -> Verdict:
         return not_yet("a network is expected, such as store.model(dense['run'])")
     if not torch.equal(masked[head], trained[head]):
         return not_yet("the theorem leaves the last layer alone")
+    if not all(torch.equal(masked[name], trained[name]) for name in trained.keys() - {*hidden}):
+        return not_yet("biases are no weights: they stay")
     for was, now in ((trained[name], masked[name]) for name in hidden):
         gone = now == 0
         share = float(gone.float().mean())
@@ -98,7 +101,9 @@ def exercise_5(answer, results: Results) -> Verdict:
         if was[gone].abs().max() <= was[~gone].abs().min():
             return not_yet("those are the smallest weights: the theorem speaks of random ones")
     splits = data.load(run.data)
-    before, after = (Margins(images=50)(net, splits) for net in (whole, answer))
+    before = Margins(images=50)(whole, splits)
+    whole.load_state_dict(masked)  # the answer may be in another precision, or in training mode
+    after = Margins(images=50)(whole, splits)
     said = ", ".join(f"{name} from {before['parts'].get(name, before['value']):.2f} to "
                      f"{after['parts'].get(name, after['value']) or 0:.2f}" for name in ("slope", "margin", "ratio"))
     return right(f"{said}: the theorem promises the fall of the slope, and does not speak of the margin")

@@ -99,6 +99,14 @@ def linear_table(results: Results, task: str, linf: bool = False) -> pandas.Data
     return tables.means(matching(results.frame, {"net": task}), ["method", "level"], columns)
 
 
+def linear_gain(results: Results[TheorySettings]) -> float:
+    """By how many points pruning by magnitude, to the level that is chosen on the validation split,
+    changes accuracy under the worst l-infinity perturbation: two digits, mean over seeds."""
+    radius = results.experiment.settings_for(TWO).judged_radius
+    effects = gain(results.frame, f"linear r_inf {radius:g}", {"net": TWO}, AS_DENSE, 100).effects
+    return sum(effects) / len(effects)
+
+
 def dense_table(results: Results[TheorySettings]) -> pandas.DataFrame:
     """Table 1: the dense networks under all attacks."""
     dense = of_networks(results, DENSE)

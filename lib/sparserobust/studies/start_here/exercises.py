@@ -7,7 +7,7 @@ import torch
 from sparserobust import data
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Magnitude
-from sparserobust.studies.checks import Verdict, choice, exercise, not_yet, number
+from sparserobust.studies.checks import Verdict, exercise, not_yet, number
 from sparserobust.studies.start_here.report import by_radius, networks, rate
 from sparserobust.studies.start_here.runs import ADVERSARIAL, NATURAL, attack
 
@@ -35,6 +35,7 @@ def exercise_2(answer, results: Results) -> Verdict:
                        "larger radius")
     slips = {radius: f"there it still classifies {100 * value:.0f} % of them correctly"
              for radius, value in usual.items() if value >= 0.5}
+    slips |= {usual[below[0]]: "that is the accuracy there: which radius is it?"}
     slips |= {radius: "that is the network that was trained under attack"
               for radius in [radius for radius, value in other.items() if value < 0.5][:1]}
     return number(answer, below[0], f"it classifies {100 * usual[below[0]]:.0f} % correctly there, "
@@ -51,6 +52,32 @@ def _accuracies(results: Results, net: str) -> dict[float, float]:
 
 @exercise
 def exercise_3(answer, results: Results) -> Verdict:
+    """By how many points the accuracy under attack of the network trained under attack changes when it is pruned to
+    90 % layer by layer instead of all weights together."""
+    models, test = networks(results), _test_images(results)
+    radius = results.experiment.settings.radius
+
+    def reached(net: str, scope: str) -> tuple[float, float]:
+        copy = deepcopy(models[net])
+        Magnitude(sparsity=0.9, scope=scope).start(copy)
+        changed = attack(radius)(copy, test.images, test.labels)
+        return rate(copy, changed, test.labels), rate(copy, test.images, test.labels)
+
+    (each, each_clean), (together, together_clean) = (reached(ADVERSARIAL, scope) for scope in ("layerwise", "global"))
+    usual = [reached(NATURAL, scope)[0] for scope in ("layerwise", "global")]
+    change = 100 * (each - together)
+    why = (f"layer by layer {100 * each:.0f} %, together {100 * together:.0f} %: the small last layer loses nine "
+           "tenths of its weights too, though each of them matters more")
+    return number(answer, change, why, {
+        -change: "the other way round: layer by layer minus together",
+        100 * each: "that is layer by layer: minus what?",
+        100 * together: "that is all together: what is it layer by layer?",
+        100 * (each_clean - together_clean): "those are clean images",
+        100 * (usual[0] - usual[1]): "that is the network that was trained as usual"}, within=0.3)
+
+
+@exercise
+def exercise_4(answer, results: Results) -> Verdict:
     """By how many points an attack of radius 0.1 lowers the accuracy of the network trained as
     usual further than moving every pixel by 0.1 up or down at random."""
     net, test = networks(results)[NATURAL], _test_images(results)
@@ -67,23 +94,6 @@ def exercise_3(answer, results: Results) -> Verdict:
         100 * at_random: "that is the accuracy after moving pixels at random",
         100 * attacked: "that is the accuracy under attack",
         -points: "the other way round"}, within=2.5)
-
-
-@exercise
-def exercise_4(answer, results: Results) -> Verdict:
-    """Whether pruning to 90 % layer by layer leaves more accuracy under attack than ranking all
-    weights together."""
-    net, test, found = networks(results)[ADVERSARIAL], _test_images(results), {}
-    for scope in ("layerwise", "global"):
-        copy = deepcopy(net)
-        Magnitude(sparsity=0.9, scope=scope).start(copy)
-        attacked = attack(results.experiment.settings.radius)(copy, test.images, test.labels)
-        found[scope] = rate(copy, attacked, test.labels)
-    numbers = (f"layer by layer {100 * found['layerwise']:.0f} %, "
-               f"together {100 * found['global']:.0f} %")
-    higher = found["layerwise"] > found["global"]
-    correct, other = ("higher", "lower") if higher else ("lower", "higher")
-    return choice(answer, correct, numbers, {other: f"it is the other way round: {numbers}"})
 
 
 def _test_images(results: Results) -> data.Split:

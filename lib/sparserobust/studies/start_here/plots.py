@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import seaborn
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -19,50 +20,83 @@ RIGHT, WRONG = styles.BLUE, styles.ORANGE
 
 @styled
 def attacked_image(image: torch.Tensor, attacked: dict[str, tuple[torch.Tensor, torch.Tensor]],
-                   label: int) -> Figure:
-    """A row per network in `attacked`, which maps it to an attacked image (1, h, w) and how likely
-    the network finds each class, (classes,): the change, the picture, the classes, with the true
-    `label` in blue and the answer, where it is wrong, in orange."""
-    figure, axes = grid(len(attacked), 3, (9.0, 2.7 * len(attacked) + 0.4),
-                        width_ratios=(1.15, 1, 1.3))
+                   label: int, classes: Sequence[str], reach: float) -> Figure:
+    """A row per network in `attacked`, which maps it to an attacked image (1 or 3, h, w) and how
+    likely the network finds each of the `classes`, (classes,): the picture, its change, the
+    classes, with the true `label` in blue and the answer, where it is wrong, in orange. A change by
+    `reach` has the strongest colour."""
+    figure, axes = grid(len(attacked), 3, (9.0, 3.0 * len(attacked) + 0.3),
+                        width_ratios=(1, 1 if len(image) == 3 else 1.25, 1.1))
     for row, (name, (changed, chances)) in zip(axes, attacked.items(), strict=True):
-        mesh = picture(row[0], (changed - image)[0], "RdBu_r", vmin=-0.4, vmax=0.4)
-        figure.colorbar(mesh, ax=row[0], shrink=0.8, ticks=(-0.4, 0, 0.4))
-        picture(row[1], changed[0], "gray_r", vmin=0, vmax=1)
+        _shown(row[0], changed)
         row[0].set_ylabel(name, fontsize=11)
-        answer, classes = int(chances.argmax()), np.arange(len(chances))
-        colours = [RIGHT if c == label else WRONG if c == answer else "0.7" for c in classes]
-        row[2].bar(classes, 100 * chances.numpy(), color=colours)
-        row[2].set(xticks=classes, ylim=(0, 105), ylabel="probability [%]", xlabel="class")
-        row[2].set_title(f"answer {answer}: " + ("right" if answer == label else "fooled"),
+        _change(row[1], changed - image, reach)
+        answer = int(chances.argmax())
+        colours = [RIGHT if c == label else WRONG if c == answer else "0.7"
+                   for c in range(len(classes))]
+        bars = row[2].barh(list(classes), 100 * chances.numpy(), color=colours)
+        row[2].bar_label(bars, ["" if c != answer else f"{100 * float(chances[c]):.0f} %"
+                                for c in range(len(classes))], padding=2, fontsize=10)
+        row[2].set(xlim=(0, 135), xticks=(0, 50, 100), xlabel="probability [%]")
+        row[2].invert_yaxis()
+        row[2].grid(False)
+        row[2].set_title(f"{classes[answer]}: " + ("right" if answer == label else "fooled"),
                          fontsize=11, weight="bold", color=RIGHT if answer == label else WRONG)
-    axes[0, 0].set_title("change of each pixel")
-    axes[0, 1].set_title("what the network sees")
-    legend(figure, [Patch(color="#b2182b", label="pixel raised (darker ink)"),
-                    Patch(color="#2166ac", label="pixel lowered"),
-                    Patch(color=RIGHT, label="the true class"),
-                    Patch(color=WRONG, label="the answer, where it is wrong")])
+    axes[0, 0].set_title("what the network sees")
+    axes[0, 1].set_title("change of each pixel" if len(image) == 1
+                         else f"change, {0.5 / reach:.0f} times enlarged")
+    key = [Patch(color=RIGHT, label="the true class"),
+           Patch(color=WRONG, label="the answer, where it is wrong")]
+    if len(image) == 1:
+        key = [Patch(color="#b2182b", label="pixel raised (darker ink)"),
+               Patch(color="#2166ac", label="pixel lowered"), *key]
+    legend(figure, key)
     return figure
 
 
 @styled
 def answers(seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]], titles: Sequence[str],
-            label: int) -> Figure:
-    """A row per network in `seen`, a column per title: the picture (1, h, w) that it is shown and,
-    underneath, what it answers and how sure it is, from how likely it finds each class (classes,);
-    blue where that is the true `label`, else orange and marked as wrong."""
+            label: int, classes: Sequence[str]) -> Figure:
+    """A row per network in `seen`, a column per title: the picture (1 or 3, h, w) that it is shown
+    and, underneath, which of the `classes` it answers and how sure it is, from how likely it finds
+    each, (classes,); blue where that is the true `label`, else orange and marked as wrong."""
     figure, axes = grid(len(seen), len(titles), (2.15 * len(titles), 2.5 * len(seen)))
     for row, (name, pictures) in zip(axes, seen.items(), strict=True):
-        for axis, (shown, chances) in zip(row, pictures, strict=True):
-            picture(axis, shown[0], "gray_r", vmin=0, vmax=1)
+        for axis, (changed, chances) in zip(row, pictures, strict=True):
+            _shown(axis, changed)
             answer = int(chances.argmax())
             wrong = "" if answer == label else "wrong: "
-            axis.set_xlabel(f"{wrong}{answer}, {100 * float(chances.max()):.0f} % sure",
+            axis.set_xlabel(f"{wrong}{classes[answer]}, {100 * float(chances.max()):.0f} %",
                             fontsize=11, weight="bold", color=WRONG if wrong else RIGHT)
         row[0].set_ylabel(name, fontsize=11)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     return figure
+
+
+def _shown(axis: Axes, image: torch.Tensor) -> None:
+    """An image (1 or 3, h, w) in [0, 1]: digits as ink on paper, photographs as they are."""
+    if len(image) == 1:
+        picture(axis, image[0], "gray_r", vmin=0, vmax=1)
+    else:
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        _without_ticks(axis)
+
+
+def _change(axis: Axes, change: torch.Tensor, reach: float) -> None:
+    """By how much each pixel was changed, (1 or 3, h, w): with a bar, or around a middle grey."""
+    if len(change) == 1:
+        mesh = picture(axis, change[0], "RdBu_r", vmin=-reach, vmax=reach)
+        axis.figure.colorbar(mesh, ax=axis, shrink=0.8, ticks=(-reach, 0, reach))
+    else:
+        axis.imshow((0.5 + change / (2 * reach)).clamp(0, 1).permute(1, 2, 0).numpy())
+        _without_ticks(axis)
+
+
+def _without_ticks(axis: Axes) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
 
 
 @styled

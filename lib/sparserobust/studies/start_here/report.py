@@ -1,5 +1,5 @@
-"""What a person can do by hand to the two networks of the first page: attack one image, look at the
-loss around it, take weights away."""
+"""What a person can do by hand to the networks of the first page: attack one image, look at the loss
+around it, take weights away."""
 
 from copy import deepcopy
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sparserobust import networks as known_networks
 from sparserobust.attacks import predicted, under_attack
 from sparserobust.data import Split
 from sparserobust.reporting.estimates import matching
@@ -19,12 +20,47 @@ from sparserobust.sparsity import prunable
 from sparserobust.studies.start_here.runs import ADVERSARIAL, NATURAL, attack
 
 Networks = dict[str, nn.Module]
+PHOTOGRAPHED = {NATURAL: "natural", ADVERSARIAL: "dense"}  # networks that come along
+LEVELS = 255  # of brightness: a photograph has so many steps between black and white
 
 
 def networks(results: Results) -> Networks:
     """The trained networks of the first seed, by how they were trained."""
     rows = results.experiment.rows(seed=results.experiment.seeds[0])
     return {row["net"]: results.store.model(row["run"]).cpu() for row in rows}
+
+
+def of_photographs() -> Networks:
+    """Two networks that come along, trained on CIFAR-10, by how they were trained."""
+    return {how: known_networks.load(name) for how, name in PHOTOGRAPHED.items()}
+
+
+def photographs_in_words() -> str:
+    """A sentence on the accuracy of the networks `of_photographs`, as their cards have it."""
+    told = []
+    for how, name in PHOTOGRAPHED.items():
+        measured = known_networks.card(name)["measured"]
+        rates = {what: f"{100 * found['count'] / found['total']:.0f} % of {found['total']:,}"
+                 for what, found in measured.items()}
+        told.append(f"*{how}* {rates['clean']} photographs as they are, {rates['pgd']} under attack")
+    return f"Correct answers: {'; '.join(told)} (radius 8 levels, 20 steps)."
+
+
+def cards_agree(models: Networks, photographs: Split) -> dict[str, bool]:
+    """Whether each network is right on as many photographs as its card says."""
+    return {how: int((predicted(model, photographs.images) == photographs.labels).sum())
+            == known_networks.card(PHOTOGRAPHED[how])["sample"]["clean"]["count"]
+            for how, model in models.items()}
+
+
+def compared(net: nn.Module, library: nn.Module) -> str:
+    """Whether a network that was trained by hand is the library's, in words."""
+    ours, theirs = net.state_dict(), library.state_dict()
+    apart = max(float((ours[key] - theirs[key]).abs().max()) for key in theirs)
+    if apart == 0:
+        return "your network and the library's have the same weights, bit for bit"
+    return (f"your network is not the library's: weights differ by up to {apart:.2g} (another radius, or the library "
+            "trained on another kind of machine)")
 
 
 def accuracy_table(results: Results) -> pandas.DataFrame:
@@ -69,6 +105,23 @@ def attacked(models: Networks, image: Tensor, label: int,
             changed = attack(radius)(model, changed, torch.tensor([label]))
         found[name] = changed[0], probabilities(model, changed)[0]
     return found
+
+
+def attacked_at(models: Networks, image: Tensor, label: int,
+                radii: list[float]) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """For `plots.answers`: by network what `attacked` finds at each of these radii."""
+    found = [attacked(models, image, label, radius) for radius in radii]
+    return {name: [one[name] for one in found] for name in models}
+
+
+def levels_that_fool(model: nn.Module, image: Tensor, label: int) -> int:
+    """The smallest radius, in levels of brightness, at which an attack fools a network on an image
+    (c, h, w): 0 if it is wrong without one, 256 if no radius does."""
+    for level in range(LEVELS + 1):
+        _, chances = attacked({"": model}, image, label, level / LEVELS)[""]
+        if int(chances.argmax()) != label:
+            return level
+    return LEVELS + 1
 
 
 def right_under_attack(models: Networks, split: Split, radius: float) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """What is compared in TSCNC (Feng, Lin, Gao & Wei 2025), and the claims that are judged by it."""
 
+import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,7 +11,7 @@ from sparserobust.reporting import claims, estimates, reported, tables
 from sparserobust.reporting.claims import Contrast
 from sparserobust.reporting.reported import Claim
 from sparserobust.running.experiment import Experiment, Results
-from sparserobust.studies.tscnc.report import HEAVY, NORMS, RELATIVE_NORMS, labels
+from sparserobust.studies.tscnc.report import HEAVY, KAPPA, NORMS, RELATIVE_NORMS, labels, removed
 from sparserobust.studies.tscnc.runs import (
     ALL_LAYERS,
     BOTH,
@@ -64,6 +66,25 @@ def effects(results: Results[TSCNCSettings], net: str) -> pandas.DataFrame:
     at = {f"{100 * level:g} %: {name}": pair for level in experiment.settings_for(net).levels
           for name, pair in pairs(experiment, net, level).items()}
     return tables.effects(results.frame, at, {"clean": "clean", "PGD-20": "pgd20", "CW-inf": "cw"})
+
+
+def growth(results: Results[TSCNCSettings], net: str) -> dict[str, float]:
+    """By which factor the condition number of convolutions grows when HYDRA prunes, at the level of
+    the claims, in the geometric mean over seeds: `folded`, by which claim C2 is judged; as the
+    layers act; and that of the null. nan where a network has none."""
+    own = results.experiment.settings_for(net)
+    pair = pairs(results.experiment, net, own.primary_level)[f"{HYDRA} - {TRADES}"]
+    metrics = {"folded": FOLDED["convolutions"][0], "as they act": KAPPA, "null": f"{KAPPA} null"}
+    effects = {name: estimates.compared(results.frame, metric, *pair, log=True).effects
+               for name, metric in metrics.items()}
+    return {name: 10 ** statistics.fmean(found or [math.nan]) for name, found in effects.items()}
+
+
+def growth_in_words(results: Results[TSCNCSettings], net: str) -> str:
+    """The same as a sentence."""
+    own, factors = results.experiment.settings_for(net), growth(results, net)
+    told = ", ".join(f"{factor:.2f} times {name}" for name, factor in factors.items())
+    return f"The condition number of convolutions, HYDRA, {removed(own.primary_level)}: {told}."
 
 
 def judged(results: Results[TSCNCSettings]) -> pandas.DataFrame:

@@ -7,17 +7,73 @@ import torch
 
 from sparserobust import data, sparsity, training
 from sparserobust.analysis.conditioning import rank, spectrum
+from sparserobust.config import Run
 from sparserobust.reporting.estimates import matching
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import TSCNC
 from sparserobust.sparsifiers.constraints import filter_costs
 from sparserobust.studies.checks import Verdict, choice, chosen_run, exercise, number, rates
-from sparserobust.studies.tscnc.report import CLASSIFIER, KAPPA, labels
-from sparserobust.studies.tscnc.runs import BOTH, CNC, DENSE, HYDRA, METHODS, PRUNED
+from sparserobust.studies.tscnc.report import CLASSIFIER, KAPPA, MEASURED, labels, removed
+from sparserobust.studies.tscnc.runs import (
+    BOTH,
+    CNC,
+    DECAY,
+    DENSE,
+    GATES,
+    HYDRA,
+    METHODS,
+    PRUNED,
+    VARIED,
+)
+
+LINEAR = 1e12  # an a so large that the transform is x
 
 
 @exercise
-def exercise_1(answer) -> Verdict:
+def exercise_1(answer, results: Results) -> Verdict:
+    """Which method loses the largest share of singular values, on average over seeds, at the
+    highest sparsity?"""
+    net, level = _where(results)
+    rows = matching(results.frame, {"net": net, "part": PRUNED, "level": level})
+    rows = rows[rows["method"].isin(METHODS)]
+    means = rows.groupby(["metric", "method"])["value"].mean()
+    zero, kappa = means["kappa zero"], means[KAPPA]
+    most = zero.idxmax()
+    why = (f"{100 * zero[most]:.0f} % of them are zero, and kappa, which looks at the others, is "
+           f"{kappa[most]:.1f}, where it goes from {kappa.min():.1f} to {kappa.max():.1f}: it does "
+           "not see rank")
+    return choice(answer, most, why, {
+        method: f"it loses {100 * share:.1f} %, another one {100 * zero[most]:.1f} %"
+        for method, share in zero.items() if method != most})
+
+
+@exercise
+def exercise_2(answer, results: Results) -> Verdict:
+    """By which factor has kappa of TSCNC's classifier grown at the level of the claims, on average
+    over seeds?"""
+    level = results.experiment.settings.primary_level
+    rows = matching(results.frame, {"net": results.experiment.nets[0]})
+    rows = rows[(rows["part"].eq(DENSE) & rows["level"].eq(0))
+                | (rows["part"].eq(PRUNED) & rows["level"].eq(level))]
+    means = rows.groupby(["metric", "method", "part"])["value"].mean()
+
+    def grown(method: str, metric: str = CLASSIFIER) -> float:
+        return float(means[metric, method, PRUNED] / means[metric, method, DENSE])
+
+    before, after = (float(means[CLASSIFIER, BOTH, part]) for part in (DENSE, PRUNED))
+    why = (f"from {before:.2f} to {after:.2f}, where HYDRA, without any constraint, has "
+           f"{means[CLASSIFIER, HYDRA, PRUNED]:.2f}: scores ignore it, and fine-tuning has no "
+           "constraint")
+    return number(answer, grown(BOTH), why, {
+        before / after: "that is upside down: after over before",
+        after: "that is kappa itself, after pruning",
+        after - before: "that is a difference: after over before",
+        grown(CNC): "that is +CNC",
+        grown(BOTH, KAPPA): "that is of the convolutions"}, within=0.006)
+
+
+@exercise
+def exercise_3(answer) -> Verdict:
     """At which squared norm of a 3x3 filter with 64 inputs is the pole of the released transform,
     with released settings and a gate that is open with probability 0.92?"""
     released, opened = TSCNC(sign="released"), 0.92
@@ -44,25 +100,7 @@ def exercise_1(answer) -> Verdict:
 
 
 @exercise
-def exercise_2(answer, results: Results) -> Verdict:
-    """Which method loses the largest share of singular values, on average over seeds, at the
-    highest sparsity?"""
-    net, level = _where(results)
-    rows = matching(results.frame, {"net": net, "part": PRUNED, "level": level})
-    rows = rows[rows["method"].isin(METHODS)]
-    means = rows.groupby(["metric", "method"])["value"].mean()
-    zero, kappa = means["kappa zero"], means[KAPPA]
-    most = zero.idxmax()
-    why = (f"{100 * zero[most]:.0f} % of them are zero, and kappa, which looks at the others, is "
-           f"{kappa[most]:.1f}, where it goes from {kappa.min():.1f} to {kappa.max():.1f}: it does "
-           "not see rank")
-    return choice(answer, most, why, {
-        method: f"it loses {100 * share:.1f} %, another one {100 * zero[most]:.1f} %"
-        for method, share in zero.items() if method != most})
-
-
-@exercise
-def exercise_3(answer, results: Results) -> Verdict:
+def exercise_4(answer, results: Results) -> Verdict:
     """How many singular values of HYDRA's network at the highest sparsity are zero, all layers
     together? First seed."""
     net, level = _where(results)
@@ -84,7 +122,7 @@ def exercise_3(answer, results: Results) -> Verdict:
 
 
 @exercise
-def exercise_4(answer, results: Results) -> Verdict:
+def exercise_5(answer, results: Results) -> Verdict:
     """A classifier, weight and bias, is multiplied by 2.3: by which factor does the local Lipschitz
     constant change?"""
     row, scale = results.experiment.row(part=DENSE, seed=results.experiment.seeds[0]), 2.3
@@ -103,30 +141,6 @@ def exercise_4(answer, results: Results) -> Verdict:
              "change of image",
         scale**2: linear, math.sqrt(scale): linear,
         1 / scale: "the logits grow, and so do their changes"}, tolerance=0.02)
-
-
-@exercise
-def exercise_5(answer, results: Results) -> Verdict:
-    """By which factor has kappa of TSCNC's classifier grown once 90 % are removed, on average over
-    seeds?"""
-    rows = matching(results.frame, {"net": results.experiment.nets[0]})
-    rows = rows[(rows["part"].eq(DENSE) & rows["level"].eq(0))
-                | (rows["part"].eq(PRUNED) & rows["level"].eq(0.9))]
-    means = rows.groupby(["metric", "method", "part"])["value"].mean()
-
-    def grown(method: str, metric: str = CLASSIFIER) -> float:
-        return float(means[metric, method, PRUNED] / means[metric, method, DENSE])
-
-    before, after = (float(means[CLASSIFIER, BOTH, part]) for part in (DENSE, PRUNED))
-    why = (f"from {before:.2f} to {after:.2f}, where HYDRA, without any constraint, has "
-           f"{means[CLASSIFIER, HYDRA, PRUNED]:.2f}: scores ignore it, and fine-tuning has no "
-           "constraint")
-    return number(answer, grown(BOTH), why, {
-        before / after: "that is upside down: after over before",
-        after: "that is kappa itself, after pruning",
-        after - before: "that is a difference: after over before",
-        grown(CNC): "that is +CNC",
-        grown(BOTH, KAPPA): "that is of the convolutions"}, within=0.006)
 
 
 @exercise
@@ -159,6 +173,40 @@ def exercise_6(answer, results: Results) -> Verdict:
             "it still constrains the classifier alone: its layers should be all",
         changed(single["run"], layers="all", condition=0.1):
             "that is +CNC, which has no constraint on sparsity"})
+
+
+@exercise
+def exercise_7(answer, results: Results) -> Verdict:
+    """The control of TSCNC, dense, first seed: gates that decay, with neither transform nor cost of
+    an open gate nor constraint on the condition number."""
+    experiment, seed = results.experiment, results.experiment.seeds[0]
+    row = experiment.row(part=DENSE, method=BOTH, seed=seed)
+    usual, alone = row["run"], experiment.row(method=GATES, level=0.0, seed=seed)["run"]
+
+    def changed(**changes) -> Run:
+        return replace(usual, sparsifier=replace(usual.sparsifier, **changes))
+
+    control = changed(a=LINEAR, l0=0.0, condition=0.0)
+
+    def why() -> str:
+        net, level = experiment.nets[0], experiment.settings.primary_level
+        rows = {BOTH: labels(net, BOTH, level), "control": labels(net, DECAY, level, VARIED),
+                HYDRA: labels(net, HYDRA, level)}
+        runs = {name: experiment.row(**at, seed=seed)["run"] for name, at in rows.items()}
+        reached = rates(runs, {name: row["measurements"][metric] for name, metric in MEASURED.items()},
+                        results.store)
+        return (f"with {removed(level)}, {reached}. What the control gains over {HYDRA} is not the "
+                "constraints'")
+
+    return chosen_run(answer, control, why, {
+        usual: "that has both constraints",
+        changed(condition=0.0): "that is +TSC: transform and cost of an open gate are still there",
+        changed(a=LINEAR, l0=0.0): "it still constrains the condition number",
+        changed(a=LINEAR, condition=0.0): "an open gate still costs: l0",
+        changed(l0=0.0, condition=0.0): "its transform still bends: a",
+        changed(sparse=0.0, condition=0.0):
+            "with sparse 0 gated filters decay like all other weights, not as TSCNC's do",
+        alone: "its gates have no decay of their own"})
 
 
 def _where(results: Results) -> tuple[str, float]:

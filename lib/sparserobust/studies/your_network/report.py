@@ -11,6 +11,7 @@ from sparserobust.analysis import Deployable
 from sparserobust.analysis.masking import MEANS
 from sparserobust.auditing import audit
 from sparserobust.errors import UserError
+from sparserobust.inputs import Function
 from sparserobust.models.compact import plain_copy
 from sparserobust.reporting.audits import Report, beside
 from sparserobust.running.experiment import Results
@@ -29,7 +30,7 @@ class Masked(nn.Module):
     def __init__(self, net: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: (x * LEVELS).round() / LEVELS,
                  after: Callable[[Tensor], Tensor] = lambda logits: SHARPNESS * logits):
         super().__init__()
-        self.net, self.before, self.after = net, before, after
+        self.net, self.before, self.after = net, Function(before), Function(after)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.net(self.before(x)))
@@ -68,6 +69,12 @@ def yours(results: Results, builder: str, weights: str, data_set: str, epsilon: 
     report = audit(builder, data_set or own.data, epsilon or own.audit.epsilon, own.audit.images,
                    weights=weights or None, few=own.audit.few, queries=own.audit.queries, name=builder)
     return {builder: report}
+
+
+def images(results: Results) -> data.Split:
+    """Test images of the page: those that an audit asks the dearest questions about."""
+    own = results.experiment.settings
+    return data.load(own.data).test.sample(own.audit.few)
 
 
 def flags(reports: Mapping[str, Report]) -> pandas.DataFrame:

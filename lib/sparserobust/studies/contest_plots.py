@@ -1,4 +1,4 @@
-"""Figures of this study alone: how methods rank, and what nothing else beats."""
+"""Figures of a contest alone: how methods rank, and what nothing else beats."""
 
 from textwrap import wrap
 
@@ -20,7 +20,9 @@ def rankings(found: dict[str, pandas.DataFrame], reference: pandas.Series, xlabe
     longest = max(len(table) for table in found.values())
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    figure, axes = grid(rows, columns, (5.4 * columns, rows * (0.36 * longest + 1.6)), sharex=True)
+    letters = max(len(str(method)) for table in found.values() for method in table.index)
+    width = 5.4 + 0.11 * max(0, letters - 21)
+    figure, axes = grid(rows, columns, (width * columns, rows * (0.36 * longest + 1.6)), sharex=True)
     for axis in axes.flat[len(found):]:
         axis.set_axis_off()
     figure.set_layout_engine("constrained", w_pad=0.16)
@@ -46,7 +48,8 @@ def rankings(found: dict[str, pandas.DataFrame], reference: pandas.Series, xlabe
     return figure
 
 
-LOWEST = 6.0  # points below the second lowest method, beyond which a mark stands at the edge
+LOWEST = 6.0  # points below the second lowest method, beyond which a mark stands at the edge,
+FEW = 0.1  # unless that were a larger share of all marks, and more than two
 
 
 @styled
@@ -57,14 +60,17 @@ def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFra
     from left to right. Hollow marks are rows whose `cut` is channels. Of marks that would cover
     each other those that are not on the front move to the right; one far below all others stands at
     the lower edge, with its value."""
-    figure, (axes,) = grid(1, len(panels), (4.6 * len(panels), 5.4), sharey=True)
+    tall = max(5.4, 0.13 * len(points))  # inches
+    figure, (axes,) = grid(1, len(panels), (4.6 * len(panels), tall), sharey=True)
     look = styles.of(points["method"])
     lowest = 100 * points.groupby("method")[y].max().nsmallest(2).iloc[-1] - LOWEST
+    few = max(2, int(FEW * len(points)))  # that may lie below
+    lowest = min(lowest, 100 * points[y].nsmallest(few + 1).iloc[-1])
     edge = max(lowest, 100 * points[y].min() - 1)
     for axis, (heading, (column, front)) in zip(axes, panels.items(), strict=True):
         axis.step(front[column], 100 * front[y], where="post", color="0.7", linewidth=1.5, zorder=1)
         values = (100 * points[y]).clip(lower=edge)
-        places = apart(points[column], values, first=points.index.isin(front.index))
+        places = apart(points[column], values, points.index.isin(front.index), 0.216 / tall)
         for row, place, shown in zip(points.to_dict("records"), places, values, strict=True):
             colour, marker, _ = look[row["method"]]
             value = 100 * row[y]
@@ -86,15 +92,16 @@ def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFra
     return figure
 
 
-def apart(x: pandas.Series, y: pandas.Series, first: np.ndarray) -> list[float]:
+def apart(x: pandas.Series, y: pandas.Series, first: np.ndarray, mark: float = 0.04) -> list[float]:
     """Places on a logarithmic x axis for marks at `x` and `y`, so that no two cover each other:
-    those in `first` keep theirs, others move to the right until there is room."""
-    width, height = 0.045 * np.ptp(np.log(x)), 0.04 * np.ptp(y)
+    those in `first` keep theirs, others move to the right until there is room. A mark takes the
+    share `mark` of the height."""
+    width, height = 0.045 * np.ptp(np.log(x)), mark * np.ptp(y)
     placed: dict[int, float] = {}
-    for mark in np.lexsort((-y, ~first)):
-        place = np.log(x.iloc[mark])
-        while any(abs(place - other) < width and abs(y.iloc[mark] - y.iloc[of]) < height
-                  for of, other in placed.items()) and not first[mark]:
+    for one in np.lexsort((-y, ~first)):
+        place = np.log(x.iloc[one])
+        while any(abs(place - other) < width and abs(y.iloc[one] - y.iloc[of]) < height
+                  for of, other in placed.items()) and not first[one]:
             place += width / 4
-        placed[mark] = place
-    return [float(np.exp(placed[mark])) for mark in range(len(x))]
+        placed[one] = place
+    return [float(np.exp(placed[one])) for one in range(len(x))]

@@ -1,4 +1,6 @@
-"""Tables and figures of all methods side by side."""
+"""Tables and figures of a contest: all methods at the same size."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas
@@ -8,8 +10,8 @@ from sparserobust.reporting import estimates, tables
 from sparserobust.running.experiment import Experiment, Results
 from sparserobust.running.store import Store
 from sparserobust.running.sweep import Grid, sweep
-from sparserobust.studies.side_by_side.comparisons import ATTACKED, named
-from sparserobust.studies.side_by_side.runs import DENSE, PAPERS, SideBySideSettings, budget
+from sparserobust.studies.methods import DENSE, ContestSettings, budget, named
+from sparserobust.studies.questions import ATTACKED
 
 ACCURACIES = {"clean [%]": "clean", "PGD, averaged [%]": ATTACKED}
 NO_NOISE = {"clean, noise off [%]": "clean_quiet", "PGD, noise off [%]": "pgd_quiet"}
@@ -21,6 +23,7 @@ COSTS = {"weights left [%]": ("weights_left", 1), "channels left [%]": ("channel
          "latency [ms]": ("latency_ms", 2), "training [s]": ("seconds", 1)}
 FRONTS = {"weights left [%]": "weights_left", "file, packed [KB]": "file_kb",
           "multiply-accumulates left [%]": "macs_left"}
+LATENCY = {"latency [ms]": "latency_ms"}  # that of the machine that measured it
 
 
 def network_name(row: dict) -> str:
@@ -34,11 +37,11 @@ def network_name(row: dict) -> str:
 def overview(experiment: Experiment) -> pandas.DataFrame:
     """One line per method and cut, of the first seed: what is trained, epoch by epoch, and what
     that takes."""
-    lines = []
+    own, lines = experiment.settings, []
     for row in experiment.rows(seed=experiment.seeds[0]):
         stages = [f"{run.recipe.trained_epochs} {run.sparsifier.kind}"
                   + (", inherits" if run.inheritance else "") for run in row["run"].lineage]
-        lines.append({"method": row["method"], "paper": PAPERS.get(row["method"], ""),
+        lines.append({"method": row["method"], "paper": own.paper(row["method"]),
                       "removed": named(row["cut"], row["level"]), "epochs": " > ".join(stages),
                       "gradients per image": f"{budget(row['run']):g}"})
     return pandas.DataFrame(lines).set_index("method")
@@ -75,9 +78,12 @@ def with_removed(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 def table(results: Results, networks: pandas.DataFrame) -> pandas.DataFrame:
     """One line per method and cut, mean ± standard deviation over seeds: accuracies and
-    diagnostics."""
-    rates = tables.rates(with_removed(results.frame), ["removed", "method"], ACCURACIES | NO_NOISE)
-    return _by_method(pandas.concat([rates, _means(networks, DIAGNOSTICS)], axis=1))
+    diagnostics, as far as they were measured."""
+    measured = {heading: metric for heading, metric in (ACCURACIES | NO_NOISE).items()
+                if metric in set(results.frame["metric"])}
+    seen = {heading: found for heading, found in DIAGNOSTICS.items() if found[0] in networks}
+    rates = tables.rates(with_removed(results.frame), ["removed", "method"], measured)
+    return _by_method(pandas.concat([rates, _means(networks, seen)], axis=1))
 
 
 def costs(networks: pandas.DataFrame) -> pandas.DataFrame:
@@ -145,21 +151,28 @@ def answers(frame: pandas.DataFrame, metric: str, cut: str | None,
             level: float) -> dict[str, np.ndarray]:
     """For `estimates.ranking`: of every method at a cut which test images (seeds, images) were
     classified correctly, on the seeds that all methods have. Networks of which no answers were kept
-    are left out, and so are those that answered other images than most."""
+    are left out, and so are those that answered other images than most, or have one or two seeds
+    where others have more."""
     rows = estimates.matching(frame, {"metric": metric, "cut": cut, "level": level})
     rows = rows.dropna(subset="each")
     drawn = rows["each"].map(imagewise.is_sample)
     rows = rows[drawn == drawn.mode().max()]
     packed = rows.pivot(index="seed", columns="method", values="each")
-    packed = packed[rows["method"].unique()].dropna()
+    seeds = packed.notna().sum()
+    packed = packed[[method for method in rows["method"].unique()
+                     if seeds[method] >= min(estimates.FEWEST, seeds.max())]].dropna()
+    if packed.empty:
+        return {}
     values = estimates.common(packed.to_numpy().T.ravel().tolist())
     return dict(zip(packed.columns, values.reshape(packed.shape[1], len(packed), -1), strict=True))
 
 
-def rankings(results: Results[SideBySideSettings]) -> dict[str, pandas.DataFrame]:
-    """How methods rank at each cut (`estimates.ranking`), by what is removed."""
-    return {named(cut, level): estimates.ranking(answers(results.frame, ATTACKED, cut, level))
-            for cut, level in results.experiment.settings.cuts}
+def rankings(results: Results[ContestSettings]) -> dict[str, pandas.DataFrame]:
+    """How methods rank at each cut (`estimates.ranking`) at which any were run, by what is
+    removed."""
+    found = {named(cut, level): answers(results.frame, ATTACKED, cut, level)
+             for cut, level in results.experiment.settings.cuts}
+    return {removed: estimates.ranking(right) for removed, right in found.items() if right}
 
 
 def dense_network(results: Results) -> pandas.Series:
@@ -183,13 +196,14 @@ def ranks(rankings: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
 Panels = dict[str, tuple[str, pandas.DataFrame]]
 
 
-def fronts(networks: pandas.DataFrame) -> tuple[pandas.DataFrame, Panels]:
-    """Figure 2: one row per method and cut, means over seeds; and for each heading the column that
-    is drawn, with the rows of its `front`."""
+def fronts(networks: pandas.DataFrame, columns: Mapping[str, str] = FRONTS
+           ) -> tuple[pandas.DataFrame, Panels]:
+    """One row per method and cut, means over seeds; and for each heading the column that is drawn,
+    with the rows of its `front`."""
     groups = networks.groupby(["method", "cut", "level"], sort=False, dropna=False)
-    points = groups[[*FRONTS.values(), ATTACKED]].mean().reset_index()
+    points = groups[[*columns.values(), ATTACKED]].mean().reset_index()
     return points, {heading: (column, front(points, column, ATTACKED))
-                    for heading, column in FRONTS.items()}
+                    for heading, column in columns.items()}
 
 
 def front(points: pandas.DataFrame, x: str, y: str) -> pandas.DataFrame:
