@@ -26,11 +26,12 @@ def library_step(model, images, labels):
     run = Run(data=sr.Data(name="cifar10"), model=model, recipe=sr.Recipe(epochs=1),
               objective=sr.objectives.Adversarial(attack=sr.attacks.PGD(epsilon=EPSILON, step_size=STEP, steps=STEPS)))
     split = Split(images, labels)
-    net = training.build(run, Splits(split, split, split, tuple("0123456789"))).to(
-        images.device, memory_format=torch.channels_last).train()
+    net = training.build(run, Splits(split, split, split, tuple("0123456789")))
+    layout = training.fastest_layout(net, images.device)
+    net = net.to(images.device, memory_format=layout).train()
     job = training.TrainingState(run, net, ())
     attack = seeding.stream(0, "attack", device=images.device)
-    batch = images.contiguous(memory_format=torch.channels_last)
+    batch = images.contiguous(memory_format=layout)
     return lambda: job.step(run.objective, batch, labels, attack, 0.1)
 
 

@@ -12,6 +12,7 @@ benchmarks/compact.csv.
 
 import argparse
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,26 @@ def measured(name: str, side: int, repeats: int, share: float) -> dict:
     return line | {"difference": f"{found['largest_difference'] / largest:.1e}"}
 
 
+def printed(lines: Iterable[dict]) -> list[dict]:
+    """The lines of a table, each printed as soon as it is there."""
+    found: list[dict] = []
+    for line in lines:
+        if not found:
+            print(" | ".join(line))
+        print(" | ".join(map(str, line.values())), flush=True)
+        found.append(line)
+    return found
+
+
+def record(table: Path, lines: list[dict]) -> None:
+    """Write lines, and where they were measured, into a CSV file."""
+    where = {"machine": provenance.provenance()["processor"], "commit": provenance.commit()}
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*lines[0], *where], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(line | where for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME", help="these networks")
@@ -84,19 +105,10 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the channels that are no longer read")
     parser.add_argument("--record", action="store_true", help=f"write the table into {TABLE.name}")
     chosen = parser.parse_args()
-    lines = []
-    for name in chosen.only:
-        lines.append(measured(name, chosen.side, chosen.repeats, chosen.share))
-        if len(lines) == 1:
-            print("millions of parameters, MACs and bytes; " + provenance.summary())
-            print(" | ".join(lines[0]))
-        print(" | ".join(map(str, lines[-1].values())), flush=True)
+    print("millions of parameters, MACs and bytes; " + provenance.summary())
+    lines = printed(measured(name, chosen.side, chosen.repeats, chosen.share) for name in chosen.only)
     if chosen.record:
-        where = {"side": chosen.side, "machine": provenance.provenance()["processor"], "commit": provenance.commit()}
-        with TABLE.open("w", newline="") as file:
-            table = csv.DictWriter(file, [*lines[0], *where], lineterminator="\n")
-            table.writeheader()
-            table.writerows(line | where for line in lines)
+        record(TABLE, [line | {"side": chosen.side} for line in lines])
 
 
 if __name__ == "__main__":

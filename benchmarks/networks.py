@@ -8,6 +8,7 @@ from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparserobust import data, files, networks, paths
@@ -21,34 +22,36 @@ from sparserobust.running import records
 from sparserobust.running.store import Store
 from sparserobust.settings import unknown
 from sparserobust.sparsity import parameters, zero_weights
-from sparserobust.studies.side_by_side import runs as side_by_side
+from sparserobust.studies import methods
+from sparserobust.studies.side_by_side import experiment as side_by_side
 
 SCALE, SEED = "laptop", 0  # minutes on a GPU, a night on two cores; the first seed
 TOLERANCE = 0.002  # of an accuracy, for packing
-CUT = {"cut": side_by_side.WEIGHTS}
+WHOLE = ("rsr", "ensemble")  # in whole precision: where noise acts, rounding turns too many answers
+CUT = {"cut": methods.WEIGHTS}
 # name: study, labels of its grid row, paper, what it is
 NETWORKS: dict[str, tuple[str, Mapping, str, str]] = {
     "natural": ("iwi", {"net": "ResNet", "part": "dense", "retraining": "natural"}, "",
                 "trained on clean images only: any attack fools it"),
-    "dense": ("side_by_side", {"method": side_by_side.DENSE}, "", "adversarial training, nothing removed"),
-    "small": ("side_by_side", {"method": side_by_side.SMALL, **CUT}, "",
+    "dense": ("side_by_side", {"method": methods.DENSE}, "", "adversarial training, nothing removed"),
+    "small": ("side_by_side", {"method": methods.SMALL, **CUT}, "",
               "a narrow network with a twentieth of the weights, trained adversarially from the start"),
-    "lasso": ("side_by_side", {"method": side_by_side.LASSO, **CUT}, "Rakin et al. 2019",
+    "lasso": ("side_by_side", {"method": methods.LASSO, **CUT}, "Rakin et al. 2019",
               "adversarial training with a lasso, then the smallest weights removed and fine-tuned"),
-    "rsr": ("side_by_side", {"method": side_by_side.RSR, **CUT}, "Rakin et al. 2019",
+    "rsr": ("side_by_side", {"method": methods.RSR, **CUT}, "Rakin et al. 2019",
             "the same with noise on the weights, which stays in use"),
-    "splitting": ("side_by_side", {"method": side_by_side.SPLITTING, **CUT}, "Dinh et al. 2020",
+    "splitting": ("side_by_side", {"method": methods.SPLITTING, **CUT}, "Dinh et al. 2020",
                   "adversarial training with relaxed variable splitting (RVSM), then cut and fine-tuned"),
-    "ticket": ("side_by_side", {"method": side_by_side.TICKET, **CUT}, "Wang et al. 2020",
+    "ticket": ("side_by_side", {"method": methods.TICKET, **CUT}, "Wang et al. 2020",
                "a lottery ticket: the mask of a trained network on the initial weights, trained adversarially"),
-    "iwi": ("side_by_side", {"method": side_by_side.IWI, **CUT}, "Wang et al. 2020",
+    "iwi": ("side_by_side", {"method": methods.IWI, **CUT}, "Wang et al. 2020",
             "inherits the weights of a narrow network, then trained adversarially, cut and fine-tuned"),
     "tscnc": ("tscnc", {"part": "pruned", "method": "TSCNC", "level": 0.95}, "Feng et al. 2025",
               "a wide network trained under two constraints (TRADES, TSC, CNC), its weights chosen by learned scores"),
     "ensemble": ("fk_resnet", {"net": "En2ResNet20", "method": "dense"}, "Dinh et al. 2020",
                  "two networks with noise on their activations, trained adversarially, nothing removed"),
 }
-MEASURED: dict[str, Any] = {name: side_by_side.experiment(SCALE, [SEED]).measurement(name)
+MEASURED: dict[str, Any] = {name: side_by_side(SCALE, [SEED]).measurement(name)
                             for name in ("clean", "pgd")}
 ON_SAMPLE = {"clean": Accuracy(), "pgd": Accuracy(attack=PGD(epsilon=8 / 255, step_size=2 / 255, steps=10))}
 
@@ -64,7 +67,8 @@ def make(name: str, store: Store) -> dict:
     study, _, paper, about = NETWORKS[name]
     run, folder = run_of(name), paths.networks_folder()
     before = {key: store.measure(run, measurement) for key, measurement in MEASURED.items()}
-    tensors = networks.packed(store.model(run).state_dict())
+    precision = torch.float if name in WHOLE else torch.half
+    tensors = networks.packed(store.model(run).state_dict(), precision)
     model = networks.unpacked(run, tensors)
     files.write(folder / f"{name}.safetensors", files.packed(tensors))
     zero, weights = zero_weights(model)

@@ -6,7 +6,7 @@ Each property tries faults of one kind and prints one line: how many, what was w
 seconds it took; what fell short stands above it. The exit code is 1 if anything was wrong. All of it takes about ten
 minutes on two quiet cores of Linux; root tries more, as it can mount disks. `--share 0.1` tries a tenth of the faults,
 at least one of each property. `--record` writes the table into benchmarks/stress.csv, with the machine and the commit;
-`--readme` writes that table into README.md.
+`--readme` writes that table into docs/reliability.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from faults import KINDS, REPOSITORY, Fault, make_project
 
-TABLE = Path("benchmarks/stress.csv")
+TABLE, PAGE = Path("benchmarks/stress.csv"), Path("docs/reliability.md")
 BEGIN, END = "<!-- stress: begin -->", "<!-- stress: end -->"
 Line = dict[str, str | int]
 Property = tuple[Callable[[int], Iterator[Fault]], int, Callable[[], str]]  # and how many faults, and why none
@@ -108,7 +108,7 @@ def record(lines: list[Line], share: float) -> None:
 
 
 def markdown(lines: list[dict[str, str]]) -> str:
-    """The recorded table for README, and where it was made."""
+    """The recorded table for people, and where it was made."""
     columns = [key for key in lines[0] if key not in ("machine", "commit", "command")]
     total = {"property": "all"} | {key: str(sum(int(line[key]) for line in lines)) for key in columns[1:]}
     rows = [columns, ["---", *["--:"] * (len(columns) - 1)],
@@ -118,9 +118,9 @@ def markdown(lines: list[dict[str, str]]) -> str:
 
 
 def with_table(readme: str, table: str) -> str:
-    """The text of a README with this table between the two marks."""
+    """The text of PAGE with this table between the two marks."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(END) < readme.index(BEGIN):
-        sys.exit(f"error: README.md should have the lines {BEGIN} and {END} once each, the table stands between them")
+        sys.exit(f"error: {PAGE} should have the lines {BEGIN} and {END} once each, the table stands between them")
     return readme[:readme.index(BEGIN) + len(BEGIN)] + f"\n{table}" + readme[readme.index(END):]
 
 
@@ -129,7 +129,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these properties, by a part of their names")
     parser.add_argument("--share", type=float, default=1, help="of the faults of each property (default: all)")
     parser.add_argument("--record", action="store_true", help=f"write the table into {TABLE}")
-    parser.add_argument("--readme", action="store_true", help="write the recorded table into README.md; try nothing")
+    parser.add_argument("--readme", action="store_true", help=f"write the recorded table into {PAGE}; try nothing")
     parser.add_argument("--kinds", action="store_true", help="say what the columns mean; try nothing")
     parser.add_argument("--sweep", metavar="STORE", help="be one of the sweeps that are disturbed")
     parser.add_argument("--rows", type=int, nargs="*", help="with --sweep: rows of the grid")
@@ -143,7 +143,7 @@ def main() -> int:
         return 0
     if chosen.readme:
         with (REPOSITORY / TABLE).open() as file:
-            table, readme = markdown(list(csv.DictReader(file))), REPOSITORY / "README.md"
+            table, readme = markdown(list(csv.DictReader(file))), REPOSITORY / PAGE
         readme.write_text(with_table(readme.read_text(), table))
         return 0
     signal.signal(signal.SIGTERM, lambda *caught: sys.exit(1))  # no file system stays mounted

@@ -232,6 +232,7 @@ def commands_fuzzed(number: int) -> Iterator[Fault]:
     for slot, word in chosen:
         words = [word if each == "{}" else each for each in slot.split()]
         with restored(home() / "figures", home() / "data", home() / "notebooks", home() / "README.md",
+                      home() / "docs",
                       home() / "build"):
             before = _around(around)
             ended = Forked(_typed, words).wait(120)
@@ -274,7 +275,8 @@ def environment_fuzzed(number: int) -> Iterator[Fault]:
         right = Forked(_in_environment, {"SPARSEROBUST_STORE": folder}).wait(120)
     for variables in evenly(ENVIRONMENTS, number):
         given_ = {name: value.replace("{}", str(home())) for name, value in variables.items()}
-        with tempfile.TemporaryDirectory() as folder, restored(home() / "README.md", home() / "figures"):
+        changed = restored(home() / "README.md", home() / "docs", home() / "figures")
+        with tempfile.TemporaryDirectory() as folder, changed:
             ended = Forked(_in_environment, {"SPARSEROBUST_STORE": folder} | given_).wait(120)
         wrong = ended.code == 0 and ended.out != right.out
         yield Fault(f"{variables}", ending(ended) + ([("believed", f"other answers: {ended.out}")] if wrong else []))

@@ -44,7 +44,8 @@ def make_project(folder: Path) -> dict[str, str]:
     Returns the environment in which the library takes it for the project."""
     home = folder / "above" / "it" / "project"
     for name in ("notebooks/00_start_here.ipynb", "notebooks/own_method.py", "notebooks/settings/scales.yaml",
-                 "notebooks/settings/start_here.yaml", "data/reported", "figures/quick/01_fk_resnet", "README.md"):
+                 "notebooks/settings/start_here.yaml", "data/reported", "figures/quick/01_fk_resnet", "README.md",
+                 "docs"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
         copy(REPOSITORY / name, home / name)
