@@ -128,6 +128,30 @@ def test_the_first_images_are_not_compared_with_a_sample():
     assert mixed.effects == pytest.approx([20, 40, 10])
 
 
+@pytest.mark.parametrize("odd, spoilt", [
+    ("old 3", imagewise.FIRST + "0000000000"),  # the two of one seed answered other images
+    ("old 3", None), ("new 3", None),  # one kept no answers
+])
+def test_seeds_that_cannot_be_paired_image_by_image_do_not_hide_those_that_can(odd, spoilt):
+    frame = framed(RIGHT | {("new", 3): "1111111111", ("old", 3): "0000000000"})
+    frame["each"] = frame["each"].astype(object).mask((frame["run"] == odd) & (frame["metric"] == "pgd"), spoilt)
+    assert compared(frame, "pgd", NEW, OLD) == compared(framed(), "pgd", NEW, OLD)
+
+
+def test_of_seeds_on_the_first_images_and_seeds_on_a_sample_the_more_are_compared():
+    more = RIGHT | {(net, seed + 3): text for (net, seed), text in RIGHT.items()}
+
+    def found(first: range):
+        frame = framed(more)
+        for index, one in frame[frame["seed"].isin(first)].iterrows():
+            frame.loc[index, "each"] = imagewise.FIRST + more[one["net"], one["seed"]]
+        return compared(frame, "pgd", NEW, OLD)
+
+    assert found(range(3)) == compared(framed(more).query("seed >= 3"), "pgd", NEW, OLD)  # as many: those drawn
+    assert found(range(4)).effects == pytest.approx([20, 40, 10, 20])  # seeds 4 and 5 alone would test nothing
+    assert found(range(6)) == compared(framed(more), "pgd", NEW, OLD)
+
+
 def test_images_without_a_value_in_one_network_count_for_none():
     distances = {("new", 0): [1.0, 2, 3, 4], ("new", 1): [2.0, np.nan, 3, 1], ("new", 2): [1.0, 1, 1, 2],
                  ("old", 0): [0.5, 1, 1, 1], ("old", 1): [1.0, 1, 2, np.nan], ("old", 2): [0.5, 0.5, 0.5, 0.5]}

@@ -82,6 +82,7 @@ def compared_runs(frame: pandas.DataFrame, metric: str, pairs: dict[int, tuple[s
              if all(run in side.index for run, side in zip(pair, found, strict=True))}
     if not pairs:
         return Comparison(None, [], NOT_RUN)
+    pairs = _on_the_same_images(pairs, *found)
     ones, others = (side.loc[[pair[i] for pair in pairs.values()]] for i, side in enumerate(found))
     values = ones["value"].to_numpy(float), others["value"].to_numpy(float)
     runs = [run for pair in pairs.values() for run in pair]
@@ -106,6 +107,20 @@ def compared_runs(frame: pandas.DataFrame, metric: str, pairs: dict[int, tuple[s
     one, other = np.split(common(packed), 2)
     estimate = crossed(log_ratio(one, other) if log else factor * (one - other))
     return Comparison(estimate, effects.tolist()) if estimate.images > 1 else untested(FEW_IMAGES)
+
+
+def _on_the_same_images(pairs: dict[int, tuple[str, str]], one: pandas.DataFrame,
+                        other: pandas.DataFrame) -> dict[int, tuple[str, str]]:
+    """Those seeds whose two networks answered images chosen alike, drawn or the first of the test set, where these are
+    enough to test anything: whichever are more, drawn ones if as many. Otherwise all seeds."""
+    alike: dict[bool, dict] = {True: {}, False: {}}
+    for seed, (treated, reference) in pairs.items():
+        texts = one.at[treated, "each"], other.at[reference, "each"]
+        drawn = {imagewise.is_sample(text) for text in texts if not pandas.isna(text)}
+        if len(drawn) == 1 and not any(map(pandas.isna, texts)):
+            alike[drawn.pop()][seed] = pairs[seed]
+    most = max(alike.values(), key=len)
+    return pairs if few(len(most)) else most
 
 
 def few(seeds: int) -> str:
