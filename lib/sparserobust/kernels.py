@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from multiprocessing import forkserver
 from pathlib import Path
@@ -33,7 +35,21 @@ def fork() -> None:
     os.environ[SAFE_PATH] = "1"
     if POSSIBLE:
         forkserver.set_forkserver_preload(["sparserobust.preloaded"])
-        forkserver.ensure_running()
+        with _unheard(signal.SIGINT):  # Ctrl-C reaches all processes of a terminal; that one has nothing to say to it
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _unheard(signum: int) -> Iterator[None]:
+    """What is started meanwhile ignores this signal."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set that
+        yield
+        return
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signum, before)
 
 
 def kill() -> None:

@@ -99,3 +99,19 @@ time.sleep(600)"""
     while any(map(lives, pids)):
         assert time.monotonic() < deadline, "kernel, the process it was forked from, or a child of it"
         time.sleep(0.1)
+
+
+@forking
+@pytest.mark.slow
+def test_an_interrupt_reaches_the_code_of_a_page_and_not_the_process_it_was_forked_from(start, tmp_path):
+    """Ctrl-C goes to all processes of a terminal, also while the one that kernels come from is still importing."""
+    waits = "from sparserobust import kernels; kernels.fork(); print(flush=True); import time; time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               start_new_session=True, text=True)
+    process.stdout.readline()
+    time.sleep(1)  # it imports for longer
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")  # its own
+    assert start(["import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"], "forked").wait() == 0
+    assert executed(tmp_path)[0][0] == "KeyboardInterrupt"
