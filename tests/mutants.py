@@ -1,4 +1,4 @@
-"""Would the tests notice? Fifty-nine small mistakes in the library, of the kind that crashes nothing and falsifies a
+"""Would the tests notice? Sixty-one small mistakes in the library, of the kind that crashes nothing and falsifies a
 published number - a sign, a threshold, a norm, a mask too early, the wrong mode, split or axis - each put alone into a
 copy of the package, on which the tests that should catch it are run.
 
@@ -219,6 +219,12 @@ MUTANTS = (
     Mutant("n_fgsm_from_the_clean_image", "objectives.py",
            "(model, begun, labels)), labels)", "(model, images, labels)), labels)",
            ("test_objectives.py::test_n_fgsm",)),
+    Mutant("seeds_on_the_first_images_hide_those_on_a_sample", "reporting/estimates.py",
+           "return pairs if few(len(most)) else most", "return pairs",
+           ("test_claims.py::test_of_seeds_on_the_first_images_and_seeds_on_a_sample_the_more_are_compared",)),
+    Mutant("whatever_holds_beats_magnitude", "studies/ring/comparisons.py",
+           "(asked & lines[\"verdict\"]", "(lines[\"verdict\"]",
+           ("test_ring.py::test_the_ledger_holds_the_primary_cut_under_attack_and_what_is_asked_once",)),
 )
 
 
