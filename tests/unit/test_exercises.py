@@ -2,6 +2,7 @@
 that need trained networks are tried in tests/notebooks."""
 
 import ast
+import copy
 import inspect
 import math
 import re
@@ -111,6 +112,12 @@ def test_slips_of_any_number_are_known():
     assert checks.number(-0.25, 0.25, "w", {}) == "not yet: the sign should be the other one"
     assert "a share, between 0 and 1, is expected" in checks.number(25, 0.25, "w", {})
     assert "percent or points are expected" in checks.number(0.25, 25, "w", {})
+    assert "a plain number is expected" in checks.number(130, 1.3, "w", {})
+    for none in (0, 0.6, 0.0):  # what may be read off so much beside is no hundredth of it
+        assert checks.number(none, 42, "w", {21: "half"}, within=2.5).endswith("is too small")
+    assert "a hundredth" in checks.number(0.44, 42, "w", {}, within=2.5)
+    assert checks.number(20, 42, "w", {21: "half"}, within=2.5) == "not yet: half"
+    assert checks.number(0.001, 0, "w", {0.5: "half"}) == "not yet: 0.001 is too large"
     assert checks.number(25, 0.25, "w", {25: "own"}) == "not yet: own"
 
 
@@ -272,11 +279,23 @@ def test_a_gradient_that_hides_is_found_out(net):
         (lambda images: images[:3], "of the shape"), (lambda images: images.numpy(), "as a tensor"),
         (lambda images: (8 * images).int(), "not torch.int32"), (lambda images: (8 * images).round(), "divide again"),
         (lambda images: images + 0.01 * torch.randn_like(images), "average it away"),
+        (lambda images: (8 * images).round().double() / 8, "torch.float32, not torch.float64"),
+        (lambda images: images / 0, "not finite"),
+        (lambda images: (8 * images).round() / 8 if len(images) > 99 else images[0], "shape"),
         (lambda images, levels: images, "fails, with TypeError"), (round, "fails, with TypeError")])
 
 
 def test_the_control_of_rounding_rounds_and_lets_the_gradient_pass(net):
     results = results_of(your_network_runs.experiment("quick"), SimpleNamespace(model=lambda run: net), None)
+
+    class Unpassable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, images):
+            return images.clone()
+
+        @staticmethod
+        def backward(ctx, slope):
+            raise ValueError("no way back")
 
     def passing(images, sign=1, levels=4):
         return sign * images + ((levels * images).round() / levels - sign * images).detach()
@@ -285,6 +304,10 @@ def test_the_control_of_rounding_rounds_and_lets_the_gradient_pass(net):
         (lambda images: (4 * images).round() / 4, "still zero"), (lambda images: images, "rounds them, too"),
         (lambda images: passing(images, levels=5), "rounds to 6 grey values, the network's to 5"),
         (lambda images: ((4 * images).round() / 4).detach(), "cut off"),
+        (lambda images: ((4 * images).round() / 4).detach().requires_grad_(), "cut off"),
+        (lambda images: passing(images).half(), "torch.float32, not torch.float16"),
+        (lambda images: passing(images) if len(images) > 99 else images[0], "shape"),
+        (lambda images: Unpassable.apply(passing(images)), "gradient fails, with ValueError"),
         (lambda images: images ** 2, "differ by up to"),
         (lambda images: passing(images, sign=-1), "other way"), (lambda images: images[0], "of the shape"),
         (lambda images: None, "as a tensor"), (torch.nn.Linear(3, 2), "fails, with RuntimeError")])
@@ -560,7 +583,10 @@ def test_signs_of_a_ticket(tickets, monkeypatch):
         (begun(lambda w: w * torch.nan), "does not have the signs"), (sized.state_dict(), "a network is expected"),
         (sized.members[0], "a network is expected"), (lambda images: images, "a network is expected"),
         (models.LeNet300100().build((1, 8, 8), 10), "a network is expected"), (3, "a network is expected")])
-    assert asked == [run, run], "trained when the answer is right, and only then"
+    for unready in (training.build(run, data.load(run.data)).to("meta"), torch.nn.LazyLinear(3)):
+        assert "a network is expected" in iwi.exercise_6(unready, results)
+    assert "keeps 25 %" in iwi.exercise_6(copy.deepcopy(sized).double(), results)
+    assert asked == [run, run, run], "trained when the answer is right, and only then"
 
 
 def test_inheritance_from_a_quarter(tickets, told):
@@ -745,7 +771,8 @@ def test_random_masks(theory, first, chance):
         (masked(few, bias=1.0), "biases"), (masked(lambda w: math.nan), "keep its value"),
         (masked(lambda w: 1 - few(w)), "that keeps 90 %"), (masked(lambda w: torch.rand_like(w) > 0.5), "not 90 %"),
         (masked(lambda w: w.abs() >= w.abs().quantile(0.9)), "smallest"), (masked(lambda w: 1.0), "0 % of a hidden"),
-        (models.LeNet5(kernel=3).build((1, 8, 8), 10), "a network is expected"), (3, "a network is expected")])
+        (models.LeNet5(kernel=3).build((1, 8, 8), 10), "a network is expected"), (3, "a network is expected"),
+        (torch.nn.LazyLinear(3), "a network is expected"), (masked(few).to("meta"), "a network is expected")])
     assert sparsity_theory.exercise_5(masked(few).double().train(), results).startswith("right: ")
     refused(sparsity_theory.exercise_5, results)
 

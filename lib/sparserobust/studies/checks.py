@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
 from sparserobust.config import Measurement, Run
 from sparserobust.errors import quoted
 from sparserobust.running import sweep
@@ -50,17 +53,21 @@ def number(answer: Any, correct: float, why: str, slips: Mapping[float, str], to
     if value is None:
         return not_yet(f"a number is expected, not {_called(answer)}")
 
-    def close(target: float) -> bool:
+    def close(target: float, within: float = within) -> bool:
         return abs(value - target) <= max(tolerance * abs(target), within, 1e-12)
+
+    def slipped(target: float) -> bool:  # what is read from a figure is the less exact the larger it is
+        return close(target, within * min(1, abs(target / correct)) if correct else within)
 
     if close(correct):
         return right(why)
-    usual = {-correct: "the sign should be the other one"}
-    if 0 < abs(correct) <= 1:
-        usual[100 * correct] = "that is in percent: a share, between 0 and 1, is expected"
-    else:
+    share = 0 < abs(correct) <= 1
+    usual = {-correct: "the sign should be the other one",
+             100 * correct: "that is in percent: a share, between 0 and 1, is expected" if share else
+                            "that is a hundred times as much: is it in percent, where a plain number is expected?"}
+    if not share:
         usual[correct / 100] = "that is a hundredth of it: is it a share, and percent or points are expected?"
-    known = next((said for slip, said in (*slips.items(), *usual.items()) if close(slip)), None)
+    known = next((said for slip, said in (*slips.items(), *usual.items()) if slipped(slip)), None)
     return not_yet(known or f"{value:.6g} is too {'large' if value > correct else 'small'}")
 
 
@@ -106,6 +113,16 @@ def predicted(prediction: Any, found: float | str, unit: str = "") -> Verdict:
     if value is None:
         return Verdict(f"it is {told}; a prediction would be a number, not {_called(prediction)}")
     return Verdict(f"predicted {f'{value:.3g} {unit}'.rstrip()}, and it is {told}")
+
+
+def tensors(answer: Any, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tensors of a network that has all those of `like` and no others, each in the precision that it has there;
+    None for anything else, and for a network whose tensors have no values yet (lazy layers, no device)."""
+    given = answer.state_dict() if isinstance(answer, nn.Module) else {}
+    if given.keys() != like.keys() or any(is_lazy(t) or t.is_meta or t.shape != like[n].shape
+                                          for n, t in given.items()):
+        return None
+    return {name: tensor.detach().to(like[name]) for name, tensor in given.items()}
 
 
 def rates(runs: Mapping[str, Run], measurements: Mapping[str, Measurement], store: Store) -> str:

@@ -10,7 +10,7 @@ from sparserobust import data, sparsity, training
 from sparserobust.models import PreActResNet
 from sparserobust.running.experiment import Results
 from sparserobust.seeding import global_seed
-from sparserobust.studies.checks import Verdict, chosen_run, exercise, not_yet, number, rates, right
+from sparserobust.studies.checks import Verdict, chosen_run, exercise, not_yet, number, rates, right, tensors
 from sparserobust.studies.iwi import comparisons, report
 from sparserobust.studies.iwi.cost import Costs
 from sparserobust.studies.iwi.runs import IWI, NARROW, TICKET, IWISettings
@@ -140,13 +140,10 @@ def exercise_6(answer, results: Results[IWISettings]) -> Verdict:
     ticket = experiment.row(**sparsest, seed=experiment.seeds[0])["run"]
     splits = data.load(ticket.data)
     begin = training.build(ticket, splits)
-    shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} if isinstance(network, nn.Module)
-              else None for network in (answer, begin)]
-    if shapes[0] != shapes[1]:
+    if (given := tensors(answer, like=begin.state_dict())) is None:
         return not_yet("a network is expected, such as training.build(row['run'], splits) builds")
-    given = sparsity.prunable(answer)
     for name, begun in sparsity.prunable(begin).items():
-        mine, weight = given[name].detach(), begun.detach()
+        mine, weight = given[name], begun.detach()
         if torch.equal(mine, weight):
             return not_yet(f"{name} has the values with which the ticket begins: only their signs should be left")
         if not torch.equal(mine.sign(), weight.sign()):
@@ -156,7 +153,7 @@ def exercise_6(answer, results: Results[IWISettings]) -> Verdict:
         if not torch.isclose(mine.abs().max(), weight.std(), rtol=1e-2):
             return not_yet(f"{name} has one size, but not its standard deviation, {float(weight.std()):.3g}")
     mask = store.model(ticket.sparsifier.pruned).state_dict()
-    signs = training.train(ticket, splits, answer.state_dict(), others=[mask])
+    signs = training.train(ticket, splits, given, others=[mask])
     rate, usual = (h[-1]["validation_robust"] for h in (signs.history, store.record(ticket)["history"]))
     return right(f"with signs alone the ticket keeps {100 * rate:.0f} % of {len(splits.validation.labels)} validation "
                  f"images under attack, with its values {100 * usual:.0f} %; one seed cannot show a difference, so "

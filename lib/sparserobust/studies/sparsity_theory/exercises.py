@@ -12,7 +12,17 @@ from sparserobust.analysis.linear import Binary
 from sparserobust.reporting.estimates import matching
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Magnitude, RandomMask
-from sparserobust.studies.checks import Verdict, choice, chosen_run, exercise, not_yet, number, rates, right
+from sparserobust.studies.checks import (
+    Verdict,
+    choice,
+    chosen_run,
+    exercise,
+    not_yet,
+    number,
+    rates,
+    right,
+    tensors,
+)
 from sparserobust.studies.sparsity_theory.runs import DENSE, MAGNITUDE, WINNERS, networks
 
 REMOVED = 0.9  # share of weights, in exercises 5 and 6
@@ -82,11 +92,11 @@ def exercise_5(answer, results: Results) -> Verdict:
     run = results.experiment.row(**_labels(results), method=DENSE)["run"]
     whole = results.store.model(run)
     *hidden, head = [f"{name}.weight" for name, layer in whole.named_modules() if isinstance(layer, nn.Linear)]
-    trained, masked = whole.state_dict(), answer.state_dict() if isinstance(answer, nn.Module) else {}
-    if {n: w.shape for n, w in masked.items()} != {n: w.shape for n, w in trained.items()}:
+    trained = whole.state_dict()
+    if (masked := tensors(answer, like=trained)) is None:
         return not_yet("a network is expected, such as store.model(dense['run'])")
     if not torch.equal(masked[head], trained[head]):
-        return not_yet("the theorem leaves the last layer alone")
+        return not_yet("the last layer has other values: the theorem leaves it alone")
     if not all(torch.equal(masked[name], trained[name]) for name in trained.keys() - {*hidden}):
         return not_yet("biases are no weights: they stay")
     for was, now in ((trained[name], masked[name]) for name in hidden):
@@ -102,7 +112,7 @@ def exercise_5(answer, results: Results) -> Verdict:
             return not_yet("those are the smallest weights: the theorem speaks of random ones")
     splits = data.load(run.data)
     before = Margins(images=50)(whole, splits)
-    whole.load_state_dict(masked)  # the answer may be in another precision, or in training mode
+    whole.load_state_dict(masked)  # the answer may be in training mode
     after = Margins(images=50)(whole, splits)
     said = ", ".join(f"{name} from {before['parts'].get(name, before['value']):.2f} to "
                      f"{after['parts'].get(name, after['value']) or 0:.2f}" for name in ("slope", "margin", "ratio"))

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparserobust import data
 from sparserobust.analysis.masking import PGD20
 from sparserobust.answers import predicted
-from sparserobust.errors import quoted
+from sparserobust.errors import UserError, quoted
 from sparserobust.reporting.audits import Report
 from sparserobust.running.experiment import Results
 from sparserobust.studies.checks import Verdict, choice, exercise, not_yet, number, right
@@ -16,12 +16,18 @@ from sparserobust.studies.your_network.report import LEVELS, Masked, masked, net
 from sparserobust.studies.your_network.runs import NATURAL
 
 LOST = 0.05  # of the accuracy, that a mask may cost
+CUT_OFF = "it is cut off, as by `detach` of everything: detach only what rounding adds"
 NOISE = "noise hides nothing: attacks average it away. Take something with steps"
 
 
 def unchanged(logits: Tensor) -> Tensor:
     """The same logits."""
     return logits
+
+
+def _named(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__} {quoted(str(error))}"
 
 
 def _tried(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor | str:
@@ -31,11 +37,13 @@ def _tried(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor | str:
     try:
         changed = answer(images.clone())
     except Exception as error:  # whatever somebody writes
-        return f"your function fails, with {type(error).__name__} {quoted(str(error))}"
+        return f"your function fails, with {_named(error)}"
     if not isinstance(changed, Tensor) or changed.shape != images.shape:
         return "it should give images of the shape that it gets, as a tensor"
-    if not changed.is_floating_point():
-        return f"it should give numbers like those it gets, not {changed.dtype}"
+    if changed.dtype != images.dtype:
+        return f"it should give numbers like those it gets, {images.dtype}, not {changed.dtype}"
+    if not changed.isfinite().all():
+        return "it gives numbers that are not finite"
     return changed
 
 
@@ -77,7 +85,10 @@ def exercise_3(answer, results: Results) -> Verdict:
                      for images in (test.images, changed.detach()))
     if after < before - LOST:
         return not_yet(f"clean accuracy falls from {before:.1%} to {after:.1%}: change less")
-    report = masked(results, answer)
+    try:
+        report = masked(results, answer)
+    except UserError as error:  # as of a function that takes just so many images
+        return not_yet(quoted(str(error)))
     if not report.unreliable:
         return not_yet(NOISE if report.result["random"] else
                        f"the audit sees nothing wrong with it: {report.verdict()}")
@@ -115,14 +126,22 @@ def exercise_4(answer, results: Results) -> Verdict:
         return not_yet(f"its pixels differ by up to {far:.2g} from the rounded ones: a control "
                        "differs in one thing only, the gradient")
     if not changed.requires_grad:
-        return not_yet("it is cut off, as by `detach` of everything: detach only what rounding adds")
-    (slope,) = torch.autograd.grad(changed.sum(), images)
+        return not_yet(CUT_OFF)
+    try:
+        (slope,) = torch.autograd.grad(changed.sum(), images, allow_unused=True)
+    except Exception as error:  # of an own autograd function, say
+        return not_yet(f"its gradient fails, with {_named(error)}")
+    if slope is None:
+        return not_yet(CUT_OFF)
     if not slope.any():
         return not_yet("that rounds, and its gradient is still zero: nothing is controlled")
     if slope.mean() < 0:
         return not_yet("its gradient points the other way: the sign should be the other one")
     net, pgd = network(results, NATURAL), results.experiment.settings.audit.accuracies(False)[PGD20]
-    passed, hidden = (pgd(Masked(net, before, unchanged).eval(), splits)
-                      for before in (answer, rounded))
+    try:
+        passed, hidden = (pgd(Masked(net, before, unchanged).eval(), splits)
+                          for before in (answer, rounded))
+    except UserError as error:
+        return not_yet(quoted(str(error)))
     return right(f"the same images: PGD leaves {hidden['count']} of {hidden['total']} without a "
                  f"gradient, and {passed['count']} where it passes")
