@@ -10,14 +10,16 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from sparserobust import inputs
 from sparserobust.errors import UserError
 from sparserobust.models import is_noisy, one_draw_a_pass
 
-ASKED = 32  # images, when a network is asked whether it answers twice the same
-ASKED_TIMES = 3
-SAME = 1e-5  # of the largest logit: what rounding may make of one answer
+ASKED = ((3, 32), (40, 1))  # when a network is asked whether it answers twice the same: how often, of how many images
+SAME = 1e-5  # of how far logits lie apart: what rounding may make of one answer
+ROUNDING = 32 * torch.finfo(torch.float32).eps  # of the largest logit: likewise, however close to it all others are
+CHANCE_IN_EVAL = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)  # what PyTorch draws in eval mode, too
 CUT_OFF = "the loss does not depend on the pixels: its gradient is zero everywhere"
 MENDED = "gradients are not finite in some pixels: the attack went by the others"
 _flags: ContextVar[list[str] | None] = ContextVar("flags", default=None)
@@ -117,23 +119,38 @@ def mended(gradient: Tensor) -> Tensor:
 
 
 def _known(model: nn.Module) -> bool:
-    """Whether every part of a network is PyTorch's or this library's, so that it is known how it draws chance."""
-    return all(type(m).__module__.startswith(("torch.nn.", "sparserobust.")) and not isinstance(m, inputs.Function)
-               for m in model.modules())
+    """Whether every part of a network, with its hooks, is PyTorch's or this library's, so that it is known how it draws
+    chance: in eval mode not at all, but for the noise of this library."""
+    def known(part: object) -> bool:
+        return str(part.__module__).startswith(("torch.nn.", "sparserobust."))
+
+    hooks = [hook for each in (module, *model.modules()) for held in ("forward_hooks", "forward_pre_hooks")
+             for hook in getattr(each, f"_global_{held}" if each is module else f"_{held}").values()]
+    return all(map(known, hooks)) and all(
+        known(type(m)) and not isinstance(m, (inputs.Function, *CHANCE_IN_EVAL)) and "forward" not in vars(m)
+        for m in model.modules())
+
+
+def differ(answers: Tensor, others: Tensor, share: float = SAME) -> bool:
+    """Whether logits (n, classes) differ by more than rounding explains: by more than `share` of how far those of one
+    image lie apart. What all of them have in common is no measure of a difference."""
+    apart, largest = (others - others.mean(1, keepdim=True)).abs().max(), others.abs().max()
+    return bool(((answers - others).abs() > share * (apart + largest * ROUNDING / SAME)).any())
 
 
 def is_random(model: nn.Module, images: Tensor) -> bool:
     """Whether a network answers differently when asked again: it has noise of this library, or it is asked some times
-    about up to `ASKED` of the images (n, c, h, w), unless it is made of parts alone that are known to have no chance in
-    eval mode. Torch's chance is left as it was."""
+    about some of the images (n, c, h, w), unless it is made of parts alone that are known to have no chance in eval
+    mode. What happens in one of ten answers, whatever the image, goes unseen once in a hundred times. Torch's chance is
+    left as it was."""
     if is_noisy(model):
         return True
-    if not len(images):
-        return False
-    if _known(model) and not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
-                                 for m in model.modules()):
+    if not len(images) or _known(model):
         return False
     devices = [images.device] if images.is_cuda else []
     with torch.random.fork_rng(devices), torch.no_grad(), under_attack(model):
-        first, *others = [finite(model(images[:ASKED]).float()) for _ in range(ASKED_TIMES)]
-    return any(bool(((other - first).abs() > SAME * first.abs().max()).any()) for other in others)
+        for times, number in ASKED:
+            first = finite(model(images[:number]).float())
+            if any(differ(finite(model(images[:number]).float()), first) for _ in range(times - 1)):
+                return True
+    return False

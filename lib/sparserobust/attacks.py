@@ -17,7 +17,17 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from sparserobust.answers import NotFinite, finite, flag, gradient, is_random, mean_logits, mended, under_attack
+from sparserobust.answers import (
+    CUT_OFF,
+    NotFinite,
+    finite,
+    flag,
+    gradient,
+    is_random,
+    mean_logits,
+    mended,
+    under_attack,
+)
 from sparserobust.answers import predicted as predicted  # who attacks wants to know what is answered
 from sparserobust.config import Attack
 from sparserobust.errors import UserError
@@ -377,6 +387,8 @@ class AutoAttack(Attack, kind="autoattack"):
             from pyautoattack import AutoAttack as Suite
         except ImportError:
             raise UserError("AutoAttack needs pyautoattack: pip install 'sparserobust[lab]'") from None
+        if not len(images):
+            return images
         version = self.version
         if version == "matched":
             version = "rand" if is_random(model, images) else "standard"
@@ -386,15 +398,22 @@ class AutoAttack(Attack, kind="autoattack"):
         propagate, log.propagate = log.propagate, False
         try:
             with under_attack(model), torch.random.fork_rng():
-                suite = Suite(_RowMajor(model), norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=self.epsilon,
+                attacked = _RowMajor(model, images.dtype)
+                suite = Suite(attacked, norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=self.epsilon,
                               version=version, device=images.device, seed=seed)
                 with torch.no_grad():
                     _fit_to(suite, model(images[:1]).shape[1], self.norm == "linf" or fits_square(images))
-                adversarial, _ = suite.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
+                single = images.float().contiguous()
+                adversarial, _ = suite.run_standard_evaluation(single, labels, batch_size=len(images))
+            if attacked.asked and not attacked.reached:
+                flag(CUT_OFF)
         finally:
             log.removeHandler(warnings)
             log.propagate = propagate
-        return adversarial.detach()
+        adversarial = adversarial.detach()
+        if adversarial.dtype == images.dtype:
+            return adversarial
+        return into_ball(adversarial.to(images.dtype), images, self.epsilon, self.norm).clamp(0, 1)
 
 
 def fits_square(images: Tensor) -> bool:
@@ -416,23 +435,31 @@ def _fit_to(suite, classes: int, square: bool) -> None:
 
 
 class _RowMajor(nn.Module):
-    """A model whose input gradients are contiguous and finite, as pyautoattack takes for granted."""
+    """A model of float32 images whose input gradients are there, contiguous and finite, as pyautoattack takes for
+    granted; the model itself is given images of `dtype`."""
 
     class Gate(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
+        def forward(ctx, x, model):
+            ctx.model = model
             return x.view_as(x)
 
         @staticmethod
         def backward(ctx, gradient):
-            return mended(gradient.contiguous())
+            ctx.model.reached = True
+            return mended(gradient.contiguous()), None
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype
+        self.asked = self.reached = False  # whether a gradient was wanted, and whether one came to the pixels
 
     def forward(self, x: Tensor) -> Tensor:
-        return finite(self.model(self.Gate.apply(x)))
+        logits = finite(self.model(self.Gate.apply(x, self).to(self.dtype)).float())
+        if not x.requires_grad:
+            return logits
+        self.asked = True
+        return logits + 0 * x.sum()  # a gradient of zero where there is none
 
 
 class _Warnings(logging.Handler):

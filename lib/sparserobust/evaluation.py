@@ -148,7 +148,7 @@ class Distance(Measurement, kind="distance"):
     mean l2 length of what the attack adds, an attack that looks for the nearest wrong answer (`DeepFool`,
     `CarliniWagnerL2`), with zero for images that are misclassified without it: r_2 of Guo et al. 2018. `relative` is
     the mean of length over |x|. An image that the attack does not fool has no length: it is left out of both means, and
-    `not_fooled` counts it."""
+    `not_fooled` counts it. A black image has no relative length."""
 
     attack: Attack
     images: int | None = None
@@ -179,7 +179,8 @@ class Distance(Measurement, kind="distance"):
         lengths[~fooled] = torch.nan
         if not fooled.any():
             raise UserError(f"{self.attack.kind} fooled the network on none of {len(split)} images: give it more steps")
-        relative = lengths / l2_norm(split.images)
+        size = l2_norm(split.images)
+        relative = torch.where(size > 0, lengths / size, torch.nan)
         return {"value": float(lengths.nanmean()), "total": len(split), "not_fooled": int((~fooled).sum()),
                 "each": {"": imagewise.pack(lengths.cpu()), "relative": imagewise.pack(relative.cpu())},
                 "parts": {"relative": float(relative.nanmean()), "not_fooled": float((~fooled).double().mean())}}

@@ -44,18 +44,26 @@ def check(images: Tensor, labels: Tensor, classes: int | None = None) -> None:
     for name, given in (("images", images), ("labels", labels)):
         if not isinstance(given, Tensor):
             raise UserError(f"{name} should be a tensor, not of type {type(given).__name__}")
+        if given.layout != torch.strided or given.is_meta:
+            raise UserError(f"{name} should be a dense tensor with values, not "
+                            f"{'on the device meta' if given.is_meta else 'sparse: use its to_dense()'}")
     if images.dim() != 4 or not images.is_floating_point():
         raise UserError("images should be floats of shape (n, c, h, w), not "
                         f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"images should be float32 or float64, not {str(images.dtype).removeprefix('torch.')}, whose "
+                        "steps are too wide for small perturbations: give float32 images to "
+                        f"lambda x: net(x.to({images.dtype})).float()")
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise UserError(f"labels should be whole numbers of shape ({len(images)},), not "
                         f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}")
     if images.numel():
         low, high = images.detach().aminmax()
         if not (low >= 0 and high <= 1):  # NaN is neither
-            raise UserError(f"images should lie in [0, 1], these reach from {low:g} to {high:g}: scale them; "
-                            "normalisation belongs into the network")
-        if labels.min() < 0:
+            advice = ("clamp them to it" if low > -1e-3 and high < 1 + 1e-3 else
+                      "scale them; normalisation belongs into the network")
+            raise UserError(f"images should lie in [0, 1], these reach from {low:.9g} to {high:.9g}: {advice}")
+        if labels.long().min() < 0:
             raise UserError(f"labels are counted from 0, not from {int(labels.min())}")
         if classes is not None:
             _check_classes(labels, classes)
@@ -69,8 +77,8 @@ def check_split(split: Any, name: str, classes: int | None = None) -> None:
 
 
 def _check_classes(labels: Tensor, classes: int) -> None:
-    if len(labels) and labels.max() >= classes:
-        raise UserError(f"label {int(labels.max())} is none of {classes} classes, counted from 0")
+    if len(labels) and (largest := int(labels.long().max())) >= classes:
+        raise UserError(f"label {largest} is none of {classes} classes, counted from 0")
 
 
 def _check_logits(logits: Any, labels: Tensor) -> None:
@@ -181,13 +189,20 @@ def measured(call: Callable) -> Callable:
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block, the former mode of each module after it."""
+    """Eval mode inside the block, the former mode of each module after it; modules that do something of their own when
+    they change the mode do that."""
     modes = [(module, module.training) for module in model.modules()]
+    own = [(module, training) for module, training in modes if type(module).train is not nn.Module.train
+           or type(module).eval is not nn.Module.eval]
     try:
+        for module, _ in own:
+            module.eval()
         for module, _ in modes:
             module.training = False
         yield
     finally:
+        for module, training in own:
+            module.train(training)
         for module, training in modes:
             module.training = training
 

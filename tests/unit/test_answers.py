@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from scaffolding import Around, Backward, seeded, splits_of
-from sparserobust.answers import NotFinite, flagged, gradient, is_random, mean_logits, mended
+from scaffolding import Around, Backward, batch_sizes, seeded, splits_of
+from sparserobust.answers import NotFinite, differ, flagged, gradient, is_random, mean_logits, mended, predicted
 from sparserobust.apgd import APGD
 from sparserobust.attacks import FGSM, PGD, AutoAttack, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, normed
 from sparserobust.evaluation import Accuracy
@@ -76,16 +76,84 @@ RANDOM = {
     "one draw for all": lambda net: Around(net, before=lambda x: torch.roll(x, int(torch.randint(8, ())), 3)),
     "noise of its own making": lambda net: Around(net, before=lambda x: x + 0.1 * torch.empty_like(x).normal_()),
     "a counter": lambda net: Around(net, after=lambda z: z + torch.arange(10) * next(COUNTER)),
+    "behind an offset": lambda net: Around(net, after=lambda z: z + 1e4 + torch.rand_like(z)),
+    "one answer of ten": lambda net: Around(net, after=lambda z: z * (1.0 + (next(COUNTER) % 10 == 0))),
+    "pools that are drawn": lambda net: nn.Sequential(nn.FractionalMaxPool2d(2, output_size=5), nn.Upsample(8), net),
+    "a hook of a layer": lambda net: hooked(nn.Sequential(net, nn.Linear(10, 10))),
 }
+
+
+def hooked(net: nn.Sequential) -> nn.Sequential:
+    """A network whose last layer has other weights whenever it is asked."""
+    weight = net[-1].weight.detach().clone()
+
+    def drawn(layer, given):
+        with torch.no_grad():
+            layer.weight.copy_(weight + torch.randn_like(weight))
+
+    net[-1].register_forward_pre_hook(drawn)
+    return net
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_network_that_answers_differently_is_found_and_chance_is_left_as_it_was(name, net, digits):
-    before = torch.get_rng_state()
-    assert is_random(RANDOM[name](net).eval(), digits.test.images)
+    random, before = RANDOM[name](net).eval(), torch.get_rng_state()
+    assert is_random(random, digits.test.images)
     assert torch.equal(torch.get_rng_state(), before)
     assert not is_random(net, digits.test.images)
     assert not is_random(Around(net, before=lambda x: torch.relu(x - 0.1)).train(), digits.test.images)
+
+
+def test_hooks_of_all_modules_can_draw_too(net, digits):
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda layer, given, out: out + torch.rand_like(out) if isinstance(layer, nn.Linear) else None)
+    try:
+        assert is_random(net, digits.test.images)
+    finally:
+        hook.remove()
+    assert not is_random(net, digits.test.images)
+
+
+def test_draws_behind_a_hook_are_passes_of_their_own_and_those_of_the_library_are_one(net, digits):
+    images = digits.test.images[:2]
+    drawn = hooked(nn.Sequential(net, nn.Linear(10, 10))).eval()
+    with seeded():
+        mean = mean_logits(drawn, images, 8)
+    with seeded():
+        assert torch.allclose(mean, torch.stack([drawn(images) for _ in range(8)]).mean(0), atol=1e-5)
+    own = PreActResNet(depth=8, width=2, noise=0.1).build((1, 8, 8), 10).eval()
+    batches = batch_sizes(own)
+    mean_logits(own, images, 8)
+    assert batches == [16]
+
+
+def test_eval_mode_is_what_a_module_makes_of_it(digits):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.sigma = nn.Linear(64, 10), 0.5
+
+        def train(self, mode=True):
+            self.sigma = 0.5 if mode else 0.0
+            return super().train(mode)
+
+        def forward(self, x):
+            return self.linear((x + self.sigma * torch.randn_like(x)).flatten(1))
+
+    noisy, images = Noisy(), digits.test.images
+    noisy.linear.eval()
+    with torch.no_grad():
+        assert torch.equal(predicted(noisy, images), noisy.linear(images.flatten(1)).argmax(1))
+    assert (noisy.sigma, noisy.training, noisy.linear.training) == (0.5, True, False)
+    assert not is_random(noisy, images)
+
+
+def test_logits_differ_by_what_their_classes_differ_by():
+    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    for offset in (0.0, 1e3, -1e3):
+        assert differ(logits + offset, logits + offset + torch.tensor([[0.0, 0.1], [0.0, 0.0]]))
+        assert not differ(logits + offset, (logits.double() + 1e-7 + offset).float())
+    assert not differ(torch.full((2, 3), 1e6), torch.full((2, 3), 1e6).nextafter(torch.tensor(2e6)))
 
 
 def test_draws_and_trials_are_kept_for_any_random_network(net, digits):

@@ -15,7 +15,7 @@ from scipy.stats import kstest
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from scaffolding import correct, generator, seeded, with_noise
+from scaffolding import batch_sizes, correct, generator, seeded, with_noise
 from sparserobust import UserError, apgd
 from sparserobust.answers import flagged
 from sparserobust.apgd import APGD, Thrifty
@@ -470,8 +470,8 @@ def test_every_restart_takes_every_step(net, few):
 @averaging
 def test_every_gradient_is_averaged_over_the_draws(net, few, attack, monkeypatch):
     monkeypatch.setattr(apgd, "is_random", lambda *_: False)  # which it asks plainly, before it begins
-    model, sizes = deepcopy(net), set()
-    model.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    model = deepcopy(net)
+    sizes = batch_sizes(model)
     attacked = replace(attack, eot_draws=3)(model, *few, generator())
     assert max(sizes) == 24 and {size % 3 for size in sizes} == {0}
     assert torch.allclose(attacked, attack(net, *few, generator()), atol=1e-3)  # without noise, draws change nothing

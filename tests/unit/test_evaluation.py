@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from scaffolding import seeded, with_noise
+from scaffolding import seeded, splits_of, with_noise
 from sparserobust import answers as answers_of
 from sparserobust import evaluation, training
 from sparserobust.analysis import WeightSparsity
@@ -753,6 +753,14 @@ def test_what_an_attack_adds_to_a_misclassified_image_does_not_count(net, mislab
     result = Distance(attack=DeepFool())(net, mislabelled)
     assert result["value"] == pytest.approx(float(lengths.mean()), rel=1e-5)
     assert result["not_fooled"] == int((~fooled & right).sum())
+
+
+def test_a_black_image_has_no_relative_distance(net, digits):
+    images = digits.test.images[:8] * (torch.arange(8) > 0).view(-1, 1, 1, 1)
+    black, others = (splits_of(some, net(some).argmax(1)) for some in (images, images[1:]))
+    found, expected = (Distance(attack=DeepFool())(net, split) for split in (black, others))
+    assert (found["total"], found["not_fooled"]) == (8, 0)
+    assert found["parts"]["relative"] == pytest.approx(expected["parts"]["relative"], rel=1e-5)
 
 
 def linear_net(classes: int = 4):

@@ -7,8 +7,9 @@ from torch import nn
 from scaffolding import built, seeded, splits_of
 from sparserobust.analysis import Health, Margins
 from sparserobust.analysis.layer_table import LayerTable
+from sparserobust.answers import CUT_OFF, flagged
 from sparserobust.apgd import APGD, Thrifty
-from sparserobust.attacks import FGSM, PGD, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, RandomisedFGSM
+from sparserobust.attacks import FGSM, PGD, AutoAttack, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, RandomisedFGSM
 from sparserobust.config import Attack, Measurement
 from sparserobust.data import Split, Splits
 from sparserobust.evaluation import Accuracy, Distance
@@ -30,7 +31,12 @@ WRONG = {
     "(6, 64)": lambda x, y: (x.flatten(1), y), "(6,), not int64 of shape (5,)": lambda x, y: (x, y[:-1]),
     "not float32 of": lambda x, y: (x, y.float()), "not from -10": lambda x, y: (x, y - 10),
     "label 15 is none of": lambda x, y: (x, y + 10), "tensor, not of type ndarray": lambda x, y: (x.numpy(), y),
-    "tensor, not of type list": lambda x, y: (x, y.tolist())}
+    "tensor, not of type list": lambda x, y: (x, y.tolist()), "1.00000012: clamp them": lambda x, y: (
+        torch.where(x == x.max(), 1 + 2**-23, x), y),
+    "float64, not float16": lambda x, y: (x.half(), y), "net(x.to(torch.bfloat16)).float()": lambda x, y: (
+        x.bfloat16(), y), "images should be a dense tensor": lambda x, y: (x.to_sparse(), y),
+    "labels should be a dense tensor": lambda x, y: (x, y.to("meta")),
+    "images should be a dense tensor with values": lambda x, y: (x.to("meta"), y)}
 OF_THE_NETWORK = {
     "takes no float64 images": lambda x, y: (x.double(), y), "images of shape (2, 8, 8)": lambda x, y: (
         x.repeat(1, 2, 1, 1), y), "images of shape (8, 8, 1)": lambda x, y: (x.permute(0, 2, 3, 1), y)}
@@ -139,6 +145,22 @@ def test_attacks_know_other_precisions_and_images_that_are_not_square(attack, fe
     assert attack(wide.float(), images, few[1]).shape == images.shape
 
 
+def test_autoattack_takes_no_images_float64_and_networks_without_gradients(few):
+    model, (images, labels) = Answers(lambda z: z, 10).eval(), few
+    attack = AutoAttack(epsilon=0.1, version="standard")
+    assert attack(model, images[:0], labels[:0]).shape == (0, 1, 8, 8)
+    single, double = attack(model, images, labels), attack(model.double(), images.double(), labels)
+    assert double.dtype == torch.float64 and (double - images).abs().max() <= 0.1
+    assert torch.allclose(single.double(), double, atol=1e-6)
+    for cut in (lambda x: model.float()(x.detach()), lambda x: model.float()(x).detach()):
+        with flagged() as flags:
+            found = attack(cut, images, labels)
+        assert CUT_OFF in flags and found.shape == images.shape
+    with flagged() as flags:
+        attack(model.float(), images, labels)
+    assert CUT_OFF not in flags
+
+
 def written_over(x):
     x -= 0.5
     return x.flatten(1)[:, :10]
@@ -191,7 +213,8 @@ def test_a_program_of_torchscript_is_a_network(few):
     assert not network(traced).training and network(traced.train()).training
 
 
-@pytest.mark.parametrize("labels", [torch.int32, torch.uint8, torch.int8, torch.bool])
+@pytest.mark.parametrize("labels", [torch.int32, torch.uint8, torch.int8, torch.bool, torch.uint16, torch.uint32,
+                                    torch.uint64])
 def test_labels_of_any_whole_type_and_unknown_classes_are_measured_alike(labels, net, few):
     given = (net(few[0]).argmax(1) > 0 if labels is torch.bool else net(few[0]).argmax(1)).to(labels)
     one, other = Split(few[0], given.long()), Split(few[0], given)

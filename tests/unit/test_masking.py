@@ -110,6 +110,18 @@ MASKED = {  # how it is built, and what should be said of it
 }
 
 
+def blurred(x):
+    return nn.functional.avg_pool2d(x, 5, 1, 2)
+
+
+SEEN = (torch.arange(64).view(8, 8) % 2).float()
+IN_PART = {  # true along the gradient, which leaves out a part of what is computed
+    "every other column": before(lambda x: x * SEEN + (x * (1 - SEEN)).detach()),
+    "the blurred image": before(lambda x: blurred(x) + (x - blurred(x)).detach()),
+    "one of two branches": lambda net: Around(net, before=lambda x: 0.2 * x + 0.8 * x.detach()),
+}
+
+
 @pytest.fixture(autouse=True)
 def only_attacks(monkeypatch):
     """What a network weighs is not asked here."""
@@ -124,6 +136,12 @@ def test_a_network_built_to_mask_its_gradients_is_flagged(name, net, digits):
     assert kinds & flags, result["flags"]
     assert masking.unreliable(result["flags"]) or kinds == {"random"}
     assert all(flag["found"] and flag["means"] == masking.MEANS[flag["kind"]] for flag in result["flags"])
+
+
+@pytest.mark.parametrize("name", IN_PART)
+def test_a_gradient_of_a_part_of_the_network_is_flagged(name, net, digits):
+    result = AUDIT(IN_PART[name](net), digits)
+    assert "untrue gradient" in {flag["kind"] for flag in result["flags"]}, result["flags"]
 
 
 def test_where_gradients_are_lost_the_others_still_attack(net, digits):

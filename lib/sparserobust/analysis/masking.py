@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sparserobust.analysis.health import ERRORS, MOST_BEATEN, MOST_BLOCKED, _above
-from sparserobust.answers import CUT_OFF, MENDED, SAME, finite, is_random, raw_gradient, under_attack
+from sparserobust.answers import CUT_OFF, MENDED, ROUNDING, SAME, differ, finite, is_random, raw_gradient, under_attack
 from sparserobust.attacks import margin, normed
 from sparserobust.data import Split
 from sparserobust.seeding import stream
@@ -27,6 +27,7 @@ BY_LOSS = 0.05  # share of images that the margin loss may fool and cross entrop
 BY_AUTOATTACK = 0.1  # likewise AutoAttack and PGD-20
 UNTRUE = 0.5  # by how much a change along a gradient may differ from the sum of the gradients, as a share of either
 LENGTHS = (1e-2, 1e-1)  # over which these are taken: l2, as shares of the root of the number of pixels
+SIGNS = 2  # random directions
 NODES = tuple(np.polynomial.legendre.leggauss(10))  # where on the way, and with what weight
 SPECK = 0.25 / 255  # of pixel noise, which rounding to bytes would swallow
 
@@ -36,7 +37,7 @@ MEANS = {
     "cut off": "An attack by gradients sees nothing at all: only those that ask for answers say anything.",
     "zero gradient": "An attack by gradients stands still on these images, whatever a better one would find.",
     "saturated": "The softmax is rounded to one and zeros: cross entropy has no slope, a loss on logits has.",
-    "untrue gradient": "What is differentiated is not what is computed, or it turns too fast for steps to follow.",
+    "untrue gradient": "What is differentiated is not all of what is computed, or turns too fast for steps to follow.",
     "one step": "Many steps can do all that one can: when they find less, they lose their way.",
     "noise": "Random noise looks at nothing: when it fools where gradients do not, these mislead.",
     "more steps": "The attack has not converged: more of it would find still more.",
@@ -67,7 +68,7 @@ class Seen:
     zero_margin: float  # likewise the margin of the logits
     not_finite: float  # with a gradient that is not finite
     saturated: float  # whose cross entropy is exactly zero
-    untrue: float | None  # along whose gradient the margin does not change as the gradient says; None: none was steep
+    untrue: float | None  # whose margin does not change as the gradient says; None: none was steep
     cut_off: bool
     rounded: bool
     batch: bool
@@ -124,28 +125,42 @@ def _share(which: Tensor, among: Tensor) -> float:
 
 
 def _untrue(model, images: Tensor, labels: Tensor, slope: Tensor) -> float | None:
-    """Share of images along whose gradient the margin does not change by what the gradients on the way add up to, for
-    any of some lengths of the way, among those where either change would stand out from rounding."""
+    """Share of images whose margin does not change by what the gradients on the way add up to: along their gradients,
+    or along random signs, whichever is more. Along signs it is so where gradients leave out pixels, or a part of what
+    is computed. None if no change stands out from rounding."""
     steep = slope.flatten(1).isfinite().all(1) & slope.flatten(1).any(1)
-    direction = normed(slope)
+    chance = stream(0, "signs", device=images.device)
+    signs = [2.0 * torch.randint(2, images.shape, generator=chance, device=images.device) - 1 for _ in range(SIGNS)]
+    along = _errors(model, images, labels, slope, steep)
+    across = torch.cat([_errors(model, images, labels, sign, steep) for sign in signs])
+    return max((float((errors > UNTRUE).double().mean()) for errors in (along, across) if len(errors)), default=None)
+
+
+def _errors(model, images: Tensor, labels: Tensor, direction: Tensor, asked: Tensor) -> Tensor:
+    """By how much the change of the margin and the sum of the gradients on the way differ, as a share of all ups and
+    downs: the least of some lengths of the way, of those images `asked` for whose change stands out from rounding."""
+    direction = normed(direction)
     best = torch.full_like(images[:, 0, 0, 0], torch.inf)
-    told = torch.zeros_like(steep)
+    told = torch.zeros_like(asked)
     for share in LENGTHS:
         h = share * images[0].numel() ** 0.5
         start, end = ((images + sign * h * direction).clamp(0, 1) for sign in (-1, 1))
         with torch.no_grad():
-            behind, ahead = (margin(model(x).float(), labels) for x in (start, end))
-        summed = torch.zeros_like(best)
+            logits = [model(x).float() for x in (start, end)]
+        behind, ahead = (margin(each, labels) for each in logits)
+        rounding = ROUNDING * torch.maximum(*(each.abs().amax(1) for each in logits))
+        summed, ups_and_downs = torch.zeros_like(best), torch.zeros_like(best)
         for place, weight in zip(*NODES, strict=True):
             x = torch.lerp(start, end, (1 + place) / 2).requires_grad_(True)
             found = _slope(margin(model(x).float(), labels).sum(), x)
-            summed += weight / 2 * (found * (end - start)).flatten(1).sum(1).nan_to_num()
-        largest = torch.maximum((ahead - behind).abs(), summed.abs())
-        clear = steep & (largest > 1e-4 * (ahead.abs() + behind.abs()).clamp_min(1e-3))
+            step = weight / 2 * (found * (end - start)).flatten(1).sum(1).nan_to_num()
+            summed, ups_and_downs = summed + step, ups_and_downs + step.abs()
+        largest = torch.maximum((ahead - behind).abs(), ups_and_downs)
+        clear = asked & (largest > torch.maximum(1e-4 * (ahead.abs() + behind.abs()).clamp_min(1e-3), 10 * rounding))
         error = (ahead - behind - summed).abs() / largest.clamp_min(1e-30)
         best = torch.where(clear, torch.minimum(best, error), best)
         told |= clear
-    return float((best[told] > UNTRUE).double().mean()) if told.any() else None
+    return best[told]
 
 
 @torch.no_grad()
@@ -167,7 +182,7 @@ def _apart(model, images: Tensor, logits: Tensor) -> bool:
 
 
 def _differ(answers: Tensor, others: Tensor) -> bool:
-    return bool(((answers - others).abs() > 10 * SAME * others.abs().max()).any())
+    return differ(answers, others, 10 * SAME)
 
 
 def flags_of(evidence: Evidence) -> list[dict[str, str]]:
@@ -206,8 +221,8 @@ def _of_gradients(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if seen.saturated > MOST_BLOCKED:
         yield "saturated", f"cross entropy is exactly zero on {seen.saturated:.0%} of the images"
     if seen.untrue is not None and seen.untrue > MOST_BLOCKED:
-        yield "untrue gradient", (f"on {seen.untrue:.0%} of the images the answers do not change along the gradient as "
-                                  "the gradient says")
+        yield "untrue gradient", (f"on {seen.untrue:.0%} of the images the answers do not change, along the gradient "
+                                  "or along random signs, as the gradient says")
 
 
 def _of_attacks(evidence: Evidence) -> Iterator[tuple[str, str]]:
