@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from scaffolding import seeded, splits_of, with_noise
+from scaffolding import batch_sizes, seeded, splits_of, with_noise
 from sparserobust import answers as answers_of
 from sparserobust import evaluation, training
 from sparserobust.analysis import WeightSparsity
@@ -44,9 +44,8 @@ def noisy(net):
 @pytest.fixture
 def sizes(net):
     """A copy of the net, and the sizes of the batches it was given."""
-    model, sizes = deepcopy(net), []
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    return model, sizes
+    model = deepcopy(net)
+    return model, batch_sizes(model)
 
 
 def answers(result: dict, part: str = "") -> list[bool]:
@@ -107,8 +106,8 @@ def test_every_image_is_seen_once_in_batches_of_bounded_size(sizes, digits, monk
 
 def test_draws_are_counted_in_the_size_of_a_batch(noisy, digits, monkeypatch):
     monkeypatch.setattr(evaluation, "BATCH", 16)
-    model, seen = deepcopy(noisy), []
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    model = deepcopy(noisy)
+    seen = batch_sizes(model)
     Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=7)(model, digits)
     assert seen == [2, 15, 3, 15, 3, 5, 1, 7]  # two are asked first; all of them once more, without the attack
 
@@ -116,7 +115,7 @@ def test_draws_are_counted_in_the_size_of_a_batch(noisy, digits, monkeypatch):
 def test_draws_of_a_deterministic_net_are_not_repeated(sizes, digits):
     model, seen = sizes
     result = Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=40)(model, digits)
-    assert seen == [2, *[32] * 3, *[40] * 3]  # asked thrice the same; the gradient, under attack, and without it
+    assert seen == [2, *[40] * 3]  # the gradient, under attack, and without it
     assert result == Accuracy(attack=FGSM(epsilon=0.1), images=40)(model, digits)
 
 
@@ -531,22 +530,22 @@ def test_a_transfer_attack_by_hand(net, other, digits, source):
 def test_trials_of_a_transfer_attack_by_hand(shaken, other, digits, source):
     """The network that answers is noisy, the attacked one is not: its draws are not repeated."""
     attack, test = PGD(epsilon=0.1, step_size=0.05, steps=2, eot_draws=3), digits.test.sample(50)
-    measure, seen = Accuracy(attack=attack, images=50, source=source, trials=2), []
+    measure = Accuracy(attack=attack, images=50, source=source, trials=2)
     with global_seed(0, "evaluation noise", measure.identity):
         chance, values = stream(0, "evaluation", measure.identity), []
         for _ in range(2):
             attacked = PGD(epsilon=0.1, step_size=0.05, steps=2)(other, test.images, test.labels, chance)
             values.append(int((shaken(attacked).argmax(1) == test.labels).sum()) / 50)
     attacked = deepcopy(other)
-    attacked.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    seen = batch_sizes(attacked)
     assert measure(shaken, digits, attacked)["trial_values"] == values
-    assert seen == [2, *[32] * 3, *[50] * 4]  # asked once, then whether it answers thrice the same
+    assert seen == [2, *[50] * 4]
 
 
 def test_draws_are_those_of_the_attacked_network(net, noisy, digits, source, monkeypatch):
     monkeypatch.setattr(evaluation, "BATCH", 16)
-    attacked, seen = deepcopy(noisy), []
-    attacked.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    attacked = deepcopy(noisy)
+    seen = batch_sizes(attacked)
     Accuracy(attack=FGSM(epsilon=0.1, eot_draws=5), images=7, source=source)(net, digits, attacked)
     assert seen == [2, 15, 15, 5]
 

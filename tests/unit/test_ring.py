@@ -97,6 +97,14 @@ def test_each_method_has_as_many_candidates_and_the_first_was_the_best(scale):
             assert None not in values and values[0] == max(values), (method, candidates, values)
 
 
+@pytest.mark.parametrize("scale", [path.stem for path in paths.tuning_file("quick").parent.glob("*.csv")])
+def test_what_was_tuned_are_methods_and_candidates_of_the_ring(scale):
+    found = pandas.read_csv(paths.tuning_file(scale))
+    own = runs.experiment(scale).settings
+    asked = {(method, runs.as_text(changes)) for method, tried in own.candidates.items() for changes in tried}
+    assert {*zip(found["method"], found["changes"], strict=True)} == asked
+
+
 def test_seeds_of_tuning_are_no_seeds_of_the_ring():
     own = runs.experiment("quick").settings
     assert not {*own.tuning_seeds} & {*own.seeds}
