@@ -1,5 +1,6 @@
 """Networks that come along, by PyTorch's hub: `torch.hub.load("OWNER/NAME", "lasso")`, or, of a checkout,
-`torch.hub.load("path/to/it", "lasso", source="local")`; `torch.hub.list` names them, `torch.hub.help` says what one is.
+`torch.hub.load("path/to/it", "lasso", source="local")`. Of OWNER/NAME `torch.hub.list` names them and `torch.hub.help` says
+what one is; in a checkout `sparserobust networks` does.
 """
 
 import functools

@@ -47,9 +47,9 @@ def test_the_picture_of_a_slider_says_where_the_slider_is():
         return plots.curves([0, 1], {"line": [0, value]}, "x", "y")
 
     choice, picture = widgets.slider(draw, [0.5, 0.75], "share", 0.5, "{:.0%}").children
-    assert image(picture.value)["alt"] == "The picture at share 50%."
+    assert image(picture.value)["alt"] == "Y against x, at share 50%."
     choice.value = 0.75
-    assert image(picture.value)["alt"] == "The picture at share 75%."
+    assert image(picture.value)["alt"] == "Y against x, at share 75%."
 
 
 def test_what_stands_in_a_description_cannot_end_it():

@@ -168,6 +168,6 @@ def test_a_slider_draws_each_value_once():
     choice, picture = widgets.slider(draw, [1, 2, 3], "size", 2).children
     first = picture.value
     choice.value = 3
-    assert picture.value != first and 'alt="The picture at size 3." src="data:image/png;base64,' in picture.value
+    assert picture.value != first and 'alt="Y against x, at size 3." src="data:image/png;base64,' in picture.value
     choice.value = 2
     assert picture.value == first and drawn == [2, 3]

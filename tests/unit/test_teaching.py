@@ -129,6 +129,12 @@ def test_a_handout_is_never_written_over(home, course):
     assert done.returncode == 1 and "is there already" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_before_anything_comes_back_there_is_nothing_to_grade(home, course):
+    """The page that is handed out and the teacher's edition lie in the same folder."""
+    done = command(home, "-m", "sparserobust.cli", "grade", "course")
+    assert done.returncode == 1 and "no notebooks in" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_nbgrader_validates_releases_and_grades_it(course):
     """Its own commands, as a teacher types them: the release is ours, and so are the points."""
     with_alembic = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

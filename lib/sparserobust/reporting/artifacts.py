@@ -104,7 +104,7 @@ class Artifacts:
 
 
 CONTESTS = {"side_by_side": ("all five", "the same network, data and budget for all"),
-            "ring": ("and today's baselines", "the same, tuned alike")}
+            "ring": ("and today's baselines", "the same; tuned alike on digits")}
 
 
 FINDINGS = {"01_fk_resnet": "C2b", "04_sparsity_theory": "C3.inf", "05_tscnc": "C1"}  # what the README begins with

@@ -11,13 +11,18 @@ from sparserobust.reporting.artifacts import described, png
 
 
 def slider(draw: Callable[[float], Figure], values: Sequence[float], label: str, start: float, form: str = "{:g}"):
-    """A widget: one position per value, named by `form`, and under it what `draw` makes of the value. Pictures are
-    kept, so that going back costs nothing. `draw` should take a tenth of a second, not more."""
+    """A widget: one position per value, named by `form`, and under it what `draw` makes of the value, its titles or
+    the names of its axes as alternative text. Pictures are kept, so that going back costs nothing. `draw` should take a
+    tenth of a second, not more."""
     import ipywidgets
 
     @cache
     def drawn(value: float) -> str:
-        return described(png(draw(value), dpi=80), f"The picture at {label} {form.format(value)}.")
+        figure = draw(value)
+        shown = dict.fromkeys(axes.get_title() or " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+                              for axes in figure.axes)
+        seen = " ".join("; ".join(filter(None, shown)).split()) or "the picture"
+        return described(png(figure, dpi=80), f"{seen[0].upper()}{seen[1:]}, at {label} {form.format(value)}.")
 
     picture = ipywidgets.HTML(drawn(start))
     choice = ipywidgets.SelectionSlider(options=[(form.format(v), v) for v in values], value=start, description=label,

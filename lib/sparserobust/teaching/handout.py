@@ -1,4 +1,5 @@
 """A page for a class, and its teacher's edition, in the folders of an nbgrader course: `release/` and `source/`.
+`submitted/` is there for what comes back.
 
 Each exercise of a page becomes two cells: one for the answer, and one that checks it, which nbgrader locks and grades.
 The teacher's edition has the solution in the first and a hidden test in the second, so that
@@ -33,6 +34,7 @@ def write(name: str, folder: Path) -> tuple[Path, Path]:
     for path, edition in zip(parts.values(), (students(original), teachers(original)), strict=True):
         paths.writable(path.parent)
         files.write(path, nbformat.writes(edition).encode() + b"\n")
+    (folder / "submitted").mkdir(exist_ok=True)  # what comes back goes there, and only that is graded
     if not (configuration := folder / "nbgrader_config.py").exists():
         files.write(configuration, CONFIGURATION.encode())
     return parts["release"], parts["source"]

@@ -58,7 +58,7 @@ def exercise_2(answer) -> Verdict:
 def exercise_3(answer) -> Verdict:
     """How many times as dense ERK keeps 16 -> 16 as 64 -> 64 channels, both 3x3."""
     ratio = erk_density(16, 16, 3) / erk_density(64, 64, 3)
-    why = "wide layers are cut deepest: counts of weights grow as a product, densities as a sum"
+    why = "wide layers are cut deepest: weights grow as a product of the widths, what ERK keeps as a sum"
     return number(answer, ratio, why, {
         1 / ratio: "the other way round: the narrow layer is the denser one",
         (16 + 16) / (16 * 16) / ((64 + 64) / (64 * 64)): "the sides of the kernel count as well, "
