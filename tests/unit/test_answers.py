@@ -85,13 +85,15 @@ RANDOM = {
 
 def hooked(net: nn.Sequential) -> nn.Sequential:
     """A network whose last layer has other weights whenever it is asked."""
-    weight = net[-1].weight.detach().clone()
+    last = net[-1]
+    assert isinstance(last, nn.Linear)
+    weight = last.weight.detach().clone()
 
     def drawn(layer, given):
         with torch.no_grad():
             layer.weight.copy_(weight + torch.randn_like(weight))
 
-    net[-1].register_forward_pre_hook(drawn)
+    last.register_forward_pre_hook(drawn)
     return net
 
 
