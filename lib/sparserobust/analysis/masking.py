@@ -37,7 +37,7 @@ MEANS = {
     "cut off": "An attack by gradients sees nothing at all: only those that ask for answers say anything.",
     "zero gradient": "An attack by gradients stands still on these images, whatever a better one would find.",
     "saturated": "The softmax is rounded to one and zeros: cross entropy has no slope, a loss on logits has.",
-    "untrue gradient": "What is differentiated is not all of what is computed, or turns too fast for steps to follow.",
+    "untrue gradient": "What is differentiated is not what is computed, or it turns too fast for steps to follow.",
     "one step": "Many steps can do all that one can: when they find less, they lose their way.",
     "noise": "Random noise looks at nothing: when it fools where gradients do not, these mislead.",
     "more steps": "The attack has not converged: more of it would find still more.",
