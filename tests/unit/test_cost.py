@@ -13,6 +13,7 @@ from scaffolding import generator, seeded, splits_of
 from sparserobust import analysis, files
 from sparserobust.analysis import cost
 from sparserobust.analysis.cost import Deployable, FileSize, Kept, macs
+from sparserobust.analysis.shapes import shapes_of
 from sparserobust.config import Measurement
 from sparserobust.data import Splits
 from sparserobust.models import Ensemble, PreActResNet, compact, is_noisy
@@ -141,6 +142,32 @@ def test_counting_changes_nothing(sparse, refusal):
     assert all(torch.equal(t, before[name]) for name, t in sparse.state_dict().items())
     assert "takes no images of shape (2, 8, 8)" in refusal(macs, sparse, (2, 8, 8))  # too few channels
     assert not any(m._forward_hooks for m in sparse.modules())
+
+
+def no_answer(x):
+    return x.nothing
+
+
+class Two(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+class Silent(nn.Module):
+    def forward(self, x):
+        assert x is None
+
+
+@pytest.mark.parametrize("broken", [no_answer, Two(), Silent(), nn.Module(), nn.ModuleDict()])
+def test_whatever_a_network_raises_is_one_line(broken, refusal):
+    assert "takes no images of shape (1, 8, 8)" in refusal(macs, broken, (1, 8, 8))
+    assert "takes no images of shape (1, 8, 8)" in refusal(shapes_of, broken, (1, 8, 8))
+
+
+def test_of_a_function():
+    layer = nn.Conv2d(1, 2, 3)
+    assert macs(lambda x: layer(x), (1, 8, 8)) == macs(layer, (1, 8, 8)) == 2 * 9 * 36
+    assert macs(torch.jit.script(layer), (1, 8, 8)) == 2 * 9 * 36
 
 
 def test_measured_it_counts_zeros_in_full(sparse, splits):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparserobust import inputs
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError, quoted
 from sparserobust.models import noise_off
@@ -21,8 +22,9 @@ Seen = tuple[nn.Module, torch.Size, torch.Size]
 
 def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Seen]:
     """(layer, shape of its input, of its output), without the batch, for each time that one image (c, h, w) passes a
-    convolution or a linear layer, called as such. The model comes back as it was."""
-    seen = []
+    convolution or a linear layer, called as such. The model comes back as it was. `UserError` for a network that takes
+    no such images."""
+    model, seen = inputs.network(model), []
 
     def note(layer, inputs, options, output):
         (x,) = inputs or options.values()
@@ -41,7 +43,9 @@ def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Seen]
 def each_operation(model: nn.Module, image_shape: tuple[int, int, int],
                    note: Callable[[Any, tuple, Any], None]) -> None:
     """Calls `note` with each operation of ATen, its arguments and its result, while one image (c, h, w) passes the
-    network; attention, also in layers of torch.nn, is taken apart into products of matrices."""
+    network; attention, also in layers of torch.nn, is taken apart into products of matrices. `UserError` for a network
+    that takes no such images."""
+    model = inputs.network(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -83,9 +87,11 @@ def _pass(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     with torch.no_grad(), under_attack(model), noise_off(model):
         try:
             model(random_images(model, image_shape, 1))
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise UserError(f"{type(model).__name__} takes no images of shape {image_shape}: {quoted(str(error))}") \
-                from error
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a network's own code raises
+            raise UserError(f"{type(model).__name__} takes no images of shape {image_shape}: {type(error).__name__} "
+                            f"{quoted(str(error))}") from error
 
 
 def random_images(model: nn.Module, image_shape: tuple[int, int, int], n: int) -> Tensor:
