@@ -337,3 +337,21 @@ def test_a_noisy_network_is_measured_with_its_noise_off():
     assert Margins(images=20, samples=2, noise=False)(model, splits_of(images, labels))["value"] == expected
     with pytest.raises(UserError, match="noisy network"):
         Margins(images=20, samples=2)(model, splits_of(images, labels))
+
+
+def test_weights_that_are_not_finite_and_forwards_that_raise_are_one_line(refusal):
+    net, images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 4)).eval(), torch.rand(4, *SHAPE)
+    data = splits_of(images, torch.arange(4))
+    net[0].weight.data[0, 0, 0, 0] = torch.nan
+    assert "not finite" in refusal(LayerNorms(), net, data)
+    net[0].weight.data[0, 0, 0, 0] = torch.inf
+    assert "not finite" in refusal(LayerNorms(), net, data)
+    net.forward = lambda x: x.nothing
+    assert "takes no images" in refusal(LayerNorms(), net, data)
+    assert "no convolution" in refusal(LayerNorms(), lambda x: x.flatten(1), data)
+
+
+def test_margins_of_a_network_whose_factor_goes_by_the_number_of_images_guarantee_nothing(linear, refusal):
+    model, data = linear
+    model.register_forward_hook(lambda module, given, logits: logits * (30 if len(logits) > 8 else 1))
+    assert "images together" in refusal(Margins(images=30, samples=2), model, data)

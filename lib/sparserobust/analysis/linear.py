@@ -179,9 +179,10 @@ def row_distances(weight: Tensor, norm: str) -> Tensor:
     return difference.abs().sum(2) if norm == "linf" else difference.norm(dim=2)
 
 
-def smallest_radius(logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
+def smallest_radius(logits: Tensor, labels: Tensor, constants: Tensor, rounding: Tensor | float = 0.0) -> Tensor:
     """The smallest over the other classes of logit difference (n, classes) over its Lipschitz constant (classes,
-    classes), (n,); zero for images that are misclassified."""
-    gaps = logits.gather(1, labels[:, None]) - logits
+    classes), (n,); zero for images that are misclassified. Of each difference `rounding`, a number or (n, 1), is left
+    out: what may come from rounding alone."""
+    gaps = logits.gather(1, labels[:, None]) - logits - rounding
     radii = gaps / constants[labels].clamp_min(torch.finfo(constants.dtype).tiny)
     return radii.scatter(1, labels[:, None], torch.inf).amin(1).clamp_min(0)

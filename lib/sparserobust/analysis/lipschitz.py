@@ -5,6 +5,7 @@ below, and the radius within which no attack can succeed.
 Frobenius norm of each weight), linf (largest absolute row sums). BatchNorm is folded into the layer before it.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from math import gcd, hypot, pi, prod
@@ -18,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 from sparserobust import inputs
 from sparserobust.analysis.linear import row_distances, smallest_radius
 from sparserobust.analysis.shapes import LAYERS, shapes_of
-from sparserobust.analysis.tracing import called, linear_layer, traced
+from sparserobust.analysis.tracing import alike, called, linear_layer, run, traced, ulp
+from sparserobust.answers import finite
 from sparserobust.attacks import margin, random_in_ball, runner_up, under_attack
-from sparserobust.errors import UserError
+from sparserobust.errors import UserError, quoted
 from sparserobust.models import is_noisy
 from sparserobust.models.gates import acting_weight
 
@@ -32,8 +34,9 @@ SLOPES: dict[str, float | Callable[..., float]] = {
     "hardswish": 1.5, "gelu": 1.1291, "silu": 1.0999, "mish": 1.0886, "erf": 2 / pi**0.5,
     "leaky_relu": lambda slope=0.01: max(1.0, abs(slope)),
     "prelu_kernel": lambda slopes: max(1.0, _largest(slopes)),
-    "elu": lambda alpha=1, scale=1, inner=1: max(abs(scale), abs(alpha * scale * inner)),
-    "celu": lambda alpha=1: 1,
+    "elu": lambda alpha=1, scale=1, inner=1:
+        max(abs(scale), abs(alpha * scale * inner)) if inner >= 0 else torch.inf,  # else it grows as exp does
+    "celu": lambda alpha=1: 1 if alpha > 0 else torch.inf,
     "softplus": lambda beta=1, threshold=20: 1 if beta > 0 and threshold >= 20 else torch.inf,  # else it jumps
     "threshold": lambda threshold, value: 1 if threshold == value else torch.inf,
     "softmax": 1 / 2,  # of vectors, by the row sums of its Jacobian, which is symmetric
@@ -50,6 +53,7 @@ WEIGHTED = {"adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool2d", "avg_poo
             "replication_pad3d", "sum", "tril", "triu", "unfold", "upsample_bilinear2d", "upsample_linear1d",
             "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"}
 PRODUCTS = {"addmm", "baddbmm", "bmm", "mm", "mv"}
+ROUNDED = 2  # times what rounding makes of a logit: what it makes of the difference of two
 Shapes = dict[nn.Module, torch.Size]  # of what goes into each convolution and linear layer, without the batch
 
 
@@ -59,40 +63,64 @@ def margin_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str 
     a product along layers, a sum where branches are added. Hooks, parametrisations and whatever
     else acts on the way is bounded, too. `UserError` for noise that is on, for an operation whose constant is not known
     here, and for a network that is no fixed function of one image or branches on its numbers."""
+    return _graph_and_bound(inputs.network(model), image_shape, norm)[1]
+
+
+@torch.inference_mode(False)
+def _graph_and_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str) -> tuple[fx.Node, Tensor]:
+    """The logits as a node of the network's graph, and `margin_bound`."""
     if is_noisy(model):
         raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
     _check(norm)
-    last: Any = traced(model, image_shape)
-    rounding, largest = last.meta["rounding"], last.meta["largest"]
+    logits: Any = traced(model, image_shape)
+    last, rounding, spread, place = logits, *(logits.meta[key] for key in ("rounding", "spread", "ulp"))
     if called(last) == "log_softmax" and last.args[1] in (1, -1):  # which leaves differences as they are
         last = last.args[0]
     read, rows, _ = linear_layer(last) or (last, torch.eye(last.meta["shape"][1], device=last.meta["device"]), None)
     bound = _constant_at(read, norm) * row_distances(rows.double(), norm)
     others = bound[~torch.eye(len(bound), dtype=torch.bool, device=bound.device)]
-    if rounding > 0.01 * largest and rounding > 0.001 * float(others.min()):  # as much as a move by 1/1000 of the range
+    moved = 0.001 * float(others.min())  # what a move by 1/1000 of the range may do
+    if rounding > max(0.01 * spread, moved, ROUNDED * place):
         raise UserError(f"{type(model).__name__} rounds so much on its way that nothing about it could be proved")
-    return bound
+    return logits, bound
 
 
+@torch.inference_mode(False)
 def layer_norms(model: nn.Module, image_shape: tuple[int, int, int], norm: str = "l2") -> dict[str, float]:
     """Operator norm of every convolution and linear layer, called as such, as it acts on its input, BatchNorm not
     folded."""
+    model = inputs.network(model)
     shapes: Any = input_shapes(model, image_shape)
     return {name: operator_norm(layer, acting_weight(layer), shapes[layer], norm)
             for name, layer in model.named_modules() if layer in shapes}
 
 
-@torch.no_grad()
 def guaranteed_radius(model: nn.Module, images: Tensor, labels: Tensor, norm: str = "l2") -> Tensor:
     """For each image the radius (n,) within which the class provably stays `labels`: the smallest over the other
-    classes of logit difference over its bound (lemma 3.1); zero for images that are misclassified."""
+    classes of logit difference over its bound (lemma 3.1); zero for images that are misclassified. Of each difference
+    is left out what rounding may make of it. `UserError` as from `margin_bound`, and for a network that answers to all
+    images together otherwise than to two."""
+    return guarantee(model, images, labels, norm)[0]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def guarantee(model: nn.Module, images: Tensor, labels: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`guaranteed_radius` (n,) and what it comes from, all float64: the logits (n, classes) and `margin_bound`."""
+    model = inputs.network(model)
     inputs.check(images, labels)
     channels, height, width = images.shape[1:]
-    bound = margin_bound(model, (channels, height, width), norm).to(images.device)
-    inputs.check(images, labels, len(bound))
-    with under_attack(model):
-        logits = model(images).double()
-    return smallest_radius(logits, labels, bound)
+    with inputs.watched(model, labels), under_attack(model):
+        logits = finite(model(images.clone()))
+    last, bound = _graph_and_bound(model, (channels, height, width), norm)
+    for i in range(0, len(images), 2):  # the proof is about two images, as many as the graph has
+        pair = torch.arange(i, i + 2).clamp_max(len(images) - 1)
+        if not alike(logits[pair], run(last, images[pair]), 1e-2, last.meta["rounding"]):
+            raise UserError(f"{type(model).__name__} answers to {len(images)} images together otherwise than to two of "
+                            "them: it is no function of one image, of which something could be proved")
+    rounding = ROUNDED * ulp(logits).double().clamp_min(last.meta["rounding"])
+    logits, bound = logits.double(), bound.to(logits.device)
+    return smallest_radius(logits, labels.long(), bound, rounding), logits, bound
 
 
 def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor, radius: float, samples: int, norm: str = "l2",
@@ -101,8 +129,10 @@ def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor, radius: flo
     points of the l2 or linf ball around each image: each is at most the local Lipschitz constant. The norm is the dual
     one: l2, or for linf the sum of absolute values."""
     _check(norm)
-    found = []
-    with under_attack(model):
+    model = inputs.network(model)
+    inputs.check(images, labels)
+    with torch.inference_mode(False), torch.enable_grad(), inputs.watched(model, labels), under_attack(model):
+        images, labels, found = images.clone(), labels.clone().long(), []
         with torch.no_grad():
             rivals = runner_up(model(images), labels)
         for _ in range(samples):
@@ -117,9 +147,12 @@ def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor, radius: flo
 
 
 def margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label minus the highest other one, (n,)."""
-    with torch.no_grad(), under_attack(model):
-        return margin(model(images).float(), labels)
+    """Logit of the label minus the highest other one, (n,). `UserError` for what are no images (n, c, h, w), no labels
+    (n,), or no network that takes them."""
+    model = inputs.network(model)
+    inputs.check(images, labels)
+    with torch.no_grad(), inputs.watched(model, labels), under_attack(model):
+        return margin(finite(model(images).float()), labels.long())
 
 
 def input_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> Shapes:
@@ -141,7 +174,7 @@ def operator_norm(layer: LAYERS, weight: Tensor, shape: torch.Size, norm: str) -
 def _norm_of(apply: Callable[[Tensor, Tensor], Tensor], weight: Tensor, shape: torch.Size, norm: str) -> float:
     """Norm of the map x -> apply(weight, x) on inputs of this shape, in whose matrix stand single weights and zeros."""
     _check(norm)
-    weight = weight.detach().double()
+    weight = _finite(weight)
     ones = torch.ones(1, *shape, dtype=weight.dtype, device=weight.device)
     if norm == "linf":
         return float(apply(weight.abs(), ones).max())
@@ -152,13 +185,20 @@ def _norm_of(apply: Callable[[Tensor, Tensor], Tensor], weight: Tensor, shape: t
 
 def _matrix_norm(matrix: Tensor, norm: str) -> float:
     """The largest norm of matrices (..., out, in)."""
-    matrix = matrix.detach().double()
+    matrix = _finite(matrix)
     if norm == "linf":
         return float(matrix.abs().sum(-1).max())
     if norm == "frobenius":
         return float((matrix**2).sum((-2, -1)).sqrt().max())
     gram = matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
     return float(torch.linalg.eigvalsh(gram)[..., -1].max().clamp_min(0).sqrt())  # many times faster than an SVD
+
+
+def _finite(weight: Tensor) -> Tensor:
+    """The same in float64, without gradient; `UserError` if a number of it is NaN or infinite."""
+    if not weight.isfinite().all():
+        raise UserError("no norm is known of weights that are not finite: look at the network's weights")
+    return weight.detach().double()
 
 
 def _largest_singular_value(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:
@@ -205,7 +245,13 @@ def _constant_at(last: fx.Node, norm: str) -> float:
     """An upper bound of the Lipschitz constant of the map from two images, and so from one, to what a node computes."""
     constants: dict[fx.Node, float] = {}
     for node in last.graph.nodes:
-        constants[node] = 1.0 if node.op == "placeholder" else _constant(node, constants, norm)
+        try:
+            constants[node] = 1.0 if node.op == "placeholder" else _constant(node, constants, norm)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of an operation that is called as no one expected
+            raise UserError(f"no Lipschitz constant is known here of {called(node)}, called like this: "
+                            f"{quoted(str(error))}") from error
         if node is last:
             break
     return min(constants[last], torch.finfo(torch.float64).max)  # which leaves zero times it zero
@@ -228,7 +274,7 @@ def _constant(node: fx.Node, constants: dict[fx.Node, float], norm: str) -> floa
     if call in ("cat", "stack", "maximum", "minimum"):
         each = [constants[a] * (1 if call in ("cat", "stack") else _copies(a, node, norm)) for a in nodes]
         return max(each) if norm == "linf" else hypot(*each)
-    if len(nodes) == 1 and (factor := _factor(node, call, nodes[0], norm)) < torch.inf:
+    if len(nodes) == 1 and 0 <= (factor := _factor(node, call, nodes[0], norm)) < torch.inf:
         return factor * constants[nodes[0]]
     raise UserError(f"no Lipschitz constant is known here of {call}")
 
@@ -246,7 +292,7 @@ def _factor(node: fx.Node, call: str, source: fx.Node, norm: str) -> float:
         return _copies(source, node, norm) * _largest(1 / args[1])
     if call in SLOPES:
         slope = SLOPES[call]
-        return slope(*args[1:]) if callable(slope) else slope
+        return _copies(source, node, norm) * (slope(*args[1:]) if callable(slope) else slope)
     if call in MOVES or call in PARTS or (call == "getitem" and (args[1] == 0 or called(source) in PARTS)):
         return 1.0
     if call in WEIGHTED:
@@ -259,10 +305,11 @@ def _factor(node: fx.Node, call: str, source: fx.Node, norm: str) -> float:
         return _norm_of(partial(_convolved, options), weight * scale, source.meta["shape"][1:], norm)
     if call == "batch_norm":
         return 1.0 if _norm_after(source) is node else _largest(_scale(node))
-    if call.startswith("max_pool"):
-        return 1.0 if norm == "linf" else _windows(*args[1:5]) ** 0.5
-    if call.startswith("adaptive_max_pool"):
-        sizes = zip(source.meta["shape"][2:], node.meta["shape"][2:], strict=True)
+    if found := re.fullmatch(r"max_pool(\d)d(_with_indices)?", call):
+        return 1.0 if norm == "linf" else _windows(int(found[1]), *args[1:5]) ** 0.5
+    if found := re.fullmatch(r"adaptive_max_pool(\d)d", call):
+        axes = int(found[1])  # the last ones: there may be no images beside each other
+        sizes = zip(source.meta["shape"][-axes:], node.meta["shape"][-axes:], strict=True)
         return 1.0 if norm == "linf" else prod(1 if n % m == 0 else -(-m // n) + 1 for n, m in sizes) ** 0.5
     return torch.inf
 
@@ -309,12 +356,15 @@ def _scale(norm: fx.Node) -> Tensor:
 
 def _weighted(apply: Callable[[Tensor], Tensor], source: fx.Node, norm: str) -> float:
     """Of a linear map without negative entries, to which a constant may be added: its largest row sum; in l2, where
-    that is an upper bound, the square root of it times the largest column sum (Schur's test)."""
+    that is an upper bound, the square root of it times the largest column sum (Schur's test). Infinite where negative
+    sums show that there are negative entries after all."""
     x = torch.ones(source.meta["shape"], dtype=torch.float64, device=source.meta["device"])
     with torch.enable_grad():
-        rows = apply(x.requires_grad_(True)) - apply(torch.zeros_like(x))
+        rows = apply(x.requires_grad_(True).clone()) - apply(torch.zeros_like(x))  # a copy: it may write over it
         (columns,) = torch.autograd.grad(rows.sum(), x)
     rows = rows.detach()
+    if not (rows.min() >= 0 and columns.min() >= 0):
+        return torch.inf
     return float(rows.max()) if norm == "linf" else float((rows.max() * columns.max()).sqrt())
 
 
@@ -322,11 +372,13 @@ def _convolved(options: list, weight: Tensor, x: Tensor) -> Tensor:
     return torch.convolution(x, weight, None, *options)
 
 
-def _windows(size: list[int], stride: list[int] | None = None, padding: Any = 0, dilation: Any = 1) -> int:
-    """In how many windows of a max-pooling one pixel can lie: it can be the largest, and move, in all of them."""
-    axes = [[v] * len(size) if isinstance(v, int) else list(v) for v in (size, stride or size, dilation)]
-    return prod(-(-k * gcd(s, d) // s) for k, s, d in zip(*axes, strict=True))
+def _windows(axes: int, size: list[int], stride: list[int] | None = None, padding: Any = 0, dilation: Any = 1) -> int:
+    """In how many windows of a max-pooling one pixel can lie: it can be the largest, and move, in all of them. One
+    number alone, or in a list, is that of each of the `axes`."""
+    given = [[v] if isinstance(v, int) else list(v) for v in (size, stride or size, dilation)]
+    each = [v * axes if len(v) == 1 else v for v in given]
+    return prod(-(-k * gcd(s, d) // s) for k, s, d in zip(*each, strict=True))
 
 
 def _largest(value: Tensor | float) -> float:
-    return float(value.abs().max()) if isinstance(value, Tensor) else abs(value)
+    return float(value.double().abs().max()) if isinstance(value, Tensor) else abs(value)

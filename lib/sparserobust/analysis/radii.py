@@ -10,8 +10,7 @@ from sparserobust import imagewise
 from sparserobust.analysis import lipschitz
 from sparserobust.analysis.clever import clever
 from sparserobust.analysis.conditioning import condition, rank
-from sparserobust.analysis.linear import smallest_radius
-from sparserobust.attacks import CarliniWagnerL2, DeepFool, margin, predicted, runner_up, under_attack
+from sparserobust.attacks import CarliniWagnerL2, DeepFool, margin, predicted, runner_up
 from sparserobust.config import Attack, Measurement
 from sparserobust.errors import UserError
 from sparserobust.evaluation import reached
@@ -65,13 +64,11 @@ class Margins(Measurement, kind="margins"):
             raise UserError(f"none of {len(split)} images is classified correctly: there is no margin to measure")
         chance = stream(0, "slopes", self.identity, device=images.device)
         slope = lipschitz.gradient_norms(model, images, labels, self.radius, self.samples, self.norm, chance).amax(0)
-        with torch.no_grad(), under_attack(model):
-            logits = model(images).double()
-        bounds = lipschitz.margin_bound(model, splits.image_shape, self.norm).to(images.device)
+        radii, logits, bounds = lipschitz.guarantee(model, images, labels, self.norm)
         margins = margin(logits, labels)
         sloping, wrong = slope > 0, len(split) - len(labels)
         ratio = float((margins / slope)[sloping].sum()) / (wrong + int(sloping.sum())) if sloping.any() else None
-        guaranteed = float(smallest_radius(logits, labels, bounds).sum()) / len(split) if bounds.any() else None
+        guaranteed = float(radii.sum()) / len(split) if bounds.any() else None
         bound = bounds[labels, runner_up(logits, labels)]
         parts = {"slope": float(slope.mean()), "bound": float(bound.mean()), "ratio": ratio, "guaranteed": guaranteed}
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sparserobust import inputs
 from sparserobust.analysis.shapes import random_images, uncompiled
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError, quoted
@@ -19,40 +20,82 @@ from sparserobust.errors import UserError, quoted
 # What they make of a tensor depends on its shape alone.
 FACTORIES = {"empty_like", "full_like", "ones_like", "zeros_like", "rand_like", "randn_like", "new_empty",
              "new_empty_strided", "new_full", "new_ones", "new_zeros"}
+# Overloads that differ only in how the arguments are written. Any other may do something else: `view.dtype` reads bits.
+ALIKE = {"default", "Tensor", "Scalar", "dim", "dim_IntList", "dims", "int", "sizes", "vec"}
+# Ways out of a tensor that PyTorch does not tell as an operation.
+EXITS = ("__array__", "__deepcopy__", "__dlpack__", "__reduce_ex__", "data_ptr", "item", "numpy", "storage", "tolist",
+         "untyped_storage")
 
 
 def traced(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Node:
     """The logits (2, classes) of `model` in eval mode, as the last node of the graph of two images. `node.meta` has
-    shape, dtype and device; of the logits also the `largest`, and how much of them is `rounding`, by float64. That the
-    graph computes what the model does is tried on other images. `UserError` for a network that cannot be followed or
-    does not repeat itself."""
-    name, images, tape = type(model).__name__, random_images(model, image_shape, 5), _Tape()
-    with torch.no_grad(), under_attack(model), uncompiled():
+    shape, dtype and device; of the logits also the `spread`, how far they lie apart, the `rounding`, how much of them
+    float64 does otherwise, and `ulp`, the least that rounding makes of the largest. That the graph computes what the
+    model does is tried on other images. `UserError` for a network that cannot be followed or does not repeat
+    itself."""
+    model = inputs.network(model)
+    name, images, tape, buffers = type(model).__name__, random_images(model, image_shape, 5), _Tape(), _buffers(model)
+    with torch.inference_mode(False), torch.no_grad(), under_attack(model), uncompiled():
         try:
             logits = model(tape.noted(images[:2].clone(), tape.graph.placeholder("images")))
             if tape.failure:
                 raise tape.failure
             again, beside = model(images[2:4].clone()), model(images[2:].clone())
-        except UserError:
+            if not isinstance(logits, Traced) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
+                raise UserError(f"{name} does not return logits only, (n, classes) of two classes or more, which "
+                                "depend on the images")
+            tape.graph.output(tape.node(logits))
+            tape.graph.eliminate_dead_code()
+            found = run(logits.node, images[2:4])
+            exact = _Doubled(nn.Module(), graph=tape.graph).run(images[2:4].double())
+        except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a network's own code raises
-            raise UserError(f"{name} cannot be followed: {quoted(str(error))}") from error
-        if not isinstance(logits, Traced) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
-            raise UserError(f"{name} does not return logits only, (n, classes) of two classes or more, which depend on "
-                            "the images")
-        tape.graph.output(tape.node(logits))
-        tape.graph.eliminate_dead_code()
-        found = fx.Interpreter(nn.Module(), graph=tape.graph).run(images[2:4].clone())
-        exact = _Doubled(nn.Module(), graph=tape.graph).run(images[2:4].double())
+            raise UserError(f"{name} cannot be followed: {type(error).__name__} {quoted(str(error))}") from error
     if not found.isfinite().all():
         raise UserError(f"{name} answers with numbers that are not finite: look at its weights")
+    rounding = float((exact - found).abs().max())
     for other, share, reason in ((again, 1e-5, "answers otherwise when it is asked again"),
                                  (beside[:2], 1e-2, "answers otherwise beside other images")):  # as GPUs do a little
-        if other.shape != found.shape or not (other - found).abs().max() <= share * found.abs().max():
+        if not alike(other, found, share, rounding):
             raise UserError(f"{name} {reason}: it is no function of one image, of which something could be proved")
-    logits.node.meta["rounding"] = float((exact - found).abs().max())
-    logits.node.meta["largest"] = float(found.abs().max())
+    after = _buffers(model)
+    for buffer, before in buffers.items():
+        if buffer in after and not torch.equal(before.nan_to_num(), after[buffer].nan_to_num()):
+            raise UserError(f"{name} changes its buffer {quoted(buffer)} when it is asked: it is no function of one "
+                            "image, of which something could be proved")
+    logits.node.meta |= {"rounding": rounding, "spread": float(_spread(found).max()), "ulp": float(ulp(found).max())}
     return logits.node
+
+
+def run(last: fx.Node, images: Tensor) -> Tensor:
+    """What the graph of `last`, from `traced`, answers (2, classes) to two images (2, c, h, w)."""
+    return fx.Interpreter(nn.Module(), graph=last.graph).run(images.clone())
+
+
+def alike(logits: Tensor, others: Tensor, share: float, rounding: float) -> bool:
+    """Whether two answers (n, classes) to the same images are the same, but for `rounding`, what rounding makes of the
+    largest logit, and a share of how far the logits of an image lie apart: a number added to all logits of an image
+    changes none of its answers, and so must not count."""
+    if logits.shape != others.shape:
+        return False
+    allowed = share * _spread(others) + ulp(others) + rounding
+    return bool(((logits - others).abs() <= allowed).all())
+
+
+def ulp(logits: Tensor) -> Tensor:
+    """Unit in the last place, about, of the largest logit (n, classes) of each image, (n, 1)."""
+    return torch.finfo(logits.dtype).eps * logits.abs().amax(1, keepdim=True)
+
+
+def _spread(logits: Tensor) -> Tensor:
+    """How far the logits (n, classes) of each image lie from their mean, (n, 1)."""
+    return (logits - logits.mean(1, keepdim=True)).abs().amax(1, keepdim=True)
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of what a network remembers from one image to the next: its buffers."""
+    return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
 
 def linear_layer(node: fx.Node) -> tuple[fx.Node, Tensor, Tensor | None] | None:
@@ -66,10 +109,13 @@ def linear_layer(node: fx.Node) -> tuple[fx.Node, Tensor, Tensor | None] | None:
 
 
 def called(node: fx.Node) -> str:
-    """The operation of a node, without the underscores that mark what is internal or done in place."""
+    """The operation of a node, without the underscores that mark what is internal or done in place; with the name of
+    its overload, as in "view.dtype", where that may do something else."""
     target: Any = getattr(node.target, "overloadpacket", node.target)
+    overload = getattr(node.target, "_overloadname", "default")
     name = target if isinstance(target, str) else target.__name__
-    return name.removesuffix("_").removeprefix("_").removeprefix("native_").removeprefix("cudnn_")
+    name = name.removesuffix("_").removeprefix("_").removeprefix("native_").removeprefix("cudnn_")
+    return name if overload in ALIKE else f"{name}.{overload}"
 
 
 class _Doubled(fx.Interpreter):
@@ -107,6 +153,20 @@ class Traced(Tensor):
             raise
 
 
+def _exit(name: str) -> Any:
+    """A method that refuses to hand the numbers of a traced tensor to somebody outside of PyTorch."""
+    def refuse(self: Traced, *_: Any, **__: Any) -> None:
+        self.tape.failure = UserError(f"no Lipschitz constant is known here of looking at the numbers of a tensor "
+                                      f"({name})")
+        raise self.tape.failure  # which the network may catch
+
+    return refuse
+
+
+for _name in EXITS:
+    setattr(Traced, _name, _exit(_name))
+
+
 class _Tape:
     def __init__(self) -> None:
         self.graph = fx.Graph()
@@ -132,6 +192,8 @@ class _Tape:
 
     def note(self, func: Any, args: tuple, kwargs: dict) -> Any:
         name = func.overloadpacket.__name__
+        if func.namespace != "aten":  # somebody else's operation may have any name
+            raise UserError(f"no Lipschitz constant is known here of {func.namespace}.{name}")
         given, options = tree_map_only(Traced, lambda t: t.value, (args, kwargs))
         if name in FACTORIES:
             return func(*given, **options)
@@ -148,6 +210,9 @@ class _Tape:
             return self._renew(args[0], found, node)
         if isinstance(found, Tensor):
             return self.noted(found, node)
+        if not isinstance(found, list | tuple):
+            raise UserError(f"no Lipschitz constant is known here of {name}, which makes a {type(found).__name__} of a "
+                            "tensor")
         parts = [self.noted(part, self.graph.call_function(operator.getitem, (node, i)))
                  for i, part in enumerate(found)]
         node.meta |= parts[0].node.meta
