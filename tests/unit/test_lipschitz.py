@@ -134,6 +134,11 @@ def tripled(x, scale=3.0):
     return scale * x
 
 
+def unrecorded(function, *given):
+    with torch.inference_mode():
+        return function(*given)
+
+
 # What is called on images (2, 4, 4): its Lipschitz constant in l2 and in linf
 OPERATIONS = {
     "relu": (lambda m, x: torch.relu(x), 1, 1),
@@ -193,6 +198,11 @@ OPERATIONS = {
     "mask": (lambda m, x: x * (m.scale > 0), 1, 1),
     "sums, in place": (lambda m, x: x.clone().cumsum_(3), 4, 4),
     "triangle, in place": (lambda m, x: x.clone().tril_(), 1, 1),
+    "log of sum of exp": (lambda m, x: x.logsumexp((2, 3)), 1, 1),
+    "log_softmax": (lambda m, x: x.log_softmax(3), 2, 2),
+    "random slope": (lambda m, x: functional.rrelu(functional.rrelu(1.0 * x, inplace=True), 2.0, 4.0), 3, 3),
+    "inside inference mode": (lambda m, x: unrecorded(functional.conv2d, x, torch.ones(2, 1, 2, 1), None, (2, 1), 0, 1,
+                                                      2), 2**0.5, 2),
     "product from the right": (lambda m, x: x @ m.matrix, 5, 7),
     "product from the left": (lambda m, x: m.matrix.T @ x, 5, 7),
     "einsum": (lambda m, x: torch.einsum("nchw,wk->nkch", x, m.matrix), 5, 7),
@@ -206,7 +216,8 @@ OPERATIONS = {
 
 
 # Their Frobenius norms are not their spectral ones.
-COARSE = {name for name in OPERATIONS if "product from" in name or "convolution" in name} | {"einsum", "linear"}
+COARSE = {name for name in OPERATIONS if "product from" in name or "convolution" in name} | {
+    "einsum", "linear", "inside inference mode"}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -241,6 +252,39 @@ def test_the_constant_of_an_activation_is_its_steepest_slope(activation):
     for norm, unit in (("l2", 2**0.5), ("linf", 2.0)):
         constant = float(lipschitz.margin_bound(model, (2, 4, 4), norm)[0, 1]) / unit
         assert slopes.max() * (1 - 1e-9) <= constant <= slopes.max() * 1.0005
+
+
+@pytest.mark.parametrize("n", [2, 5, 11])
+def test_the_constants_of_log_softmax_and_logsumexp_are_met_and_not_passed(n):
+    """At random points, at the ends of rays, and uphill along the norm of the Jacobian."""
+    constants = {torch.log_softmax: {2: n**0.5, torch.inf: 2.0}, torch.logsumexp: {2: 1.0, torch.inf: 1.0}}
+    for function, expected in constants.items():
+        for order, constant in expected.items():
+            largest = 0.0
+            for size in (0.1, 1.0, 10.0, 30.0):
+                x = size * torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+                for _ in range(20):
+                    x.requires_grad_(True)
+                    jacobian = torch.autograd.functional.jacobian(lambda z, f=function: f(z, 0), x, create_graph=True)
+                    found = torch.linalg.matrix_norm(jacobian.reshape(-1, n), order)
+                    largest = max(largest, float(found.detach()))
+                    (uphill,) = torch.autograd.grad(found, x)
+                    x = (x + 5 * uphill).detach()
+            assert 0.95 * constant <= largest <= constant * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "trilinear"])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_an_enlargement_against_the_dense_matrix(mode, aligned):
+    def enlarged(_, x):
+        x = x[:, None] if mode == "trilinear" else x
+        return functional.interpolate(x, scale_factor=1.5, mode=mode, align_corners=aligned)
+
+    dense = torch.autograd.functional.jacobian(Calls(enlarged), torch.zeros(1, 2, 4, 6)).reshape(-1, 48).double()
+    for norm, unit, order in (("l2", 2**0.5, 2), ("frobenius", 2**0.5, 2), ("linf", 2.0, torch.inf)):
+        bound = float(lipschitz.margin_bound(Calls(enlarged), (2, 4, 6), norm)[0, 1]) / unit
+        exact = float(torch.linalg.matrix_norm(dense, order))
+        assert exact * (1 - 1e-6) <= bound <= exact * (1.3 if mode == "trilinear" else 1 + 1e-6)
 
 
 def test_log_softmax_leaves_differences_as_they_are():
@@ -675,6 +719,7 @@ REFUSED = {
     "of elu": lambda m, x: torch.ops.aten.elu(x - 3, 1, 1, -1),
     "view.dtype": lambda m, x: x.double().view(torch.float32),
     "is_same_size, which makes a bool": lambda m, x: torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1],
+    "as circular padding does": lambda m, x: functional.pad(x, (1, 1, 1, 1), mode="circular"),
     "logits only": lambda m, x: (x, x),
     "which depend on": lambda m, x: m.last.weight[:2],
     "two classes or more": lambda m, x: x.mean((1, 2, 3))[:, None],

@@ -41,17 +41,18 @@ SLOPES: dict[str, float | Callable[..., float]] = {
     "threshold": lambda threshold, value: 1 if threshold == value else torch.inf,
     "softmax": 1 / 2,  # of vectors, by the row sums of its Jacobian, which is symmetric
 }
-# Each number goes to one place at most; or the largest of a group does.
-MOVES = {"alias", "amax", "amin", "clone", "detach", "flip", "lift_fresh", "max", "min", "permute", "pixel_shuffle",
-         "pixel_unshuffle", "roll", "select", "slice", "squeeze", "t", "to_copy", "transpose", "unsafe_view",
-         "unsqueeze", "view"}
+# Each number goes to one place at most; or the largest of a group does, also in its smooth form, whose derivatives are
+# not negative and sum to one.
+MOVES = {"alias", "amax", "amin", "clone", "detach", "flip", "lift_fresh", "logsumexp", "max", "min", "permute",
+         "pixel_shuffle", "pixel_unshuffle", "roll", "select", "slice", "squeeze", "t", "to_copy", "transpose",
+         "unsafe_view", "unsqueeze", "view"}
 PARTS = {"split", "split_with_sizes", "unbind", "unsafe_split"}  # whose results are lists
 # Linear maps without negative entries, to which a constant may be added.
 WEIGHTED = {"adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool2d", "avg_pool3d", "constant_pad_nd", "cumsum",
             "diagonal", "expand", "gather", "im2col", "index", "index_select", "mean", "reflection_pad1d",
             "reflection_pad2d", "reflection_pad3d", "repeat", "replication_pad1d", "replication_pad2d",
             "replication_pad3d", "sum", "tril", "triu", "unfold", "upsample_bilinear2d", "upsample_linear1d",
-            "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"}
+            "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_trilinear3d"}
 PRODUCTS = {"addmm", "baddbmm", "bmm", "mm", "mv"}
 ROUNDED = 2  # times what rounding makes of a logit: what it makes of the difference of two
 Shapes = dict[nn.Module, torch.Size]  # of what goes into each convolution and linear layer, without the batch
@@ -298,6 +299,10 @@ def _factor(node: fx.Node, call: str, source: fx.Node, norm: str) -> float:
     if call in WEIGHTED:
         target: Any = node.target
         return _weighted(lambda x: target(x, *args[1:], **node.kwargs), source, norm)
+    if call == "log_softmax":  # its Jacobian is I - 1 p^T, p the softmax: as long as 1 p^T is, which is a projection
+        return 2.0 if norm == "linf" else source.meta["shape"][args[1]] ** 0.5
+    if call == "upsample_bicubic2d":
+        return _bicubic(node, source, norm)
     if call == "convolution":
         weight, _, *options = args[1:]
         follower = _norm_after(node)
@@ -366,6 +371,18 @@ def _weighted(apply: Callable[[Tensor], Tensor], source: fx.Node, norm: str) -> 
     if not (rows.min() >= 0 and columns.min() >= 0):
         return torch.inf
     return float(rows.max()) if norm == "linf" else float((rows.max() * columns.max()).sqrt())
+
+
+def _bicubic(node: fx.Node, source: fx.Node, norm: str) -> float:
+    """Of an enlargement (n, c, h, w), which is a matrix on the rows times one on the columns; weights may be negative.
+    Those of each output sum to one, so that along one axis nothing happens to what is constant along it."""
+    target: Any = node.target
+    height, width = source.meta["shape"][2:]
+    rows, columns = (torch.eye(n, dtype=torch.float64, device=source.meta["device"]) for n in (height, width))
+    rows = target(rows[:, None, :, None].expand(-1, 1, -1, width), *node.args[1:])[:, 0, :, 0]
+    columns = target(columns[:, None, None].expand(-1, 1, height, -1), *node.args[1:])[:, 0, 0]
+    norm = "linf" if norm == "linf" else "l2"
+    return _matrix_norm(rows.T, norm) * _matrix_norm(columns.T, norm)
 
 
 def _convolved(options: list, weight: Tensor, x: Tensor) -> Tensor:

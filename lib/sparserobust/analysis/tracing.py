@@ -22,6 +22,7 @@ FACTORIES = {"empty_like", "full_like", "ones_like", "zeros_like", "rand_like", 
              "new_empty_strided", "new_full", "new_ones", "new_zeros"}
 # Overloads that differ only in how the arguments are written. Any other may do something else: `view.dtype` reads bits.
 ALIKE = {"default", "Tensor", "Scalar", "dim", "dim_IntList", "dims", "int", "sizes", "vec"}
+WHOLE = torch._C.DispatchKey.CompositeImplicitAutograd  # operations that come in one piece in inference mode alone
 # Ways out of a tensor that PyTorch does not tell as an operation.
 EXITS = ("__array__", "__deepcopy__", "__dlpack__", "__reduce_ex__", "data_ptr", "item", "numpy", "storage", "tolist",
          "untyped_storage")
@@ -147,6 +148,8 @@ class Traced(Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         tape = next(t for t in tree_leaves((args, kwargs)) if isinstance(t, Traced)).tape
         try:
+            if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), WHOLE.name):
+                return func._op_dk(WHOLE, *args, **(kwargs or {}))  # which consists of others that are noted
             return tape.note(func, args, kwargs or {})
         except Exception as error:
             tape.failure = error  # the network may go on as if nothing had happened
@@ -194,6 +197,10 @@ class _Tape:
         name = func.overloadpacket.__name__
         if func.namespace != "aten":  # somebody else's operation may have any name
             raise UserError(f"no Lipschitz constant is known here of {func.namespace}.{name}")
+        if name.startswith("rrelu_with_noise") and not any(args[4:5]):  # in eval mode, where it draws nothing
+            low, high = args[2] if len(args) > 2 else 1 / 8, args[3] if len(args) > 3 else 1 / 3
+            leaky = torch.ops.aten.leaky_relu_ if name.endswith("_") else torch.ops.aten.leaky_relu
+            return leaky(args[0], (low + high) / 2)
         given, options = tree_map_only(Traced, lambda t: t.value, (args, kwargs))
         if name in FACTORIES:
             return func(*given, **options)
@@ -205,7 +212,8 @@ class _Tape:
         found = func(*given, **options)
         if written:
             if not isinstance(args[0], Traced) or found is not args[0].value or found.shape != args[0].shape:
-                raise UserError(f"no Lipschitz constant is known here of {name}, which writes into another tensor")
+                raise UserError(f"no Lipschitz constant is known here of {name}, which writes into another tensor"
+                                + (", as circular padding does" if name == "copy_" else ""))
             self.versions[_memory(found)] = self.versions.get(_memory(found), 0) + 1
             return self._renew(args[0], found, node)
         if isinstance(found, Tensor):
