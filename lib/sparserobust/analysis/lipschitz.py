@@ -54,7 +54,7 @@ WEIGHTED = {"adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool2d", "avg_poo
             "replication_pad3d", "sum", "tril", "triu", "unfold", "upsample_bilinear2d", "upsample_linear1d",
             "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_trilinear3d"}
 PRODUCTS = {"addmm", "baddbmm", "bmm", "mm", "mv"}
-ROUNDED = 2  # times what rounding makes of a logit: what it makes of the difference of two
+ROUNDED = 4  # logits are rounded where two points are compared by the difference of two
 Shapes = dict[nn.Module, torch.Size]  # of what goes into each convolution and linear layer, without the batch
 
 
@@ -81,7 +81,7 @@ def _graph_and_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: 
     bound = _constant_at(read, norm) * row_distances(rows.double(), norm)
     others = bound[~torch.eye(len(bound), dtype=torch.bool, device=bound.device)]
     moved = 0.001 * float(others.min())  # what a move by 1/1000 of the range may do
-    if rounding > max(0.01 * spread, moved, ROUNDED * place):
+    if rounding > max(0.01 * spread, moved, place):
         raise UserError(f"{type(model).__name__} rounds so much on its way that nothing about it could be proved")
     return logits, bound
 
@@ -119,7 +119,7 @@ def guarantee(model: nn.Module, images: Tensor, labels: Tensor, norm: str) -> tu
         if not alike(logits[pair], run(last, images[pair]), 1e-2, last.meta["rounding"]):
             raise UserError(f"{type(model).__name__} answers to {len(images)} images together otherwise than to two of "
                             "them: it is no function of one image, of which something could be proved")
-    rounding = ROUNDED * ulp(logits).double().clamp_min(last.meta["rounding"])
+    rounding = ROUNDED * (ulp(logits).double() / 2).clamp_min(last.meta["rounding"])
     logits, bound = logits.double(), bound.to(logits.device)
     return smallest_radius(logits, labels.long(), bound, rounding), logits, bound
 
