@@ -265,6 +265,26 @@ def test_a_wrong_network_is_not_reported(sparse, splits, monkeypatch, change, wr
         assert Deployable(repeats=1)(sparse, splits)["largest_difference"] > 0
 
 
+def test_a_wrong_compact_network_is_seen_behind_a_number_added_to_all_logits(sparse, splits, monkeypatch):
+    for member in sparse.members:
+        member.linear.bias.data += 1000
+
+    def spoiled(model, **shape):
+        small = compact(model, **shape)
+        small.members[1].linear.bias.data[3] += 0.005
+        return small
+
+    assert Deployable(repeats=1)(sparse, splits)["largest_difference"] < 0.001
+    monkeypatch.setattr(cost, "compact", spoiled)
+    with pytest.raises(RuntimeError, match="compact network is wrong"):
+        Deployable(repeats=1)(sparse, splits)
+
+
+def test_a_network_of_another_precision_is_not_deployed(splits, refusal):
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4)).half().eval()
+    assert "takes no float32 images" in refusal(Deployable(), net, splits)
+
+
 @pytest.mark.parametrize("change", [{"images": 0}, {"repeats": 0}], ids=str)
 def test_wrong_settings(refusal, change):
     assert "positive" in refusal(Measurement.parse, {"kind": "deployable"} | change)
