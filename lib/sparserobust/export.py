@@ -12,14 +12,14 @@ from sparserobust.config import Model, Run
 from sparserobust.errors import UserError, quoted
 from sparserobust.models import is_noisy
 from sparserobust.models.compact import plain_copy
-from sparserobust.models.removal import Trial
+from sparserobust.models.removal import Trial, spread
 from sparserobust.models.winners import KWinners
 from sparserobust.provenance import commit
 from sparserobust.seeding import global_seed, stream
 
 FORMAT = 1  # of the card
-TRIED = 3  # random images on which a network and its ONNX file have to answer alike
-TOLERANCE = 1e-4  # how far the answers may be apart, as a share of the largest logit, or of 1 if that is larger
+TRIED = 3  # random images on which a network and its ONNX file have to answer alike, beside a dark and a bright one
+TOLERANCE = 1e-4  # how far the answers may be apart, as a share of how far the logits of an image are (`spread`)
 
 
 def save(model: nn.Module, path: Path | str, card: dict, run: Run | None = None) -> tuple[Path, Path]:
@@ -96,6 +96,7 @@ def onnx(model: nn.Module, path: Path | str, image_shape: tuple[int, int, int]) 
     net = plain_copy(model).to("cpu", torch.float32).eval()
     Trial(net, image_shape)
     images = torch.rand(TRIED, *image_shape, generator=stream(0, "onnx"))
+    images = torch.cat([images, images[:1] / 8, 1 - images[:1] / 8])
     try:
         with torch.no_grad():
             expected = net(images)
@@ -106,10 +107,10 @@ def onnx(model: nn.Module, path: Path | str, image_shape: tuple[int, int, int]) 
     except Exception as error:  # a network from elsewhere may stop it in any way
         raise UserError(f"{type(net).__name__} cannot be written as ONNX ({type(error).__name__}: "
                         f"{quoted(str(error))})") from error
-    for count in (TRIED, 1):
+    for count in (len(images), 1):
         logits = torch.from_numpy(session.run(None, {"images": images[:count].numpy()})[0])
         difference = float((logits - expected[:count]).abs().max())
-        if not difference <= TOLERANCE * max(float(expected.abs().max()), 1.0):  # so written, it holds for nan too
+        if not difference <= spread(expected, TOLERANCE):  # so written, it holds for nan too
             raise RuntimeError(f"the ONNX file of {type(net).__name__} is wrong: its logits differ by up to "
                                f"{difference:g}")
     files.write(Path(path), content)

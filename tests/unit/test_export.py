@@ -3,6 +3,7 @@
 import builtins
 import importlib.util
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -194,8 +195,11 @@ def test_a_compact_network_is_written_smaller(tmp_path):
 
 
 @has_onnx
-def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch):
-    net = lively(built(ResNet(depth=8, width=2))).eval()
+@pytest.mark.parametrize("common", [0.0, 2e3])
+def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch, common):
+    """Also where the logits are large by a number that all have in common."""
+    net: Any = lively(built(ResNet(depth=8, width=2))).eval()
+    net.linear.bias.data += common
     original = torch.onnx.export
 
     def spoiled(model, *arguments, **more):

@@ -374,6 +374,17 @@ def test_transposed_convolutions():
     assert removed(net) == 2 * (28 + 36)
 
 
+def test_layers_that_share_a_tensor_keep_their_channels():
+    net = two(lambda net, x: net.linear(net.d(net.c(net.b(net.a(x).relu()).relu()).relu()).mean((2, 3))),
+              c=nn.Conv2d(8, 8, 3, padding=1), d=nn.Conv2d(8, 8, 3, padding=1))
+    net.c.weight = net.b.weight
+    unread(net.b, 1, 5)
+    net.b.weight.data[1] = 0
+    unread(net.linear, 3)
+    assert removed(net) == 9 * 8 + 1 + 10  # the last channel goes for all that
+    assert (small := compact(net, image_shape=SHAPE)).get_submodule("c").weight is small.get_submodule("b").weight
+
+
 def test_a_layer_keeps_one_channel():
     net = two()
     unread(net.b, *range(8))
@@ -437,6 +448,35 @@ def test_a_channel_that_happens_to_be_zero_stays():
     assert removed(net) == 0
 
 
+def silent(x):
+    """A number of each image that is zero unless the image is bright."""
+    return functional.relu(x.mean((1, 2, 3), keepdim=True) - 0.99)
+
+
+@pytest.mark.parametrize("call", [
+    lambda net, x: net.linear(net.b(net.a(x) + silent(x)).mean((2, 3))),
+    lambda net, x: net.linear(net.b(net.a(x) + (x.mean((1, 2, 3), keepdim=True) > 0.99)).mean((2, 3))),
+    lambda net, x: net.linear(net.b(net.a(x) + torch.nan_to_num(silent(x) / silent(x))).mean((2, 3))),
+    lambda net, x: net.linear(net.b(net.a(x) + net.c(silent(x).expand(-1, 2, 8, 8))).mean((2, 3))),
+    lambda net, x: net.linear(net.b(functional.max_pool2d(torch.maximum(net.a(x), silent(x)), 2)).mean((2, 3)))])
+def test_a_dead_channel_that_another_path_may_wake_stays(call):
+    """Though none of the images that are tried does so."""
+    net = two(call, c=nn.Conv2d(2, 8, 1, groups=2))
+    net.a.weight.data[[1, 2]], net.a.bias.data[[1, 2]] = 0, 0
+    small = compact(net, image_shape=SHAPE)
+    bright = torch.full((2, *SHAPE), 0.999)
+    with torch.no_grad():
+        assert torch.equal(net(bright), small(bright)) and parameters(small) == parameters(net)
+
+
+def test_a_dead_channel_that_nothing_wakes_goes():
+    """What does not depend on the images, a pool and a convolution in groups do not keep it."""
+    net = two(lambda net, x: net.linear(net.b(functional.max_pool2d(net.c(net.a(x)) + net.shift, 2)).mean((2, 3))),
+              b=nn.Conv2d(8, 8, 3), c=nn.Conv2d(8, 8, 1, groups=8), shift=nn.PReLU(1).weight)
+    net.a.weight.data[[1, 2]] = 0
+    assert removed(net) == 2 * (28 + 2 + 72)
+
+
 # --- what stays, as the answers would be others, and what is refused
 
 
@@ -471,6 +511,46 @@ def test_a_shape_that_forward_insists_on():
     (torch.no_grad()(lambda net, x: net.linear(net.a(x).mean((2, 3)))), "cannot trace")])
 def test_networks_that_are_refused(call, words, refusal):
     assert words in refusal(compact, two(call), image_shape=SHAPE)
+
+
+def swallowed(x):
+    try:
+        return 1 + float(x.detach().numpy().mean() > 0.7)
+    except Exception:
+        return 1
+
+
+@pytest.mark.parametrize("call", [
+    lambda net, x: net.linear(h if x.mean() < 0.7 else h.flip(1)) if (h := net.a(x).mean((2, 3))) is not None else h,
+    lambda net, x: (net.other if x.amin() > 0.8 else net.linear)(net.a(x).mean((2, 3))),
+    lambda net, x: net.linear(net.a(x).mean((2, 3))) * (1 if x.sum().item() < 1e3 else 2),
+    lambda net, x: net.linear(net.a(x).mean((2, 3))) * swallowed(x),
+    lambda net, x: net.linear(net.a(x).mean((2, 3))) + x[x > 0.9].sum()])
+def test_what_decides_by_the_numbers_of_its_images_is_refused(call, refusal):
+    assert "numbers of its images" in refusal(compact, two(call, other=nn.Linear(8, 10)), image_shape=SHAPE)
+
+
+def test_what_all_logits_have_in_common_hides_nothing(monkeypatch):
+    """A wrong removal shows in the differences of logits, however large the logits are."""
+    net = two()
+    net.linear.bias.data += 1e6
+    unread(net.b, 1)
+    small = compact(net, image_shape=SHAPE)
+    assert parameters(small) < parameters(net)
+
+    def spoiled(model, trial):
+        model.linear.weight.data[0] += 1e-3
+        return model
+
+    monkeypatch.setattr(sys.modules["sparserobust.models.compact"], "without_unread", spoiled)
+    with pytest.raises(RuntimeError, match="wrong"):
+        compact(net, image_shape=SHAPE)
+
+
+def test_a_network_that_divides_by_contrast_is_tried_on_images_that_have_some():
+    net = two(lambda net, x: net.linear(net.b(net.a((x - x.mean()) / x.std((1, 2, 3), keepdim=True))).mean((2, 3))))
+    unread(net.b, 1, 2)
+    assert removed(net) == 2 * (28 + 72)
 
 
 def test_wrong_calls(refusal):

@@ -1,5 +1,6 @@
 """Removing channels that nobody reads from a network of any kind, as its dependency graph (`couplings`) allows."""
 
+from collections import Counter
 from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
@@ -10,24 +11,37 @@ from torch import Tensor, nn
 from sparserobust.errors import UserError, quoted
 from sparserobust.models.couplings import IN, OUT, Convolution, Couplings
 from sparserobust.models.noise import is_noisy, noise_off
+from sparserobust.models.unknown import passed_unknown
 from sparserobust.seeding import stream
 
 TRIED = 4  # random images on which a network without channels has to answer as it did with them
-TOLERANCE = 1e-5  # how far the answers may be apart, from rounding, as a share of the largest logit
+TOLERANCE = 1e-5  # how far the answers may be apart, from rounding, as a share of how far logits of an image are
+
+
+def spread(logits: Tensor, tolerance: float) -> Tensor:
+    """How far logits (n, classes) may be apart for rounding: a share of the largest distance from the mean of an image,
+    since what all logits of an image have in common says nothing; but not less than what their precision resolves."""
+    apart = logits - logits.mean(1, keepdim=True) if logits.shape[1] > 1 else logits
+    return torch.maximum(tolerance * apart.abs().max(), 8 * torch.finfo(logits.dtype).eps * logits.abs().max())
 
 
 class Trial:
-    """Random images in [0, 1], and how a network answers them: on the CPU, since a GPU rounds convolutions to 10 bits,
-    and in double precision, if the network knows it, without the noise of this library."""
+    """Images in [0, 1], and how a network answers them: random ones, dark ones, bright ones, black and white. On the
+    CPU, since a GPU rounds convolutions to 10 bits, and in double precision, if the network knows it, without the noise
+    of this library."""
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...], images: Tensor | None = None):
-        """The random images have this shape (c, h, w); some of `images` (n, c, h, w), if there are any, come to them.
+        """The images have this shape (c, h, w); some of `images` (n, c, h, w), if there are any, come to them. Where
+        the network has no answer to an even image, since it divides by its contrast, black and white are left out.
         `UserError` if the network does not take them, and answer each time with the same finite logits (n, classes)."""
         if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
             raise UserError(f"the shape of an image is (channels, height, width), not {quoted(shape)}")
         random = torch.rand(TRIED, *shape, generator=stream(0, "compact"))
         random[::2].round_()  # black and white, for stronger contrasts
-        self.images = torch.cat([random, *([] if images is None else [images[:TRIED].cpu()])]).double()
+        shades = [random[1:2] / 8, 1 - random[1:2] / 8]
+        even = [torch.zeros(1, *shape), torch.ones(1, *shape)]
+        given = [] if images is None else [images[:TRIED].cpu()]
+        self.images = torch.cat([*even, random, *shades, *given]).double()
         self.expected = self.logits(model)
         if self.expected is None:  # such as one with single precision written into it
             self.images = self.images.float()
@@ -37,6 +51,9 @@ class Trial:
             raise UserError(f"{name} takes no images of shape {tuple(self.images.shape[1:])}: {quoted(self.refused)}")
         if not isinstance(self.expected, Tensor) or self.expected.dim() != 2:
             raise UserError(f"{name} puts out something else than logits (n, classes), as networks here do")
+        if not self.expected[:len(even)].isfinite().all():
+            self.images = self.images[len(even):]
+            self.expected = self.logits(model)
         if not self.expected.isfinite().all():
             raise UserError(f"{name} answers with numbers that are not finite: look at its weights")
         if not torch.equal(self.expected, self.logits(model)):
@@ -57,13 +74,13 @@ class Trial:
 
     def passed(self, model: nn.Module) -> bool:
         """Whether the answers are those expected, up to rounding."""
-        return self._close(self.logits(model), self.expected, TOLERANCE * self.expected.abs().max())
+        return self._close(self.logits(model), self.expected, spread(self.expected, TOLERANCE))
 
     def same(self, model: nn.Module, small: nn.Module) -> bool:
         """Whether two networks with the same weights answer alike. Even where the logits hardly depend on the image,
         as in a deep network with random weights, what depends on it is the same."""
         logits = self.logits(model)
-        margin = TOLERANCE * logits.abs().max()
+        margin = spread(logits, TOLERANCE)
         if logits.dtype == torch.float64:
             margin = TOLERANCE * (logits - logits.mean(0)).abs().max() + 1e-12 * logits.abs().max()
         return self._close(self.logits(small), logits, margin)
@@ -78,16 +95,24 @@ def without_unread(model: nn.Module, trial: Trial) -> nn.Module:
     """A copy without the channels that may go:
 
     - those that no layer reads, with all that makes them, norms and depthwise convolutions on their way included;
-    - those that zero weights put out, where they are zero, or a constant, wherever they are read. What the constant
-      adds is put into biases; where padding makes it none, or there is noise, it stays.
+    - those that zero weights put out, where they are zero, or a constant, wherever they are read: nothing that depends
+      on the images (`unknown`) may come to them. What the constant adds is put into biases; where padding makes it
+      none, or there is noise, it stays.
 
     What stays: a channel of a residual stream that any block reads; zeros scattered over kernels; one channel of every
-    layer; single channels of convolutions in groups; what `Couplings` says is fixed; and all channels of a kind without
-    which the network does not answer as before, such as those of which `forward` names the number."""
+    layer; single channels of convolutions in groups; what layers pass that share a tensor; what `Couplings` says is
+    fixed; and all channels of a kind without
+    which the network does not answer as before, such as those of which `forward` names the number. `UserError` for a
+    network that decides by the numbers of its images what to do."""
+    passed_unknown(trial.copy(model), trial.images)
     couplings = Couplings.of(trial.copy(model).requires_grad_(True), trial.images)
     folded = deepcopy(model)
     if not len(couplings.fixed):  # it has no layer with channels
         return folded
+    holders = Counter(p for layer in model.modules() for p in layer._parameters.values())
+    for (name, _), numbers in couplings.sets.items():
+        if any(holders[p] > 1 for p in model.get_submodule(name)._parameters.values() if p is not None):
+            couplings.fixed[numbers] = True
     _fold_constants(folded, couplings, trial)
     if trial.passed(folded):
         model = folded
@@ -167,6 +192,8 @@ def _fold_constants(model: nn.Module, couplings: Couplings, trial: Trial) -> Non
         if not (constant & _passing(couplings, IN, layers)).any():
             return
         ranges = _ranges(model, layers, trial)
+        if ranges is None:
+            return
         for name, layer in layers.items():
             low, high = ranges[name]
             nearly = 1e-6 * high.abs() if _unpadded(layer) else torch.zeros_like(high)
@@ -185,8 +212,9 @@ def _fold_constants(model: nn.Module, couplings: Couplings, trial: Trial) -> Non
                 (layer.weight if _transposed(layer) else layer.weight.transpose(0, 1))[gone] = 0
 
 
-def _ranges(model: nn.Module, layers: dict[str, Any], trial: Trial) -> dict[str, tuple[Tensor, Tensor]]:
-    """Smallest and largest number in each channel that these layers read, (channels,) each, of all trial images."""
+def _ranges(model: nn.Module, layers: dict[str, Any], trial: Trial) -> dict[str, tuple[Tensor, Tensor]] | None:
+    """Smallest and largest number in each channel that these layers read, (channels,) each; NaN where they depend on
+    the images. None if that cannot be followed."""
     copy = trial.copy(model)
     found = {name: (torch.full((matrix(layer).shape[1],), torch.inf), torch.full((matrix(layer).shape[1],), -torch.inf))
              for name, layer in layers.items()}
@@ -200,8 +228,7 @@ def _ranges(model: nn.Module, layers: dict[str, Any], trial: Trial) -> dict[str,
         layer, axis = copy.get_submodule(name), 1 if isinstance(layers[name], Convolution) else -1
         layer.register_forward_pre_hook(
             lambda _, given, named, name=name, axis=axis: look(name, axis, given, named), with_kwargs=True)
-    copy(trial.images)
-    return found
+    return found if passed_unknown(copy, trial.images) else None
 
 
 def _mixing(model: nn.Module, couplings: Couplings) -> dict[str, Any]:
