@@ -32,7 +32,7 @@ def save(model: nn.Module, path: Path | str, card: dict, run: Run | None = None)
     and of the card.
 
     `UserError` for a card without a licence, with a number that is not finite or with a key that is added here, and for
-    a run that the weights do not fit."""
+    a run that the weights do not fit, and what `plain_copy` does not know."""
     weights, about = _paths(path)
     if not isinstance(card, dict) or not card.get("licence"):
         raise UserError("say in the card what may be done with the weights, such as card={'licence': 'MIT'}")
@@ -66,6 +66,8 @@ def load(path: Path | str, into: nn.Module | None = None) -> nn.Module:
     """The network that `save` wrote, bit for bit, on the CPU in eval mode: built from the settings of its run, or else
     with its weights put `into` a network that was built as it was. `Corrupt` if a file is missing or was altered;
     `UserError` if there is nothing to put the weights into, or they do not fit."""
+    if into is not None and not isinstance(into, nn.Module):
+        raise UserError(f"weights are put into a network that was built, a torch.nn.Module, not into {quoted(into)}")
     weights, about = _paths(path)
     card = files.check_seal(files.read_json(about), about)
     if card.get("format") != FORMAT:
@@ -74,7 +76,7 @@ def load(path: Path | str, into: nn.Module | None = None) -> nn.Module:
         raise files.Corrupt(f"{weights} is not what {about.name} speaks of")
     if into is None and "run" not in card:
         raise UserError(f"{weights} did not come out of a run: build a {card['network']} as it was, and load into it")
-    model = _fill(into or _built(card), files.load_tensors(weights)[0], weights)
+    model = _fill(_built(card) if into is None else into, files.load_tensors(weights)[0], weights)
     return model.to(memory_format=getattr(torch, card["memory_format"])).eval()
 
 
@@ -88,12 +90,12 @@ def onnx(model: nn.Module, path: Path | str, image_shape: tuple[int, int, int]) 
         import onnxscript  # noqa: F401  # which PyTorch needs
     except ImportError as error:
         raise UserError(f"writing ONNX needs {error.name}: pip install 'sparserobust[onnx]'") from None
-    if is_noisy(model):
+    net = plain_copy(model).to("cpu", torch.float32).eval()
+    if is_noisy(net):
         raise UserError("a noisy network is not written as ONNX, which would draw other noise: write it inside "
                         "`with sr.models.noise_off(model)`")
-    if any(isinstance(layer, KWinners) for layer in model.modules()):
+    if any(isinstance(layer, KWinners) for layer in net.modules()):
         raise UserError("k-winners are not written as ONNX: rounded in another way, others would win")
-    net = plain_copy(model).to("cpu", torch.float32).eval()
     Trial(net, image_shape)
     images = torch.rand(TRIED, *image_shape, generator=stream(0, "onnx"))
     images = torch.cat([images, images[:1] / 8, 1 - images[:1] / 8])

@@ -98,6 +98,12 @@ def test_networks_from_elsewhere_are_put_into_one_that_is_given(tmp_path, refusa
     assert "does not fit" in refusal(export.load, tmp_path / "net", into=nn.Sequential(nn.Conv2d(3, 4, 3)))
 
 
+def test_what_is_no_network(tmp_path, refusal):
+    assert "a torch.nn.Module" in refusal(export.save, lambda x: x, tmp_path / "net", {"licence": "MIT"})
+    export.save(small(), tmp_path / "net", {"licence": "MIT"})
+    assert "a torch.nn.Module" in refusal(export.load, tmp_path / "net", nn.Linear)
+
+
 def test_masks_are_multiplied_in(tmp_path):
     net = small()
     prune.l1_unstructured(net[4], "weight", 0.5)
@@ -224,6 +230,7 @@ def test_what_onnx_does_not_know(tmp_path, refusal):
 
     noisy = built(PreActResNet(depth=8, width=2, noise=0.1))
     winners = built(Winners(model=ResNet(depth=8, width=2), share=0.5))
+    assert "a torch.nn.Module" in refusal(export.onnx, lambda x: x, tmp_path / "net.onnx", (1, 8, 8))
     assert "k-winners" in refusal(export.onnx, winners, tmp_path / "net.onnx", (1, 8, 8))
     assert "noise_off" in refusal(export.onnx, noisy, tmp_path / "net.onnx", (1, 8, 8))
     assert "Odd cannot be written" in refusal(export.onnx, Odd(), tmp_path / "net.onnx", (1, 8, 8))

@@ -1,6 +1,7 @@
 """Channels removed from networks of any kind: the answers stay, and what goes is counted by hand."""
 
 import sys
+import threading
 from copy import deepcopy
 from typing import Any
 
@@ -560,6 +561,18 @@ def test_wrong_calls(refusal):
     for shape in ((8, 8), (3, 0, 8), ("3", 8, 8)):
         assert "(channels, height, width)" in refusal(compact, two(), image_shape=shape)
     assert "(channels, height, width)" in refusal(compact, two(), torch.rand(3, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("measured", [
+    lambda net: compact(net, image_shape=SHAPE), lambda net: analysis.FileSize()(net, splits_of(torch.rand(2, *SHAPE))),
+    lambda net: analysis.Deployable(repeats=1)(net, splits_of(torch.rand(2, *SHAPE)))])
+def test_what_cannot_be_copied_or_changed(measured, refusal):
+    net = chain()
+    assert "TorchScript" in refusal(measured, nn.Sequential(torch.jit.script(net)))
+    net.lock = threading.Lock()
+    assert "cannot be copied" in refusal(measured, net)
+    assert "a torch.nn.Module" in refusal(measured, lambda x: net(x))
 
 
 def test_a_wrong_removal_is_an_error(monkeypatch):

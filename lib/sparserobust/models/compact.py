@@ -10,6 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sparserobust.errors import UserError, quoted
+from sparserobust.inputs import Function
 from sparserobust.models.gates import fold_gates
 from sparserobust.models.noise import NoisyConv2d, NoisyLinear
 from sparserobust.models.preact_resnet import Block, Ensemble, Member
@@ -43,8 +44,8 @@ def compact(model: nn.Module, images: Tensor | None = None, *,
     channel of every convolution.
 
     `UserError` for k-winners, for noise on weights that also lies on zeros or has another granularity than channel, and
-    for a network that cannot be traced, answers at random or with what are no finite logits. `RuntimeError` if the copy
-    does not answer as the network does.
+    for a network that cannot be copied or traced, decides by the numbers of its images what to do, answers at random
+    or with what are no finite logits. `RuntimeError` if the copy does not answer as the network does.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"compact takes a network, a torch.nn.Module, not {quoted(model)}")
@@ -77,13 +78,23 @@ def compact(model: nn.Module, images: Tensor | None = None, *,
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy with masks of `torch.nn.utils.prune`, parametrisations and norms of weights multiplied into the weights,
-    as they act in eval mode; wrappers for several devices, and of compiled networks, are taken off."""
+    as they act in eval mode; wrappers for several devices, and of compiled networks, are taken off. `UserError` for a
+    function, TorchScript, and what Python cannot copy."""
     inner: Any = model
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
+        raise UserError("layers cannot be changed in a program of TorchScript: give the network that it was made from")
+    if not parts or any(isinstance(part, Function) for part in parts):
+        raise UserError("the weights of a function are out of sight: give the network itself, a torch.nn.Module")
     while isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(inner, "_orig_mod"):
         inner = getattr(inner, "_orig_mod", None) or inner.module
     computed: Any = {id(t): t.detach().clone() for layer in inner.modules() for t in vars(layer).values()
                      if isinstance(t, Tensor) and not t.is_leaf}  # masked weights, which PyTorch does not copy
-    inner = deepcopy(inner, computed)
+    try:
+        inner = deepcopy(inner, computed)
+    except Exception as error:  # what a network from elsewhere holds may stop it in any way
+        raise UserError(f"{type(inner).__name__} cannot be copied ({type(error).__name__}: {quoted(str(error))}): "
+                        "leave out of it what copy.deepcopy does not know") from error
     for layer in list(inner.modules()):
         for hook in list(layer._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
