@@ -19,7 +19,7 @@ Without validation images a tenth of the training images is set aside. Without t
 import hashlib
 import io
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -247,6 +247,9 @@ def _own(name: str) -> Splits:
     else:
         given = _read(outside.located(place, content))
     names = given.pop("classes", None)
+    if not isinstance(names, Iterable | None):
+        raise UserError(f"classes should be their names, one for each, not of type {type(names).__name__}")
+    names = None if names is None else tuple(names)
     splits = {split: _checked_split(pair, split, names) for split, pair in given.items()}
     if not len(splits.get("test", ())):
         raise UserError("there are no test images: give images and labels under train, validation and test, or under "

@@ -122,7 +122,11 @@ def state(path: str | Path) -> dict[str, Tensor]:
                         f"{file.name}:{next(iter(found))}")
     if not found:
         raise UserError(f"{file.name} holds no weights: a dictionary of names and tensors, or one that contains it")
-    return {name: _plain(t) for name, t in (found[part] if part else next(iter(found.values()))).items()}
+    chosen = found[part] if part else next(iter(found.values()))
+    if empty := [name for name, t in chosen.items() if t.is_meta]:
+        raise UserError(f"{file.name} holds no numbers for {quoted(empty[0])}, which was on the device meta when it was "
+                        "saved")
+    return {name: _plain(t) for name, t in chosen.items()}
 
 
 def _chosen(path: str) -> outside.Name:
@@ -184,7 +188,15 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
     either side. Counters of norms may be missing, and constants by which the network normalises images.
 
     `UserError` that names the first tensors that are missing, left over, or of another shape; also where the weights
-    normalise images by other numbers than `mean` and `std`."""
+    normalise images by other numbers than `mean` and `std`, and where the network then holds other numbers than the
+    weights, beyond rounding, such as whole ones or one tensor for two."""
+    if not isinstance(weights, Mapping):
+        raise UserError(f"weights are a dictionary of names and tensors, not of type {type(weights).__name__}")
+    for name, t in weights.items():
+        if not isinstance(t, Tensor):
+            raise UserError(f"weights are tensors by their names; {quoted(name)} is of type {type(t).__name__}")
+        if t.is_meta:
+            raise UserError(f"{quoted(name)} holds no numbers, being on the device meta: save the weights anew")
     if any(t.is_meta for t in model.parameters()):
         return  # a network without numbers, to be counted
     own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
@@ -210,7 +222,35 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
     if any(told.values()):
         raise UserError("the weights do not fit the network: "
                         + "; ".join(f"{what}: {_named(names)}" for what, names in told.items() if names))
+    shared: dict[tuple, str] = {}
+    for name, t in fitting.items():
+        first = shared.setdefault((own[name].data_ptr(), own[name].shape, own[name].stride()), name)
+        if not _same(fitting[first], t):
+            raise UserError(f"{first} and {name} are one tensor in the network and two different ones in the weights")
+        _check_held(name, own[name].detach().clone().copy_(t), t)
     model.load_state_dict(fitting, strict=False)
+    for name, t in model.state_dict().items():
+        if name in fitting:  # whatever else the network does to it
+            _check_held(name, t, fitting[name])
+
+
+def _check_held(name: str, held: Tensor, meant: Tensor) -> None:
+    """`UserError`, with the number that changes most, unless a tensor of the network is the one that was meant."""
+    if not _same(held, meant):
+        was, now = _dense(meant).detach().cpu().flatten(), _dense(held).detach().cpu().flatten()
+        place = int((now.double() - was.double()).abs().nan_to_num(torch.inf).argmax())
+        raise UserError(f"the network cannot hold the numbers of {name}: {was[place].item():g} becomes "
+                        f"{now[place].item():g}, of type {str(held.dtype).removeprefix('torch.')}")
+
+
+def _same(held: Tensor, meant: Tensor) -> bool:
+    """Whether two tensors of one shape are the same, up to rounding if they are of floating-point numbers."""
+    held, meant = _dense(held).detach().cpu(), _dense(meant).detach().cpu()
+    if not held.is_floating_point() and not held.is_complex():
+        return torch.equal(held.to(meant.dtype), meant)
+    exact = torch.complex128 if meant.is_complex() else torch.float64
+    limits = torch.finfo(held.dtype)
+    return torch.allclose(held.to(exact), meant.to(exact), limits.eps, limits.tiny * limits.eps, equal_nan=True)
 
 
 def _kind(t: Tensor) -> str:

@@ -185,6 +185,43 @@ def test_weights_that_do_not_fit_are_told_by_name_and_nothing_is_loaded(change, 
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
 
+def test_untied_weights_do_not_go_into_a_tied_network(here, refusal):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    weights = {key: t.clone() for key, t in net.state_dict().items()}
+    net[1].weight = net[0].weight
+    before = net[0].weight.clone()
+    assert "0.weight and 1.weight are one tensor in the network" in refusal(foreign.load, net, weights)
+    assert torch.equal(net[0].weight, before)
+    foreign.load(net, weights | {"1.weight": weights["0.weight"].clone()})
+    assert torch.equal(net[1].weight, weights["0.weight"])
+
+
+@pytest.mark.parametrize(("own", "given", "told"), [
+    (torch.arange(4), [0.9, 1.9, 2.9, 2.2], "2.9 becomes 2"), (torch.zeros(2, dtype=torch.half), [1.0, 1e6], "inf"),
+    (torch.zeros(2, dtype=torch.bool), [0.0, 2.0], "2 becomes"), (torch.zeros(2, dtype=torch.uint8), [1, 300], "300"),
+    (torch.arange(4), [0.0, 1.0, 2.0, 4.0], ""), (torch.zeros(2, dtype=torch.half), [0.1, 1e-9], ""),
+    (torch.zeros(2), [torch.nan, torch.inf], ""), (torch.zeros(2, dtype=torch.bfloat16), [0.1, 1e30], "")])
+def test_numbers_that_the_network_cannot_hold_are_told(own, given, told, refusal):
+    net = nn.Linear(2, 2)
+    net.register_buffer("own", own.clone())
+    weights = net.state_dict() | {"own": torch.tensor(given)}
+    if told:
+        assert told in refusal(foreign.load, net, weights) and torch.equal(net.own, own)
+    else:
+        foreign.load(net, weights)
+        assert torch.allclose(net.own.double(), torch.tensor(given).double(), rtol=1e-2, equal_nan=True)
+
+
+def test_weights_without_numbers_are_told(here, refusal):
+    weights = nn.Linear(2, 2).state_dict()
+    arrays = {key: t.numpy() for key, t in weights.items()}
+    assert "'weight' is of type ndarray" in refusal(foreign.load, nn.Linear(2, 2), arrays)
+    assert "of type list" in refusal(foreign.load, nn.Linear(2, 2), list(weights.items()))
+    weights["weight"] = weights["weight"].to("meta")
+    assert "'weight' holds no numbers" in refusal(foreign.load, nn.Linear(2, 2), weights)
+    assert "no numbers for 'weight'" in refusal(foreign.state, saved(weights))
+
+
 def test_another_shape_or_type_is_told_beside_the_networks(trained, refusal):
     saved(trained.state_dict() | {"conv.bias": torch.zeros(9), "conv.weight": torch.zeros(4, 1, 3, 3).byte()})
     assert refusal(foreign.network, "my_net.py:build", "weights.pt") == (

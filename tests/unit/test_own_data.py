@@ -174,6 +174,8 @@ CODE = {
     "import torch\ndef it(): return {'test': (torch.zeros(0, 1, 2, 2), torch.zeros(0).long())}": "no test images",
     "import torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), torch.tensor([0, 5])), 'classes': 'ab'}":
         "label 5 is none of 2 classes",
+    "import torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), torch.tensor([0, 2])), 'classes': 3}":
+        "classes should be their names",
     "import torch\ndef it(): return {s: (torch.zeros(2, 1, n, 2), torch.tensor([0, 1])) for s, n in "
     "{'train': 2, 'test': 3}.items()}": "one shape (c, h, w), not (1, 2, 2) and (1, 3, 2)",
 }
