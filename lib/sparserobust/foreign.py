@@ -8,15 +8,19 @@ Nothing is unpickled that could run code.
 import hashlib
 import inspect
 import os
+import pickle
 import re
+import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import isfinite
-from pathlib import Path
-from types import CodeType
+from pathlib import Path, PurePath
+from types import CodeType, GenericAlias, ModuleType, UnionType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,8 +128,7 @@ def state(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{file.name} holds no weights: a dictionary of names and tensors, or one that contains it")
     chosen = found[part] if part else next(iter(found.values()))
     if empty := [name for name, t in chosen.items() if t.is_meta]:
-        raise UserError(f"{file.name} holds no numbers for {quoted(empty[0])}, which was on the device meta when it was "
-                        "saved")
+        raise UserError(f"{file.name} holds no numbers for {quoted(empty[0])}, which was saved from the device meta")
     return {name: _plain(t) for name, t in chosen.items()}
 
 
@@ -371,72 +374,142 @@ def _matrix(weight: Tensor, transposed: bool) -> Tensor:
 # --------------------------------------------------------------------------------------------------- what it is
 
 
+Seen = dict[int, tuple[int, Any]]  # address of a thing to its number, and the thing itself, so that it stays there
+LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "sparserobust"}  # of which names say enough
+EMPTY = ("_abc", "_io", "_thread", "_weakref", "logging", "threading", "weakref")  # things of these have no content
+
+
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hexadecimal digits that name a network by its content: names, shapes and values of its tensors, its
-    layers with their settings and hooks, and the source of all classes and functions outside torch. Modes, devices,
-    gradients, places of files, DataParallel and torch.compile do not enter."""
+    layers with their settings and hooks, and the code of all classes and functions outside torch, with what that refers
+    to (of installed packages, their own code alone). Modes, devices, gradients, places of files, DataParallel and
+    torch.compile do not enter. `UserError` for a network that holds something whose content cannot be told."""
     while isinstance(inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None), nn.Module) and (
             type(model).__module__.split(".")[0] == "torch"):
         model = inner
-    internal, seen = vars(nn.Module()).keys(), set[int]()
+    try:
+        return hashlib.sha256(repr(_network(model, {})).encode()).hexdigest()[:16]
+    except RecursionError:
+        raise UserError(f"what {type(model).__name__} holds is nested too deep to be told apart") from None
+
+
+def _network(model: nn.Module, seen: Seen) -> list[Any]:
+    """What a network is, likewise."""
+    internal = vars(nn.Module()).keys()
+    layers = list(model.named_modules(remove_duplicate=False))
+    for _, module in layers:
+        seen.setdefault(id(module), (len(seen), module))
     told: list[Any] = []
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in layers:
         hooks = [hook for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
                  for hook in vars(module)[kind].values()]
         own = {key: value for key, value in vars(module).items()
                if key not in internal and not re.match("_(is_)?torch", key)}  # what torch.compile leaves
-        told.append((name, module.extra_repr(), _told(type(module), seen), _told(own, seen), _told(hooks, seen)))
+        program = getattr(module, "code", "") if isinstance(module, torch.jit.ScriptModule) else ""
+        told.append((name, module.extra_repr(), program, _told(type(module), seen), _told(own, seen),
+                     _told(hooks, seen)))
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    told.append([(name, _told(t, seen)) for name, t in tensors])
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    return [*told, [(name, _told(t, seen)) for name, t in tensors]]
 
 
-def _told(value: Any, seen: set[int]) -> Any:
-    """What a value is, in plain data without addresses; each object once."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+def _told(value: Any, seen: Seen) -> Any:
+    """What a value is, in plain data without addresses; each object once, and then by its number."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | range | torch.dtype | np.dtype
+                                   | torch.layout | torch.memory_format | GenericAlias | UnionType):
         return repr(value)
     if isinstance(value, Tensor):
         if value.is_meta:
             return str(value.dtype), tuple(value.shape)
         content = _dense(value).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
-    if isinstance(value, list | tuple):
-        return [_told(entry, seen) for entry in value]
-    if isinstance(value, Mapping):
-        return [(_told(key, seen), _told(entry, seen)) for key, entry in value.items()]
-    if isinstance(value, set | frozenset):
-        return sorted(repr(_told(entry, seen)) for entry in value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+        return str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
     name = f"{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if id(value) in seen or isinstance(value, nn.Module):
-        return name
-    seen.add(id(value))
+    if id(value) in seen:
+        return name, seen[id(value)][0]
+    seen[id(value)] = len(seen), value
+    if isinstance(value, nn.Module):
+        return _network(value, seen)
+    if isinstance(value, ModuleType):
+        return "module", value.__name__ if _is_installed(value.__name__, getattr(value, "__file__", None)) else [
+            (key, _told(entry, seen)) for key, entry in vars(value).items() if not key.startswith("__")]
+    if isinstance(value, list | tuple | deque | np.ndarray | Mapping | set | frozenset):
+        told: list[Any] = [(_told(key, seen), _told(entry, seen)) for key, entry in value.items()] if isinstance(
+            value, Mapping) else [_told(entry, seen) for entry in value]
+        seen[-len(seen)] = seen.pop(id(value))  # an equal one elsewhere is the same, unless it is within this one
+        return sorted(map(repr, told)) if isinstance(value, set | frozenset) else told
     if isinstance(value, type):
-        if value.__module__.split(".")[0] in ("builtins", "torch"):
+        if value.__module__.split(".")[0] in LIBRARIES - {"sparserobust"}:
             return name
         return name, [_told(base, seen) for base in value.__bases__], [
             (key, _told(entry, seen)) for key, entry in vars(value).items()
             if not (key.startswith("__") and key.endswith("__")) or inspect.isfunction(entry)]
     if isinstance(value, partial):
         return _told([value.func, value.args, value.keywords], seen)
-    if isinstance(value, staticmethod | classmethod) or inspect.ismethod(value):
+    if isinstance(value, staticmethod | classmethod):
         return _told(value.__func__, seen)
+    if inspect.ismethod(value):
+        return _told([value.__func__, value.__self__], seen)
     if isinstance(value, property):
         return _told([value.fget], seen)
     if inspect.isfunction(value):
-        cells = inspect.getclosurevars(value).nonlocals
-        return name, _source(value), _told([value.__defaults__, value.__kwdefaults__, cells], seen)
-    return name, _told(getattr(value, "__dict__", None), seen)
+        return name, _source(value), _told([value.__defaults__, value.__kwdefaults__, *_referred(value)], seen)
+    return name, _of_object(value, seen)
+
+
+def _of_object(value: Any, seen: Seen) -> Any:
+    """What an object of any other class is: its class and attributes, or else the hash of its pickle."""
+    kind = type(value)
+    if kind.__module__ in EMPTY or inspect.isroutine(value) or inspect.isdatadescriptor(value):
+        return ""
+    slots = {slot for base in kind.__mro__ for slot in np.atleast_1d(vars(base).get("__slots__", ())).tolist()}
+    attributes = {slot: getattr(value, slot) for slot in sorted(slots - {"__dict__", "__weakref__"})
+                  if hasattr(value, slot)} | getattr(value, "__dict__", {})
+    if attributes or kind.__module__.split(".")[0] == "torch" or isinstance(value, PurePath):
+        return _told([kind, attributes], seen)
+    try:
+        return _told(kind, seen), hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
+    except Exception:  # whatever an object does that cannot be stored
+        raise UserError(f"the network refers to something of type {kind.__qualname__}, of which it cannot be told "
+                        "whether it changes") from None
+
+
+def _referred(function: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a function refers to: name to value in its closure, and of what is global. That of packages is left out."""
+    code, cells = function.__code__, function.__closure__ or ()
+    closed = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        try:
+            closed[name] = cell.cell_contents
+        except ValueError:  # nothing has been put there yet
+            continue
+    if _is_installed(function.__module__, code.co_filename):
+        return closed, {}
+    return closed, {name: function.__globals__[name] for name in _names(code) if name in function.__globals__}
+
+
+def _names(code: CodeType) -> list[str]:
+    """All names in compiled code that may be global, those in functions within it too, in alphabetical order."""
+    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
+    return sorted({*code.co_names, *inner})
+
+
+def _is_installed(module: str | None, file: str | None) -> bool:
+    """Whether code belongs to Python, to this library, or to a package that was installed."""
+    top = (module or "").split(".")[0]
+    return top in LIBRARIES or bool({"site-packages", "dist-packages"} & set(Path(file or "").parts))
 
 
 def _source(function: Any) -> Any:
-    """The text of a function, or its compiled code where there is none."""
-    if function.__module__ and function.__module__.split(".")[0] == "torch":
+    """The text of a function, where there is one, and its compiled code."""
+    if (function.__module__ or "").split(".")[0] in LIBRARIES - {"sparserobust"}:
         return ""
     try:
-        return inspect.getsource(function)
-    except OSError:
+        return inspect.getsource(function), _compiled(function.__code__)
+    except (OSError, TypeError):
         return _compiled(function.__code__)
 
 
 def _compiled(code: CodeType) -> tuple:
-    return code.co_code, code.co_names, [_compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code, code.co_names, [_compiled(c) if isinstance(c, CodeType) else _told(c, {})
+                                         for c in code.co_consts]

@@ -1,12 +1,16 @@
 """Networks and checkpoints from outside: whatever form the weights come in, the network computes what it did."""
 
 import argparse
+import os
 import re
+import subprocess
 import sys
+import threading
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -492,6 +496,82 @@ def test_another_formula_under_the_same_name_is_another_network(here):
         seen.append(net)
     assert names[0] == names[2] != names[1]
     assert [foreign.fingerprint(net) for net in seen] == names  # each is what it was made of
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+def doubled(x):
+    return SCALE * x
+
+
+SCALE = 2.0
+HELD = {  # pairs of attributes under which networks may answer otherwise
+    "array": (np.array([0.1]), np.array([0.9])), "array of objects": (np.array([[]], object), np.array([None])),
+    "number": (np.float32(0.1), np.float32(0.2)), "type": (torch.float16, torch.float32),
+    "range": (range(3), range(4)), "queue": (deque([1]), deque([2])), "bytes": (bytearray(b"a"), bytearray(b"b")),
+    "networks": ([nn.Linear(2, 2)], [nn.Linear(2, 2)]), "slots": (Slotted(1), Slotted(2)),
+    "lambdas": (lambda x: x, lambda x: x + 1), "pattern": (re.compile("a"), re.compile("b")),
+    "one or two": ([Slotted, Slotted], [Slotted, Normalise]), "slice": (slice(1), slice(2)),
+    "chance": (np.random.default_rng(0), np.random.default_rng(1)),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_whatever_a_network_holds_is_part_of_its_fingerprint(name, trained):
+    names = []
+    for value in HELD[name]:
+        trained.held = value
+        names.append(foreign.fingerprint(trained))
+        assert foreign.fingerprint(deepcopy(trained)) == names[-1]
+    assert names[0] != names[1]
+
+
+def test_what_forward_refers_to_is_part_of_a_fingerprint(trained, monkeypatch):
+    trained.forward = doubled
+    first = foreign.fingerprint(trained)
+    assert first == foreign.fingerprint(trained)
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    second = foreign.fingerprint(trained)
+    trained.forward = lambda x: doubled(x)
+    third = foreign.fingerprint(trained)
+    monkeypatch.setitem(globals(), "doubled", lambda x: x)
+    assert len({first, second, third, foreign.fingerprint(trained)}) == 4
+
+
+def test_networks_that_hold_themselves_and_what_cannot_be_told(trained, refusal):
+    trained.held = [trained]
+    assert foreign.fingerprint(trained) == foreign.fingerprint(deepcopy(trained))
+    trained.held.append(trained.held)
+    assert foreign.fingerprint(trained) == foreign.fingerprint(deepcopy(trained))
+    trained.held = [(1, 2), (1, 2)]
+    once = foreign.fingerprint(trained)
+    trained.held = [trained.held[0]] * 2
+    assert foreign.fingerprint(trained) == once  # whether equal things are one does not matter
+    trained.held = threading.Lock()
+    assert foreign.fingerprint(trained) != once
+    trained.held = (x for x in range(3))
+    assert "of type generator" in refusal(foreign.fingerprint, trained)
+    trained.held = []
+    for _ in range(5000):
+        trained.held = [trained.held]
+    assert "too deep" in refusal(foreign.fingerprint, trained)
+
+
+def test_a_fingerprint_is_the_same_in_every_process(trained):
+    """Though Python orders the words of a set in another way."""
+    code = ("from sparserobust import foreign\n"
+            "net = foreign.network('my_net.py:build', 'weights.pt')\n"
+            "net.held, net.asked = {'a', 'b', 'c'}, lambda x: x in {'a', 'b', 'c', 'd'}\n"
+            "print(foreign.fingerprint(net))")
+    saved(trained.state_dict())
+    found = {subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, check=True,
+                            capture_output=True, text=True).stdout for seed in "12"}
+    assert len(found) == 1 and re.fullmatch("[0-9a-f]{16}\n", found.pop())
 
 
 def test_own_networks_have_fingerprints_too():
