@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparserobust.errors import UserError
 from sparserobust.inputs import evaluated
@@ -41,7 +42,7 @@ class Acting(NamedTuple):
     @property
     def convolves(self) -> bool:
         """Whether it is the weight of a convolution."""
-        return self.tensor.dim() > 2
+        return self.tensor.dim() > 2 and not isinstance(self.layer, nn.Bilinear)
 
     @property
     def groups(self) -> int:
@@ -77,21 +78,22 @@ class Acting(NamedTuple):
 
 def weights(model: nn.Module, shared: bool = False) -> dict[str, Acting]:
     """Name to weight, as it acts in eval mode (gates and noise aside), of every convolution (of any dimension, grouped,
-    transposed) and linear map, those of attention and recurrence included. Of other layers, tensors of 2 or 4
-    dimensions count that have `weight` in their name; embeddings and norms do not. A weight that several layers share
-    has its first name only; with `shared`, all of them. `UserError` for a lazy layer that no image has passed."""
+    transposed) and linear map, those of attention and recurrence included. Of other layers, tensors of 2
+    dimensions or more count that have `weight` in their name; embeddings and norms do not. A weight that several layers
+    share has its first name only, if it acts alike in them; with `shared`, all of them. `UserError` for a lazy layer
+    that no image has passed, for a quantised one, and where a hook that is not known here writes the weight."""
     return {name: w for name, w in _all(model, shared) if _is_weight(name.rpartition(".")[2], w)}
 
 
 def _is_weight(name: str, found: Acting) -> bool:
     if isinstance(found.layer, _ConvNd | nn.Linear):
         return name == "weight"
-    return "weight" in name and found.tensor.dim() in (2, 4) and not isinstance(found.layer, TABLES)
+    return "weight" in name and found.tensor.dim() >= 2 and not isinstance(found.layer, TABLES)
 
 
 def _all(model: nn.Module, shared: bool = False) -> Iterator[tuple[str, Acting]]:
     """Every parameter as it acts, by the name that it has in its layer, `weight` for `weight_orig`."""
-    known: set[tuple[bool, tuple[int, ...]]] = set()
+    known: dict[tuple[bool, tuple[int, ...]], list[Tensor]] = {}  # the tensors that come out of the same sources
     inside: set[nn.Module] = set()  # what computes others
     for prefix, layer in model.named_modules():
         if layer in inside:
@@ -99,10 +101,15 @@ def _all(model: nn.Module, shared: bool = False) -> Iterator[tuple[str, Acting]]
         for chain in _computing(layer).values():
             inside |= set(chain.modules())
         for name, found in _of_layer(layer, prefix).items():
-            key = _is_weight(name, found), tuple(map(id, found.sources or [found.tensor]))
-            if shared or key not in known:
-                known.add(key)
+            others = known.setdefault((_is_weight(name, found), _key(found)), [])
+            if shared or not any(other is found.tensor or torch.equal(other, found.tensor) for other in others):
+                others.append(found.tensor)
                 yield f"{prefix}.{name}" if prefix else name, found
+
+
+def _key(found: Acting) -> tuple[int, ...]:
+    """What tells the sources of a tensor apart."""
+    return tuple(map(id, found.sources or [found.tensor]))
 
 
 def _computing(layer: nn.Module) -> dict[str, nn.Module]:
@@ -112,6 +119,8 @@ def _computing(layer: nn.Module) -> dict[str, nn.Module]:
 
 
 def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
+    if hasattr(layer, "_packed_params"):
+        raise UserError(f"layer '{prefix}' is quantised, and its weights are packed out of sight: count them before")
     tensors = {name: p for name, p in layer._parameters.items() if p is not None}
     for name, p in tensors.items():
         if is_lazy(p):
@@ -121,6 +130,7 @@ def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
         with evaluated(chain):  # in training mode spectral_norm would take a step of its power iteration
             found[name] = Acting(layer, chain(), tuple(chain.parameters()))
     parts: tuple[str, ...]
+    foreign = False
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
             name, parts, tensor = hook._tensor_name, ("orig",), hook.apply_mask(layer)
@@ -129,10 +139,14 @@ def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
         elif isinstance(hook, SpectralNorm):
             name, parts, tensor = hook.name, ("orig",), hook.compute_weight(layer, do_power_iteration=False)
         else:
+            foreign = True
             continue
         found[name] = Acting(layer, tensor, tuple(p for part in parts for p in found.pop(f"{name}_{part}").sources))
     if isinstance(layer, _ConvNd | nn.Linear) and "weight" not in found and isinstance(layer.weight, Tensor):
-        found["weight"] = Acting(layer, layer.weight, ())  # a buffer, or written by a hook that is not known here
+        if foreign and "weight" not in layer._buffers:
+            raise UserError(f"a hook may write the weight of layer '{prefix}', so that it is not known how it acts: "
+                            "write it by torch.nn.utils.parametrize")
+        found["weight"] = Acting(layer, layer.weight, ())  # a buffer
     return found
 
 
@@ -196,10 +210,12 @@ def all_but_smallest(scores: Tensor, removed: int) -> Tensor:
 
 
 def zero_weights(model: nn.Module) -> tuple[int, int]:
-    """How many convolution and linear weights are exactly zero, and how many there are. `UserError` without any."""
+    """How many convolution and linear weights are exactly zero, and how many there are. `UserError` without any, and
+    for a layer whose own `forward` multiplies by other zeros than those of its weight."""
     found = prunable(model).values()
     if not found:
         raise UserError(f"{type(model).__name__} has no convolution or linear weights that could be counted")
+    _check_acting(model)
     return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
 
 
@@ -216,6 +232,7 @@ def channel_groups(model: nn.Module) -> int:
 
 def removed_channels(model: nn.Module) -> int:
     """Number of input channels, over all convolutions, with l2 norm below 1e-15."""
+    _check_acting(model)
     return sum(int((channel_norms(w) < CHANNEL_NORM_IS_ZERO).sum()) for w in channels(model).values())
 
 
@@ -226,9 +243,55 @@ def channel_sparsity(model: nn.Module) -> float:
 
 def parameters(model: nn.Module) -> int:
     """Number of trainable parameters. A tensor that is computed from others counts in their place."""
-    return sum(found.tensor.numel() for _, found in _all(model) if found.sources)
+    return sum({_key(found): found.tensor.numel() for _, found in _all(model) if found.sources}.values())
 
 
 def remaining_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters that are not exactly zero, as they act."""
-    return sum(int((found.tensor != 0).sum()) for _, found in _all(model) if found.sources)
+    """Number of trainable parameters that are not exactly zero, as they act where most of them do."""
+    left: dict[tuple[int, ...], int] = {}
+    for _, found in _all(model):
+        if found.sources:
+            left[_key(found)] = max(left.get(_key(found), 0), int((found.tensor != 0).sum()))
+    return sum(left.values())
+
+
+@torch.no_grad()
+def _check_acting(model: nn.Module) -> None:
+    """`UserError` for a convolution or linear layer that has a `forward` from elsewhere, unless what it multiplies an
+    input of zeros by has its zeros where its weight has them. A mask may be in there."""
+    for name, w in weights(model, shared=True).items():
+        origin = str(getattr(w.layer.forward, "__module__", "")).split(".")[0]
+        if not isinstance(w.layer, _ConvNd | nn.Linear) or origin in ("torch", "sparserobust"):
+            continue
+        sides = [1, w.layer.in_features] if isinstance(w.layer, nn.Linear) else [
+            1, w.layer.in_channels, *((k - 1) * d + 3 for k, d in zip(w.layer.kernel_size, w.layer.dilation,
+                                                                       strict=True))]
+        try:
+            with torch.random.fork_rng(devices=[]), _Operands() as seen:
+                w.layer.forward(torch.zeros(sides, dtype=w.tensor.dtype, device=w.tensor.device))
+        except Exception:  # a layer from elsewhere may want anything
+            seen.found = []
+        zeros = w.tensor == 0
+        acting = [t == 0 for t in seen.found if t.numel() == zeros.numel()]
+        if not any(torch.equal(t if t.shape == zeros.shape else t.T, zeros) for t in acting if t.dim() != 1):
+            raise UserError(f"{name}: its layer, a {type(w.layer).__name__} with a forward of its own, multiplies by "
+                            "other numbers than this weight, so that its zeros do not tell those that act: write the "
+                            "weight itself, or mask it by torch.nn.utils.prune")
+
+
+class _Operands(TorchDispatchMode):
+    """Notes what convolutions and products of matrices multiply by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # or else torch loads what compiles networks, which takes seconds
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("convolution", "mm", "addmm", "bmm", "baddbmm"):
+            self.found += [t.detach().clone() for t in (args[1:2] if name == "convolution" else args[-2:])]
+        return func(*args, **(kwargs or {}))

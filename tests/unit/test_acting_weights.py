@@ -248,6 +248,92 @@ def test_a_tied_weight_counts_once_though_an_embedding_comes_first():
     assert sparsity.zero_weights(net) == (5, 15)
 
 
+def test_a_tensor_that_one_layer_masks_and_another_does_not_counts_in_both():
+    net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    net[1].weight = net[0].weight
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    assert sparsity.zero_weights(net) == (18, 72)
+    assert sparsity.parameters(net) == sparsity.remaining_parameters(net) == 36  # there is one tensor to train
+    prune.l1_unstructured(net[1], "weight", 0.5)
+    assert sparsity.zero_weights(net) == (18, 36)
+
+
+def test_weights_of_three_dimensions_count():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([0.0, 1, 2] * 4).view(4, 1, 3))
+
+    both = nn.Bilinear(2, 3, 4)
+    both.weight.data[:2] = 0
+    assert sparsity.zero_weights(nn.Sequential(Own(), both)) == (4 + 12, 12 + 24)
+    assert list(sparsity.convolutions(nn.Sequential(Own(), both))) == ["0.weight"]
+
+
+class MaskedLinear(nn.Linear):
+    def forward(self, x):
+        return functional.linear(x, self.weight * (self.weight > 0), self.bias)
+
+
+class SubnetConv(nn.Conv2d):
+    """As in HYDRA: the scores say which weights act."""
+
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        self.scores = nn.Parameter(torch.randn_like(self.weight))
+
+    def forward(self, x):
+        self.w = self.weight * (self.scores > self.scores.median())
+        return functional.conv2d(x, self.w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x, scale):
+        return scale * super().forward(x)
+
+
+class SameConv(nn.Conv2d):
+    """With a padding of its own, which is nothing to the weight."""
+
+    def forward(self, x):
+        return functional.conv2d(functional.pad(x, (1, 1)), self.weight, None, self.stride, 0, 1, self.groups)
+
+
+def test_masks_in_a_forward_are_not_overlooked(refusal):
+    for layer in (MaskedLinear(5, 6), SubnetConv(4, 6, 3, groups=2), SubnetConv(4, 4, 5, dilation=2), Scaled(3, 4)):
+        assert "a forward of its own" in refusal(sparsity.sparsity, nn.Sequential(layer))
+    assert "a forward of its own" in refusal(sparsity.channel_sparsity, SubnetConv(4, 6, 3))
+    replaced = nn.Linear(3, 4)
+    replaced.forward = lambda x: functional.linear(x, replaced.weight.relu())
+    assert "a forward of its own" in refusal(sparsity.sparsity, replaced)
+    net = nn.Sequential(SameConv(4, 6, 3, groups=2, stride=2), MaskedLinear(5, 6), SubnetConv(4, 6, 1))
+    net[0].weight.data[0] = 0
+    net[1].weight.data.abs_()
+    net[2].weight.data[:] = 0
+    chance = torch.get_rng_state()
+    assert sparsity.zero_weights(net) == (18 + 24, 108 + 30 + 24)  # their zeros are those of the weights
+    assert torch.equal(chance, torch.get_rng_state())
+
+
+def test_weights_that_a_hook_writes_are_refused(refusal):
+    layer = nn.Linear(5, 6)
+    layer.full = nn.Parameter(layer.weight.detach())
+    del layer._parameters["weight"]
+    layer.weight = layer.full.detach()
+    layer.register_forward_pre_hook(lambda layer, given: setattr(layer, "weight", layer.full * (layer.full > 0)))
+    assert "hook" in refusal(sparsity.sparsity, nn.Sequential(layer))
+    plain = nn.Linear(5, 6)
+    plain.register_forward_pre_hook(lambda *_: None)
+    assert sparsity.zero_weights(plain) == (0, 30)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_layers_are_refused(refusal):
+    net = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(30, 3)).eval())
+    for count in (sparsity.sparsity, sparsity.parameters, sparsity.remaining_parameters):
+        assert "quantised" in refusal(count, net)
+
+
 def test_what_has_no_weights_to_count_says_so(refusal):
     assert "'0' has no weight yet" in refusal(sparsity.sparsity, nn.Sequential(nn.LazyLinear(3)))
     for count in (sparsity.sparsity, *(lambda net, m=m: m(net, None)
