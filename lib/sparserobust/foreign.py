@@ -15,6 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from math import isfinite
 from pathlib import Path, PurePath
 from types import CodeType, GenericAlias, ModuleType, UnionType
@@ -374,7 +375,17 @@ def _matrix(weight: Tensor, transposed: bool) -> Tensor:
 # --------------------------------------------------------------------------------------------------- what it is
 
 
-Seen = dict[int, tuple[int, Any]]  # address of a thing to its number, and the thing itself, so that it stays there
+class Seen:
+    """What was told already, by its address: its number, and the thing itself, so that it stays there. Copies of a
+    network share its code; objects are of each alone, so that those that code refers to are told apart from them."""
+
+    def __init__(self) -> None:
+        self.code: dict[int, tuple[int, Any]] = {}
+        self.objects: dict[int, tuple[int, Any]] = {}
+        self.numbers = count()
+        self.kept: list[Any] = []
+
+
 LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "sparserobust"}  # of which names say enough
 EMPTY = ("_abc", "_io", "_thread", "_weakref", "logging", "threading", "weakref")  # things of these have no content
 
@@ -388,7 +399,7 @@ def fingerprint(model: nn.Module) -> str:
             type(model).__module__.split(".")[0] == "torch"):
         model = inner
     try:
-        return hashlib.sha256(repr(_network(model, {})).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(_network(model, Seen())).encode()).hexdigest()[:16]
     except RecursionError:
         raise UserError(f"what {type(model).__name__} holds is nested too deep to be told apart") from None
 
@@ -398,7 +409,7 @@ def _network(model: nn.Module, seen: Seen) -> list[Any]:
     internal = vars(nn.Module()).keys()
     layers = list(model.named_modules(remove_duplicate=False))
     for _, module in layers:
-        seen.setdefault(id(module), (len(seen), module))
+        seen.code.setdefault(id(module), (next(seen.numbers), module))
     told: list[Any] = []
     for name, module in layers:
         hooks = [hook for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -424,26 +435,24 @@ def _told(value: Any, seen: Seen) -> Any:
         return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
     if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
         return str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
-    name = f"{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if id(value) in seen:
-        return name, seen[id(value)][0]
-    seen[id(value)] = len(seen), value
+    name = "module" if isinstance(value, ModuleType) else getattr(value, "__qualname__", type(value).__qualname__)
+    if found := seen.code.get(id(value)) or seen.objects.get(id(value)):
+        return name, found[0]
+    is_code = isinstance(value, type | ModuleType) or inspect.isfunction(value)
+    (seen.code if is_code or isinstance(value, nn.Module) else seen.objects)[id(value)] = next(seen.numbers), value
+    if is_code:
+        outer, seen.objects = seen.objects, {}
+        told = name, _of_code(value, seen)
+        seen.kept.append(seen.objects)
+        seen.objects = outer
+        return told
     if isinstance(value, nn.Module):
         return _network(value, seen)
-    if isinstance(value, ModuleType):
-        return "module", value.__name__ if _is_installed(value.__name__, getattr(value, "__file__", None)) else [
-            (key, _told(entry, seen)) for key, entry in vars(value).items() if not key.startswith("__")]
     if isinstance(value, list | tuple | deque | np.ndarray | Mapping | set | frozenset):
-        told: list[Any] = [(_told(key, seen), _told(entry, seen)) for key, entry in value.items()] if isinstance(
+        entries: list[Any] = [(_told(key, seen), _told(entry, seen)) for key, entry in value.items()] if isinstance(
             value, Mapping) else [_told(entry, seen) for entry in value]
-        seen[-len(seen)] = seen.pop(id(value))  # an equal one elsewhere is the same, unless it is within this one
-        return sorted(map(repr, told)) if isinstance(value, set | frozenset) else told
-    if isinstance(value, type):
-        if value.__module__.split(".")[0] in LIBRARIES - {"sparserobust"}:
-            return name
-        return name, [_told(base, seen) for base in value.__bases__], [
-            (key, _told(entry, seen)) for key, entry in vars(value).items()
-            if not (key.startswith("__") and key.endswith("__")) or inspect.isfunction(entry)]
+        seen.kept.append(seen.objects.pop(id(value)))  # an equal one elsewhere is the same, unless within this one
+        return sorted(map(repr, entries)) if isinstance(value, set | frozenset) else entries
     if isinstance(value, partial):
         return _told([value.func, value.args, value.keywords], seen)
     if isinstance(value, staticmethod | classmethod):
@@ -452,9 +461,21 @@ def _told(value: Any, seen: Seen) -> Any:
         return _told([value.__func__, value.__self__], seen)
     if isinstance(value, property):
         return _told([value.fget], seen)
-    if inspect.isfunction(value):
-        return name, _source(value), _told([value.__defaults__, value.__kwdefaults__, *_referred(value)], seen)
     return name, _of_object(value, seen)
+
+
+def _of_code(value: Any, seen: Seen) -> Any:
+    """What a module of Python, a class or a function is."""
+    if isinstance(value, ModuleType):
+        return value.__name__ if _is_installed(value.__name__, getattr(value, "__file__", None)) else [
+            (key, _told(entry, seen)) for key, entry in vars(value).items() if not key.startswith("__")]
+    if inspect.isfunction(value):
+        return _source(value), _told([value.__defaults__, value.__kwdefaults__, *_referred(value)], seen)
+    if value.__module__.split(".")[0] in LIBRARIES - {"sparserobust"}:
+        return ""
+    return [_told(base, seen) for base in value.__bases__], [
+        (key, _told(entry, seen)) for key, entry in vars(value).items()
+        if not (key.startswith("__") and key.endswith("__")) or inspect.isfunction(entry)]
 
 
 def _of_object(value: Any, seen: Seen) -> Any:
@@ -511,5 +532,5 @@ def _source(function: Any) -> Any:
 
 
 def _compiled(code: CodeType) -> tuple:
-    return code.co_code, code.co_names, [_compiled(c) if isinstance(c, CodeType) else _told(c, {})
+    return code.co_code, code.co_names, [_compiled(c) if isinstance(c, CodeType) else _told(c, Seen())
                                          for c in code.co_consts]

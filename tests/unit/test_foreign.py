@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections import OrderedDict, deque
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -560,6 +561,24 @@ def test_networks_that_hold_themselves_and_what_cannot_be_told(trained, refusal)
     for _ in range(5000):
         trained.held = [trained.held]
     assert "too deep" in refusal(foreign.fingerprint, trained)
+
+
+class Chosen(nn.Module):
+    def __init__(self, choice=Slotted(1), make=partial(nn.LayerNorm, eps=1e-3)):  # noqa: B008
+        super().__init__()
+        self.choice, self.make, self.again = choice, make, [make, choice, CHOICE]
+
+    def forward(self, x):
+        return CHOICE.value * x
+
+
+CHOICE = Slotted(3)
+
+
+def test_a_copy_has_the_fingerprint_of_its_original_though_code_holds_the_same_objects():
+    net = nn.Sequential(Chosen(), Chosen(), nn.Linear(2, 2))
+    net.more = CHOICE
+    assert foreign.fingerprint(deepcopy(net)) == foreign.fingerprint(net)
 
 
 def test_a_fingerprint_is_the_same_in_every_process(trained):
