@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant("an_attack_stands_still_at_nan", "answers.py",
            "    if lost.any():", "    if lost.sum() < 0:", ("test_answers.py",)),
     Mutant("randomness_is_asked_for_once", "answers.py",
-           "for _ in range(ASKED_TIMES)", "for _ in range(1)", ("test_answers.py",)),
+           "for _ in range(times - 1)", "for _ in range(0)", ("test_answers.py",)),
     Mutant("one_attack_withstood_is_enough", "analysis/audit.py",
            "sum(~hits for hits in right.values()) == 0", "sum(hits for hits in right.values()) > 0",
            ("test_audit.py",)),

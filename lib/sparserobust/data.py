@@ -297,6 +297,8 @@ def _checked_split(pair: Any, split: str, names: Any) -> Split:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise UserError(f"{split} should be (images, labels), not of type {type(pair).__name__}")
     images, labels = (torch.as_tensor(part) if isinstance(part, np.ndarray) else part for part in pair)
+    if getattr(images, "dtype", None) in (torch.float16, torch.bfloat16):
+        images = images.float()
     with located(split):
         inputs.check(images, labels, None if names is None else len(names))
     return Split(images.detach().float().cpu(), labels.detach().long().cpu())

@@ -162,7 +162,7 @@ def test_noise_that_only_blocks_gradients_masks_them_until_it_is_off(net, digits
     plain = FAR(net, digits)["parts"]
     assert noisy["parts"]["zero_gradient"] == 0
     assert noisy["parts"]["pgd"] > noisy["parts"]["square"] + 0.05
-    assert symptoms(noisy["parts"]) == ["masked gradients"]
+    assert "masked gradients" in symptoms(noisy["parts"])
     assert "masked gradients" not in symptoms(silent["parts"]) and model.before.level == 0.005
     assert [silent["parts"][k] for k in ("clean", "fgsm")] == [plain[k] for k in ("clean", "fgsm")]
 
@@ -300,7 +300,7 @@ def test_the_cost_is_what_is_asked_of_the_network():
 
     class Counted(nn.Module):
         def forward(self, x):
-            passes.append(1 if x.requires_grad else 1 / 3)
+            passes.append((1 if x.requires_grad else 1 / 3) * len(x) / 60)
             return torch.tensor([[1.0, 0.0]]).expand(len(x), 2) + 0 * x.sum()  # never fooled
 
     data = splits_of(torch.rand(60, *SHAPE), torch.zeros(60).long(), classes=2)

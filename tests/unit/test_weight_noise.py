@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
-from scaffolding import assert_same_training, batches, built, interrupted, weights_of
+from scaffolding import assert_same_training, batch_sizes, batches, built, interrupted, weights_of
 from sparserobust import training
 from sparserobust.attacks import FGSM, PGD, mean_logits, under_attack
 from sparserobust.config import Model, Objective
@@ -351,8 +351,8 @@ def test_mean_logits_average_independent_draws(draws):
 @pytest.mark.parametrize("attack", [PGD(epsilon=0.1, step_size=0.05, steps=3, eot_draws=4), FGSM(epsilon=0.1)],
                          ids=["pgd-eot", "fgsm"])
 def test_an_attack_takes_a_pass_for_each_draw_and_step(attack):
-    net, sizes = built(SMALL).eval(), []
-    net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    net = built(SMALL).eval()
+    sizes = batch_sizes(net)
     attack(net, torch.rand(7, *SHAPE), torch.arange(7))
     assert sizes == [7] * (getattr(attack, "steps", 1) * attack.eot_draws)
     sizes.clear()
