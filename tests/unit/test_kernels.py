@@ -105,7 +105,8 @@ time.sleep(600)"""
 @pytest.mark.slow
 def test_an_interrupt_reaches_the_code_of_a_page_and_not_the_process_it_was_forked_from(start, tmp_path):
     """Ctrl-C goes to all processes of a terminal, also while the one that kernels come from is still importing."""
-    waits = "from sparserobust import kernels; kernels.fork(); print(flush=True); import time; time.sleep(60)"
+    waits = ("import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "  # as in a terminal
+             "from sparserobust import kernels; kernels.fork(); print(flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True, text=True)
     process.stdout.readline()
