@@ -12,7 +12,7 @@ from sparserobust.reporting import claims
 from sparserobust.running import scales
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Channels, FixedMask, Magnitude
-from sparserobust.studies import ledger
+from sparserobust.studies import contest, ledger
 from sparserobust.studies import methods as m
 from sparserobust.studies.questions import ATTACKED
 from sparserobust.studies.ring import comparisons, report, runs
@@ -195,6 +195,18 @@ def test_only_what_is_asked_for_is_left(results):
     ring = results.only(part=runs.RING, cut=m.CHANNELS)
     assert {row["cut"] for row in ring.experiment.grid} == set(ring.frame["cut"]) == {m.CHANNELS}
     assert len(ring.frame) == 2 * len(ring.experiment.grid) < len(results.frame)
+
+
+def test_the_dense_network_stands_beside_a_control_that_answered_other_images(results):
+    ring = results.only(part=runs.RING)
+    frame, first = ring.frame.copy(), ring.frame["method"] == m.DENSE
+    frame.loc[first, "each"] = [imagewise.FIRST + "".join(str(int(right)) for right in imagewise.unpack(text))
+                                for text in frame.loc[first, "each"]]
+    moved = frame[first | (frame["method"] == runs.TWO_STAGES)]
+    fewer = moved[(moved["method"] != m.DENSE) | (moved["seed"] > 0)]  # of which there are less than of the control
+    usual = contest.dense_network(ring)["mean"]
+    assert contest.dense_network(replace(ring, frame=frame))["mean"] == pytest.approx(usual)
+    assert contest.dense_network(replace(ring, frame=fewer))["mean"] > 0
 
 
 def test_a_gap_is_what_is_forgotten_image_by_image(results):

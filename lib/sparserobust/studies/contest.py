@@ -178,7 +178,7 @@ def rankings(results: Results[ContestSettings]) -> dict[str, pandas.DataFrame]:
 def dense_network(results: Results) -> pandas.Series:
     """Accuracy under attack [%] of the dense network: `mean`, and its 95 % interval `low` to `high`
     over seeds and images."""
-    found = estimates.ranking(answers(results.frame, ATTACKED, None, 0.0))
+    found = estimates.ranking(answers(results.only(method=DENSE).frame, ATTACKED, None, 0.0))
     return found.loc[DENSE].rename("dense network")
 
 
