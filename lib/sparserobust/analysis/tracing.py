@@ -42,7 +42,7 @@ def traced(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Node:
             if tape.failure:
                 raise tape.failure
             again, beside = model(images[2:4].clone()), model(images[2:].clone())
-            if not isinstance(logits, Traced) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
+            if not isinstance(logits, _Traced) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
                 raise UserError(f"{name} does not return logits only, (n, classes) of two classes or more, which "
                                 "depend on the images")
             tape.graph.output(tape.node(logits))
@@ -127,7 +127,7 @@ class _Doubled(fx.Interpreter):
             Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs)))
 
 
-class Traced(Tensor):
+class _Traced(Tensor):
     """A tensor that depends on images. What it is lies in `value`."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -142,11 +142,11 @@ class Traced(Tensor):
                                                    device=value.device)
 
     def __repr__(self, **_):
-        return f"Traced({tuple(self.shape)})"
+        return f"_Traced({tuple(self.shape)})"
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        tape = next(t for t in tree_leaves((args, kwargs)) if isinstance(t, Traced)).tape
+        tape = next(t for t in tree_leaves((args, kwargs)) if isinstance(t, _Traced)).tape
         try:
             if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), WHOLE.name):
                 return func._op_dk(WHOLE, *args, **(kwargs or {}))  # which consists of others that are noted
@@ -158,7 +158,7 @@ class Traced(Tensor):
 
 def _exit(name: str) -> Any:
     """A method that refuses to hand the numbers of a traced tensor to somebody outside of PyTorch."""
-    def refuse(self: Traced, *_: Any, **__: Any) -> None:
+    def refuse(self: _Traced, *_: Any, **__: Any) -> None:
         self.tape.failure = UserError(f"no Lipschitz constant is known here of looking at the numbers of a tensor "
                                       f"({name})")
         raise self.tape.failure  # which the network may catch
@@ -167,7 +167,7 @@ def _exit(name: str) -> Any:
 
 
 for _name in EXITS:
-    setattr(Traced, _name, _exit(_name))
+    setattr(_Traced, _name, _exit(_name))
 
 
 class _Tape:
@@ -176,10 +176,10 @@ class _Tape:
         self.versions: dict[int, int] = {}  # how often each memory has been written to
         self.failure: Exception | None = None
 
-    def noted(self, value: Tensor, node: fx.Node) -> Traced:
-        return self._renew(Traced(value), value, node)
+    def noted(self, value: Tensor, node: fx.Node) -> _Traced:
+        return self._renew(_Traced(value), value, node)
 
-    def _renew(self, tensor: Traced, value: Tensor, node: fx.Node) -> Traced:
+    def _renew(self, tensor: _Traced, value: Tensor, node: fx.Node) -> _Traced:
         node.meta |= {"shape": value.shape, "dtype": value.dtype, "device": value.device}
         tensor.value, tensor.node, tensor.tape = value, node, self
         tensor.version = self.versions.get(_memory(value), 0)
@@ -187,7 +187,7 @@ class _Tape:
 
     def node(self, tensor: Tensor) -> fx.Node | Tensor:
         """Where a tensor comes from; a constant as it is now."""
-        if not isinstance(tensor, Traced):
+        if not isinstance(tensor, _Traced):
             return tensor.detach().clone()
         if tensor.version != self.versions.get(_memory(tensor.value), 0):
             raise UserError("no Lipschitz constant is known here of a tensor that was changed in part")
@@ -201,7 +201,7 @@ class _Tape:
             low, high = args[2] if len(args) > 2 else 1 / 8, args[3] if len(args) > 3 else 1 / 3
             leaky = torch.ops.aten.leaky_relu_ if name.endswith("_") else torch.ops.aten.leaky_relu
             return leaky(args[0], (low + high) / 2)
-        given, options = tree_map_only(Traced, lambda t: t.value, (args, kwargs))
+        given, options = tree_map_only(_Traced, lambda t: t.value, (args, kwargs))
         if name in FACTORIES:
             return func(*given, **options)
         if torch.Tag.data_dependent_output in func.tags:
@@ -211,7 +211,7 @@ class _Tape:
                    and argument.alias_info.is_write]
         found = func(*given, **options)
         if written:
-            if not isinstance(args[0], Traced) or found is not args[0].value or found.shape != args[0].shape:
+            if not isinstance(args[0], _Traced) or found is not args[0].value or found.shape != args[0].shape:
                 raise UserError(f"no Lipschitz constant is known here of {name}, which writes into another tensor"
                                 + (", as circular padding does" if name == "copy_" else ""))
             self.versions[_memory(found)] = self.versions.get(_memory(found), 0) + 1
