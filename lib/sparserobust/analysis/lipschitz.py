@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from sparserobust import inputs
 from sparserobust.analysis.linear import row_distances, smallest_radius
 from sparserobust.analysis.shapes import LAYERS, shapes_of
-from sparserobust.analysis.tracing import alike, called, linear_layer, run, traced, ulp
+from sparserobust.analysis.tracing import ROUNDED, alike, called, linear_layer, run, traced, ulp
 from sparserobust.answers import finite
 from sparserobust.attacks import margin, random_in_ball, runner_up, under_attack
 from sparserobust.errors import UserError, quoted
@@ -54,7 +54,6 @@ WEIGHTED = {"adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool2d", "avg_poo
             "replication_pad3d", "sum", "tril", "triu", "unfold", "upsample_bilinear2d", "upsample_linear1d",
             "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_trilinear3d"}
 PRODUCTS = {"addmm", "baddbmm", "bmm", "mm", "mv"}
-ROUNDED = 4  # logits are rounded where two points are compared by the difference of two
 Shapes = dict[nn.Module, torch.Size]  # of what goes into each convolution and linear layer, without the batch
 
 
