@@ -1,4 +1,4 @@
-"""Would the tests notice? Sixty-one small mistakes in the library, of the kind that crashes nothing and falsifies a
+"""Would the tests notice? Sixty-two small mistakes in the library, of the kind that crashes nothing and falsifies a
 published number - a sign, a threshold, a norm, a mask too early, the wrong mode, split or axis - each put alone into a
 copy of the package, on which the tests that should catch it are run.
 
@@ -124,6 +124,7 @@ MUTANTS = (
     Mutant("norm_without_the_root", "sparsity.py",
            ".pow(2).sum((0, *range(2, weight.dim()))).sqrt()", ".pow(2).sum((0, *range(2, weight.dim())))",
            ("test_sparsity.py",)),
+    Mutant("mask_on_the_way", "sparsity.py", "            del tensors[i]\n", "", ("test_acting_weights.py",)),
     Mutant("bootstrap_of_single_runs", "reporting/estimates.py",
            "for g in dice.integers(len(groups), size=len(groups))])",
            "for g in range(len(groups))])[dice.integers(len(rows), size=len(rows))]", ("test_conditioning.py",)),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
@@ -20,7 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparserobust.errors import UserError
-from sparserobust.inputs import evaluated
+from sparserobust.inputs import asked, evaluated
 from sparserobust.provenance import double
 
 CHANNEL_NORM_IS_ZERO = 1e-15  # Dinh et al. 2020, section 4: the norm below which a channel counts as removed
@@ -255,28 +256,83 @@ def remaining_parameters(model: nn.Module) -> int:
     return sum(left.values())
 
 
+@torch.inference_mode(False)
+def check_acting(model: nn.Module, images: Tensor) -> None:
+    """`UserError` where a network, asked for `images` (n, c, h, w), multiplies by other zeros than its weights have: a
+    module or a hook on the way masks them, wherever it is. A layer of PyTorch or of this library that is called, and
+    before which nothing is done, needs no looking at."""
+    if all(_is_known(module) for module in model.modules()):
+        return
+    plain: set[nn.Module] = set()
+    noted = register_module_forward_pre_hook(lambda module, _: plain.add(module) if _is_known(module) else None)
+    whole = torch.backends.mha.get_fastpath_enabled()  # attention in one operation, which does not tell its weights
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _Operands() as seen:
+            asked(model, images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(whole)
+        noted.remove()
+    found = weights(model, shared=True)  # a hook may have written zeros into them just now
+    tensors = [w.tensor for w in found.values()]
+    made = [t for t in _distinct(seen.found) if not any(_is(t, w) for w in tensors)]  # of weights, or of images
+    sizes = {t.numel() for t in made}
+    looked_at = {id(tensor) for tensor in tensors if any(_is(t, tensor) for t in seen.found)}
+    for name, w in found.items():
+        if w.layer not in plain and w.tensor.numel() in sizes and id(w.tensor) not in looked_at:
+            looked_at.add(id(w.tensor))
+            if not _take(made, w.tensor):
+                raise _masked_on_the_way(name, w)
+
+
 @torch.no_grad()
 def _check_acting(model: nn.Module) -> None:
-    """`UserError` for a convolution or linear layer that has a `forward` from elsewhere, unless what it multiplies an
-    input of zeros by has its zeros where its weight has them. A mask may be in there."""
+    """The same without images, of each module from elsewhere that has a weight: asked for zeros. `UserError` also for a
+    convolution or linear layer that cannot be asked alone, and for a module that cannot and holds another tensor of the
+    weight's shape, which may be a mask."""
     for name, w in weights(model, shared=True).items():
-        origin = str(getattr(w.layer.forward, "__module__", "")).split(".")[0]
-        if not isinstance(w.layer, _ConvNd | nn.Linear) or origin in ("torch", "sparserobust"):
+        if _from_here(w.layer):
             continue
-        sides = [1, w.layer.in_features] if isinstance(w.layer, nn.Linear) else [
-            1, w.layer.in_channels, *((k - 1) * d + 3 for k, d in zip(w.layer.kernel_size, w.layer.dilation,
-                                                                       strict=True))]
         try:
             with torch.random.fork_rng(devices=[]), _Operands() as seen:
-                w.layer.forward(torch.zeros(sides, dtype=w.tensor.dtype, device=w.tensor.device))
+                w.layer.forward(torch.zeros(_sides(w), dtype=w.tensor.dtype, device=w.tensor.device))
         except Exception:  # a layer from elsewhere may want anything
             seen.found = []
-        zeros = w.tensor == 0
-        acting = [t == 0 for t in seen.found if t.numel() == zeros.numel()]
-        if not any(torch.equal(t if t.shape == zeros.shape else t.T, zeros) for t in acting if t.dim() != 1):
-            raise UserError(f"{name}: its layer, a {type(w.layer).__name__} with a forward of its own, multiplies by "
-                            "other numbers than this weight, so that its zeros do not tell those that act: write the "
-                            "weight itself, or mask it by torch.nn.utils.prune")
+        must = isinstance(w.layer, _ConvNd | nn.Linear) or _may_be_masked(w)
+        if (must or any(t.numel() == w.tensor.numel() for t in seen.found)) and not _take(seen.found, w.tensor):
+            raise _masked_on_the_way(name, w)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether all that it does with its weights is written in PyTorch or here."""
+    return _from_here(module) and all(isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
+                                      for hook in module._forward_pre_hooks.values())
+
+
+def _from_here(module: nn.Module) -> bool:
+    return str(getattr(module.forward, "__module__", "")).split(".")[0] in ("torch", "sparserobust")
+
+
+def _sides(w: Acting) -> list[int]:
+    """Shape of one input that a layer with such a weight may take."""
+    match w.layer:
+        case nn.Linear():
+            return [1, w.layer.in_features]
+        case _ConvNd():
+            wide = zip(w.layer.kernel_size, w.layer.dilation, strict=True)
+            return [1, w.layer.in_channels, *((k - 1) * d + 3 for k, d in wide)]
+    return [1, w.tensor.shape[1], *(k + 2 for k in w.tensor.shape[2:])]
+
+
+def _may_be_masked(w: Acting) -> bool:
+    own = [*w.layer.parameters(recurse=False), *w.layer.buffers(recurse=False)]
+    return sum(t.shape == w.tensor.shape for t in own) > 1
+
+
+def _masked_on_the_way(name: str, w: Acting) -> UserError:
+    return UserError(f"{name}, of a {type(w.layer).__name__}, or a weight of its shape: the network multiplies by "
+                     "other numbers, so that its zeros are not those that act: write the weight, or mask "
+                     "it by torch.nn.utils.prune")
 
 
 class _Operands(TorchDispatchMode):
@@ -295,3 +351,31 @@ class _Operands(TorchDispatchMode):
         if name in ("convolution", "mm", "addmm", "bmm", "baddbmm"):
             self.found += [t.detach().clone() for t in (args[1:2] if name == "convolution" else args[-2:])]
         return func(*args, **(kwargs or {}))
+
+
+def _distinct(tensors: list[Tensor]) -> list[Tensor]:
+    """Those of two dimensions or more, without repetitions."""
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if tensor.dim() > 1 and not any(_is(tensor, other) for other in found):
+            found.append(tensor)
+    return found
+
+
+def _is(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor is a weight, as it is or turned."""
+    return any(torch.equal(way, weight) for way in _shaped(tensor, weight))
+
+
+def _take(tensors: list[Tensor], weight: Tensor) -> bool:
+    """Takes a tensor with the zeros of a weight out of a list, and says whether there was one."""
+    for i, tensor in enumerate(tensors):
+        if any(torch.equal(way == 0, weight == 0) for way in _shaped(tensor, weight)):
+            del tensors[i]
+            return True
+    return False
+
+
+def _shaped(tensor: Tensor, weight: Tensor) -> list[Tensor]:
+    """A tensor as it is and turned, where that has the shape of `weight`."""
+    return [way.to(weight.dtype) for way in (tensor, tensor.transpose(0, -1)) if way.shape == weight.shape]

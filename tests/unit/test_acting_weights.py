@@ -25,9 +25,11 @@ from sparserobust.analysis import (
     RemainingParameters,
     WeightHistogram,
     WeightSparsity,
+    layers,
 )
 from sparserobust.analysis.conditioning import Conditioning, conditioning, effective_weights, spectrum
 from sparserobust.config import Inheritance, Model
+from sparserobust.data import Split, Splits
 from sparserobust.inheritance import inherit
 from sparserobust.models import LeNet300100, PreActResNet, ResNet18
 from sparserobust.settings import settings
@@ -301,11 +303,11 @@ class SameConv(nn.Conv2d):
 
 def test_masks_in_a_forward_are_not_overlooked(refusal):
     for layer in (MaskedLinear(5, 6), SubnetConv(4, 6, 3, groups=2), SubnetConv(4, 4, 5, dilation=2), Scaled(3, 4)):
-        assert "a forward of its own" in refusal(sparsity.sparsity, nn.Sequential(layer))
-    assert "a forward of its own" in refusal(sparsity.channel_sparsity, SubnetConv(4, 6, 3))
+        assert "multiplies by other numbers" in refusal(sparsity.sparsity, nn.Sequential(layer))
+    assert "multiplies by other numbers" in refusal(sparsity.channel_sparsity, SubnetConv(4, 6, 3))
     replaced = nn.Linear(3, 4)
     replaced.forward = lambda x: functional.linear(x, replaced.weight.relu())
-    assert "a forward of its own" in refusal(sparsity.sparsity, replaced)
+    assert "multiplies by other numbers" in refusal(sparsity.sparsity, replaced)
     net = nn.Sequential(SameConv(4, 6, 3, groups=2, stride=2), MaskedLinear(5, 6), SubnetConv(4, 6, 1))
     net[0].weight.data[0] = 0
     net[1].weight.data.abs_()
@@ -313,6 +315,83 @@ def test_masks_in_a_forward_are_not_overlooked(refusal):
     chance = torch.get_rng_state()
     assert sparsity.zero_weights(net) == (18 + 24, 108 + 30 + 24)  # their zeros are those of the weights
     assert torch.equal(chance, torch.get_rng_state())
+
+
+class PlainConv(nn.Module):
+    """No layer of PyTorch, with a mask, as much code for research has it."""
+
+    def __init__(self, masked=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+        if masked:
+            self.register_buffer("mask", (torch.rand(4, 3, 3, 3) < 0.5).float())
+
+    def forward(self, x):
+        return functional.conv2d(x, self.weight * self.mask if hasattr(self, "mask") else self.weight)
+
+
+class Parent(nn.Module):
+    """Uses the weights of two layers that it does not call, beside one that it does."""
+
+    def __init__(self, body, acts):
+        super().__init__()
+        self.body, self.whole, self.beside, self.acts = body, deepcopy(body), deepcopy(body), acts
+        self.whole.weight.data *= 3
+        self.beside.weight.data *= 5
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        found = functional.conv2d(x, self.acts(self.body.weight)) + functional.conv2d(x, 7 * self.whole.weight)
+        return self.head((found + self.beside(x)).mean((2, 3)))
+
+
+def asked(net):
+    """Weight and channel sparsity, remaining parameters, each as a measurement on images of 3 channels."""
+    test = Split(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))
+    splits = Splits(test, test, test, ("one", "other"))
+    layers(net, test.images)
+    return [measure(net, splits)["value"] for measure in (WeightSparsity(), RemainingParameters(), LayerSparsity())]
+
+
+def test_masks_in_a_module_that_is_no_layer_are_not_overlooked(refusal):
+    masked = nn.Sequential(PlainConv(), nn.Flatten(), nn.LazyLinear(2))
+    masked(torch.zeros(1, 3, 8, 8))
+    assert "multiplies by other numbers" in refusal(sparsity.sparsity, masked)
+    assert "multiplies by other numbers" in refusal(asked, masked)
+    masked[0].weight.data.mul_(masked[0].mask)
+    assert sparsity.zero_weights(masked)[0] == int((masked[0].mask == 0).sum()) > 0
+    assert asked(masked)[0] == sparsity.sparsity(masked)
+    plain = nn.Sequential(PlainConv(masked=False), nn.Flatten(), nn.Linear(144, 2))
+    assert sparsity.sparsity(plain) == 0 and asked(plain)[:2] == [0, 1]
+
+
+def test_a_module_that_may_be_masked_and_cannot_be_asked_is_refused(refusal):
+    class Odd(PlainConv):
+        def forward(self, x, scale):
+            return scale * super().forward(x)
+
+    assert "multiplies by other numbers" in refusal(sparsity.sparsity, nn.Sequential(Odd()))
+    assert sparsity.zero_weights(nn.Sequential(Odd(masked=False))) == (0, 108)
+
+
+@pytest.mark.parametrize("acts", {"mask": lambda w: w * (w > 0), "whole numbers": torch.round,
+                                  "centred": lambda w: w - w.mean()}.items(), ids=lambda item: item[0])
+def test_what_another_module_makes_of_a_weight_is_not_overlooked(acts, refusal):
+    """Though layers of the same shape and with the same zeros are beside it."""
+    body = nn.Conv2d(3, 4, 3, bias=False)
+    body.weight.data[0] = 0
+    assert "multiplies by other numbers" in refusal(asked, Parent(body, acts[1]))
+    assert asked(Parent(body, lambda w: 2 * w))[0] == 81 / 332  # whose zeros are those that act
+
+
+def test_zeros_that_a_hook_writes_as_images_pass_are_counted():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+
+    def masks(layer, images):
+        layer.weight.data.clamp_(min=0)
+
+    net[0].register_forward_pre_hook(masks)
+    assert asked(net)[0] == sparsity.sparsity(net) > 0.02
 
 
 def test_weights_that_a_hook_writes_are_refused(refusal):

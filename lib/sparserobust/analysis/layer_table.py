@@ -16,14 +16,14 @@ from sparserobust.files import six_digits
 from sparserobust.models import noise_off
 from sparserobust.seeding import stream
 from sparserobust.settings import settings
-from sparserobust.sparsity import CHANNEL_NORM_IS_ZERO, Acting, channel_norms, weights
+from sparserobust.sparsity import CHANNEL_NORM_IS_ZERO, Acting, channel_norms, check_acting, weights
 
 BATCH = 100  # images that are passed together, as the outputs of all layers are kept
 
 
 def layers(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
     """A row for each weight that counts (`sparsity.weights`, gates and noise aside), by the name of its layer, on
-    `images` (n, c, h, w), two at least. The model comes back as it was.
+    `images` (n, c, h, w), two at least. The model comes back as it was. `UserError` as from `check_acting`.
 
         name, kind, shape        of the layer, its class, of the weight
         weights, zeros           how many there are, and are exactly zero
@@ -39,6 +39,7 @@ def layers(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
                                  or is not read; `dead` are either. None for what is not called as a layer, as those
                                  inside attention
     """
+    check_acting(model, images[:1])
     found = weights(model)
     units = _units(model, {name: w.layer for name, w in found.items()}, images)
     return [_row(name, w) | units.get(name, dict.fromkeys(("units", "constant", "blocked", "dead")))

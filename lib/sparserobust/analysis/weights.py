@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from sparserobust import sparsity
+from sparserobust.analysis.shapes import random_images
 from sparserobust.config import Measurement
+from sparserobust.data import Splits
 from sparserobust.errors import UserError
 from sparserobust.files import six_digits
 from sparserobust.models import Ensemble
@@ -20,6 +22,7 @@ class WeightSparsity(Measurement, kind="sparsity"):
     """Share of exactly zero convolution and linear weights."""
 
     def __call__(self, model, splits):
+        _check_acting(model, splits)
         zero, total = sparsity.zero_weights(model)
         return {"value": zero / total, "count": zero, "total": total}
 
@@ -29,6 +32,7 @@ class ChannelSparsity(Measurement, kind="channel_sparsity"):
     """Share of input channels, over all convolutions, that are removed (Dinh et al. 2020: l2 norm below 1e-15)."""
 
     def __call__(self, model, splits):
+        _check_acting(model, splits)
         removed, groups = sparsity.removed_channels(model), sparsity.channel_groups(model)
         if not groups:
             raise _without_convolutions(self, model)
@@ -40,6 +44,7 @@ class RemainingParameters(Measurement, kind="remaining_parameters"):
     """Share of all trainable parameters that are not exactly zero."""
 
     def __call__(self, model, splits):
+        _check_acting(model, splits)
         left = sparsity.remaining_parameters(model)
         total = sparsity.parameters(model)
         if not total:
@@ -116,6 +121,7 @@ class LayerSparsity(Measurement, kind="layer_sparsity"):
     its entries."""
 
     def __call__(self, model, splits):
+        _check_acting(model, splits)
         layers, (zero, total) = {}, sparsity.zero_weights(model)
         for name, w in sparsity.prunable(model).items():
             size = w.detach().abs()
@@ -153,6 +159,12 @@ class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
                             "it has no weight of its own for each of them")
         with weights_replaced(model, {name: first.tensor.detach() * read}):
             return self.measurement(model, splits)
+
+
+def _check_acting(model: nn.Module, splits: Splits | None) -> None:
+    """That zeros of weights act as such, on an image of the data's shape if there are data."""
+    if splits:
+        sparsity.check_acting(model, random_images(model, splits.image_shape, 1))
 
 
 def _without_convolutions(measurement: Measurement, model: nn.Module, what: str = "convolution") -> UserError:
