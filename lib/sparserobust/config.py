@@ -197,6 +197,9 @@ class Recipe(Settings):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     averaging: float = 0.0  # decay of an exponential moving average of the weights; 0: none
+    # Of running statistics, too, and other buffers. Else they are those of the last weights, which fit averaged ones
+    # only where the rate has fallen to nearly 0.
+    averaged_norms: bool = False
     select: str = "last"  # last epoch | best: highest robust accuracy on the validation split
     watched: bool = False  # accuracy under attack on the validation split after every epoch, not only after the last
     stop: int | None = None  # end after so many epochs of the schedule: the weights that a whole run has by then
@@ -210,6 +213,7 @@ class Recipe(Settings):
         self.require(self.batch_size > 0, "batch_size must be positive")
         self.require(self.lr > 0, "lr must be positive")
         self.require(0 <= self.averaging < 1, "averaging must lie in [0, 1)")
+        self.require(self.averaging > 0 or not self.averaged_norms, "averaged_norms needs averaging")
         self.require(0 < self.drop <= 1, "drop must lie in (0, 1]")
         self.require(0 <= self.momentum < 1, "momentum must lie in [0, 1)")
         self.require(self.weight_decay >= 0, "weight_decay cannot be negative")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -175,18 +176,18 @@ def validation_attack(objective: Objective) -> PGD | None:
 
 @contextmanager
 def weights_replaced(model: nn.Module, weights: dict[str, Tensor]):
-    """Other values for some parameters inside the block."""
-    parameters = {name: p for name, p in model.named_parameters() if name in weights}
-    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    """Other values for some parameters and buffers inside the block."""
+    own = {name: t for name, t in chain(model.named_parameters(), model.named_buffers()) if name in weights}
+    kept = {name: t.detach().clone() for name, t in own.items()}
     with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(weights[name])
+        for name, t in own.items():
+            t.copy_(weights[name])
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(kept[name])
+            for name, t in own.items():
+                t.copy_(kept[name])
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
@@ -215,7 +216,8 @@ class TrainingState:
         self.optimiser = SGD(self.parameters, recipe.momentum, decay)
         with global_seed(run.seed, "sparsifier"):
             self.state = run.sparsifier.start(model, *others)
-        self.average = {n: torch.zeros_like(p) for n, p in self.parameters.items()} if recipe.averaging else {}
+        averaged = self._averaged() if recipe.averaging else {}
+        self.average = {name: torch.zeros_like(t) for name, t in averaged.items()}
         self.best: dict[str, Tensor] = {}
         device = next(model.parameters()).device
         bfloat16 = recipe.precision == "bfloat16" and has_bfloat16(device.type)
@@ -241,9 +243,15 @@ class TrainingState:
         self.steps += 1
         if self.average:
             with torch.no_grad():
-                for name, p in self.parameters.items():
-                    self.average[name].lerp_(p, 1 - run.recipe.averaging)
+                for name, t in self._averaged().items():
+                    self.average[name].lerp_(t, 1 - run.recipe.averaging)
         return loss
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """What the recipe takes the moving average of."""
+        if not self.run.recipe.averaged_norms:
+            return {**self.parameters}
+        return self.parameters | {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
 
     def _backward(self, objective: Objective, images, labels, attack) -> Tensor:
         """Gradients of the loss of the objective and of what the sparsifier adds; returns the former, detached."""
@@ -367,7 +375,8 @@ class TrainingState:
         self.model.load_state_dict(groups["model"])
         self.optimiser.buffers = {n: like(n, t) for n, t in groups.get("momentum", {}).items()}
         self.state = {n: like(n, t) for n, t in groups.get("sparsifier", {}).items()}
-        self.average = {n: like(n, t) for n, t in groups.get("average", {}).items()}
+        own = self._averaged()
+        self.average = {n: torch.empty_like(own[n]).copy_(t) for n, t in groups.get("average", {}).items()}
         self.best = groups.get("best", {})
         self.epoch, self.steps = int(metadata["epoch"]), int(metadata["steps"])
         self.history = json.loads(metadata["history"])

@@ -126,7 +126,8 @@ def test_every_setting_of_a_run_enters_its_identity():
         replace(RUN, start=RUN), replace(RUN, start=replace(RUN, seed=4)),
         *(replace(RUN, recipe=replace(RUN.recipe, **{key: value})) for key, value in {
             "epochs": 201, "batch_size": 127, "lr": 0.2, "milestones": (80.0,), "momentum": 0.8, "weight_decay": 0.0,
-            "averaging": 0.9, "select": "best", "precision": "float32", "watched": True, "stop": 3}.items()),
+            "averaging": 0.9, "averaged_norms": True, "select": "best", "precision": "float32", "watched": True,
+            "stop": 3}.items()),
         replace(RUN, start=RUN, inheritance=Inheritance()), replace(RUN, start=RUN, inheritance=Inheritance(kappa=0.1)),
     ]  # fmt: skip
     assert len({run.identity for run in [RUN, *changed]}) == len(changed) + 1
@@ -372,6 +373,7 @@ def test_unknown_kinds_and_keys_are_refused_with_the_nearest(parse, plain, named
     (Recipe, {"epochs": 1, "lr": 0}, ["lr"]),
     (Recipe, {"epochs": 1, "averaging": 1}, ["averaging"]),
     (Recipe, {"epochs": 1, "averaging": -0.1}, ["averaging"]),
+    (Recipe, {"epochs": 1, "averaged_norms": True}, ["averaging"]),
     (Recipe, {"epochs": 1, "momentum": -0.1}, ["momentum"]),
     (Recipe, {"epochs": 1, "weight_decay": -0.1}, ["weight_decay"]),
     (Recipe, {"epochs": 1, "select": "first"}, ["select", "last, best"]),

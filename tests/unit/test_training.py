@@ -25,7 +25,7 @@ from sparserobust.data import Split
 from sparserobust.models import PreActResNet
 from sparserobust.objectives import TRADES, Adversarial, Natural
 from sparserobust.settings import settings
-from sparserobust.sparsifiers import ADMM, RGSM, RVSM, FixedMask, Magnitude, ReleasedADMM
+from sparserobust.sparsifiers import ADMM, RGSM, RVSM, FixedMask, Magnitude, OnlyNorms, ReleasedADMM
 
 ATTACKED = Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=2))
 
@@ -33,7 +33,7 @@ ATTACKED = Adversarial(attack=PGD(epsilon=0.1, step_size=0.05, steps=2))
 @pytest.fixture
 def seen():
     """A sparsifier and an objective that change nothing and write down what passes them."""
-    lrs, weights, batches, seeds = [], [], [], []
+    lrs, weights, buffers, batches, seeds = [], [], [], [], []
 
     @settings
     class Watch(Sparsifier):
@@ -42,6 +42,7 @@ def seen():
 
         def after_step(self, model, state, lr):
             weights.append(weights_of(model))
+            buffers.append(training.buffers_of(model))
 
     @settings
     class Batches(Objective):
@@ -52,8 +53,8 @@ def seen():
             seeds.append(generator.initial_seed())
             return cross_entropy(model(images), labels)
 
-    return SimpleNamespace(sparsifier=Watch(), objective=Batches(), lrs=lrs, weights=weights, batches=batches,
-                           seeds=seeds)
+    return SimpleNamespace(sparsifier=Watch(), objective=Batches(), lrs=lrs, weights=weights, buffers=buffers,
+                           batches=batches, seeds=seeds)
 
 
 # ------------------------------------------------------------------------------------------- schedules
@@ -195,6 +196,36 @@ def test_averaging_is_a_bias_corrected_moving_average(decay, seen, tiny_run, dig
         steps = torch.stack([w[name] for w in seen.weights])
         expected = (steps * weights.view(-1, *[1] * p.dim())).sum(0) / weights.sum()
         torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_running_statistics_are_averaged_alike(select, seen, tiny_run, digits, tmp_path):
+    """And replace the raw ones wherever the weights do, in the network that is validated, too."""
+    run = tiny_run(sparsifier=seen.sparsifier, averaging=0.8, averaged_norms=True, epochs=3, precision="float32",
+                   schedule="constant", select=select)
+    result = training.train(run, digits)
+    model, delivered = result.model, max(result.history, key=lambda row: (row["validation"], row["epoch"]))
+    if select == "last":
+        delivered = result.history[-1]
+        weights = 0.8 ** torch.arange(len(seen.buffers) - 1, -1, -1.0)
+        averaged = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+        assert averaged
+        for name, b in averaged.items():
+            steps = torch.stack([buffers[name] for buffers in seen.buffers])
+            torch.testing.assert_close(b, (steps * weights[:, None]).sum(0) / weights.sum(), rtol=1e-4, atol=1e-6)
+    correct = predicted(model, digits.validation.images) == digits.validation.labels
+    assert delivered["validation_clean"] == correct.double().mean()
+    assert_same_training(interrupted(run, digits, tmp_path / "checkpoint", [1.5]), result)
+
+
+def test_averaged_weights_do_not_fit_the_statistics_of_the_last_ones(tiny_run, digits):
+    """Where the rate does not fall, a network with averaged ones is far better, as with statistics taken anew."""
+    common = {"averaging": 0.99, "epochs": 24, "schedule": "constant", "objective": Natural(), "precision": "float32"}
+    raw, averaged = (training.train(tiny_run(**common, averaged_norms=norms), digits) for norms in (False, True))
+    anew = training.train(tiny_run(epochs=1, precision="float32", sparsifier=OnlyNorms()), digits,
+                          raw.model.state_dict())
+    accuracies = [result.history[-1]["validation_clean"] for result in (raw, averaged, anew)]
+    assert min(accuracies[1:]) > accuracies[0] + 0.2
 
 
 @pytest.mark.parametrize("changes", [{}, {"averaging": 0.5}, {"sparsifier": RVSM(beta=0.5, lam=5e-3)}],
