@@ -6,7 +6,7 @@ sparsity: as Dinh et al. 2020 count it, the share of *input* channels, over all 
 1e-15.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -208,6 +208,11 @@ def all_but_smallest(scores: Tensor, removed: int) -> Tensor:
     mask = torch.ones_like(scores)
     mask[scores.argsort(stable=True)[:removed]] = 0
     return mask
+
+
+def same_share(sparsity: float, sizes: Sequence[int]) -> list[int]:
+    """How many weights layers of these sizes lose where all lose one share: rounded, but one at least is left."""
+    return [min(round(sparsity * size), size - 1) for size in sizes]
 
 
 def zero_weights(model: nn.Module) -> tuple[int, int]:

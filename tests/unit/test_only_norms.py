@@ -112,6 +112,13 @@ def test_a_network_without_statistics_is_refused_in_one_line(refusal):
         assert "no batch norms with running statistics" in refusal(OnlyNorms().start, net)
 
 
+def test_norms_that_do_not_count_batches_are_refused_in_one_line(refusal):
+    """Of them PyTorch would take no average."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    net[1].num_batches_tracked = None
+    assert "do not count their batches" in refusal(OnlyNorms().start, net)
+
+
 def test_settings_are_written_and_read_back():
     assert OnlyNorms().plain() == {"kind": "only_norms"}
     assert Sparsifier.parse({"kind": "only_norms"}) == OnlyNorms()

@@ -30,7 +30,7 @@ class DynamicSparse(Sparsifier, kind="dynamic_sparse"):
       is zero, too, so that a dead unit may raise the counted sparsity.
     - Of a `start` the weights are taken over, and not which of them are zero: zeros that are kept begin at zero.
     - Masked weights get no gradient. What is left of a dropped weight's momentum fades by the recipe's factor at each
-      step and is not reset; it acts on the weight only if that grows again meanwhile.
+      step and is not reset, as the released codes do; it acts on the weight only if that grows again meanwhile.
     - The recipe's averaging has nothing to act on: the average over masks that move has no zeros."""
 
     sparsity: float  # share of weights that is masked

@@ -6,7 +6,7 @@ from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
 from sparserobust.sparsifiers.rates import erk
 from sparserobust.sparsifiers.targets import acted_on
-from sparserobust.sparsity import all_but_smallest, mask_weights, prunable
+from sparserobust.sparsity import all_but_smallest, mask_weights, prunable, same_share
 
 
 @settings
@@ -25,8 +25,11 @@ class FixedMask(Sparsifier, kind="fixed_mask"):
 class Magnitude(FixedMask, kind="magnitude"):
     """Prunes the weights a run starts with (its `start`), then trains what is left at a fixed mask; with a recipe of 0
     epochs it only prunes. Convolution and linear weights; `scope` global ranks them together, layerwise and erk each
-    layer, of which layerwise removes the same share, erk less the smaller and narrower it is (`rates.erk`). With
-    `keep_last` the last layer keeps its weights; sparsity is then the share removed of all others."""
+    layer, of which layerwise removes the same share (but leaves one weight), erk less the smaller and narrower it is
+    (`rates.erk`). With `keep_last` the last layer keeps its weights; sparsity is then the share removed of all others.
+
+    The mask keeps so many weights, zero or not: of a start that is sparser than asked, zeros are among those kept, the
+    last in the order of memory, and training takes them up again. `FixedMask` is what keeps the zeros of a start."""
 
     sparsity: float  # share of weights to remove
     scope: str = "global"  # global | layerwise | erk
@@ -48,7 +51,7 @@ class Magnitude(FixedMask, kind="magnitude"):
             masks = {name: part.view_as(s) for (name, s), part in zip(scored.items(), kept.split(sizes), strict=True)}
         else:
             removed = (erk([found[name].filters.shape for name in scored], self._removed(sum(sizes)))
-                       if self.scope == "erk" else map(self._removed, sizes))
+                       if self.scope == "erk" else same_share(self.sparsity, sizes))
             masks = {name: all_but_smallest(s.flatten(), count).view_as(s)
                      for (name, s), count in zip(scored.items(), removed, strict=True)}
         masks |= {name: torch.ones_like(w) for name, w in spared.items()}

@@ -19,12 +19,13 @@ class OnlyNorms(FixedMask, kind="only_norms"):
     def start(self, model):
         masks = super().start(model)
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self.require(all(norm.num_batches_tracked is not None for norm in norms), "this network has batch norms that "
+                     "do not count their batches (num_batches_tracked is None), of which no average could be taken")
         self.require(bool(norms), "this network has no batch norms with running statistics, so there is nothing to "
                      "estimate")
         for norm in norms:
             norm.momentum = None  # the module's word for a plain average; where training is taken up again, too
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.zero_()  # the first batch replaces what is there
+            norm.num_batches_tracked.zero_()  # the first batch replaces what is there
         return masks
 
     def before_step(self, model, state, lr):

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparserobust.config import Sparsifier
 from sparserobust.settings import settings
 from sparserobust.sparsifiers.targets import as_trained, drop_gradients, written
-from sparserobust.sparsity import all_but_smallest, prunable
+from sparserobust.sparsity import all_but_smallest, prunable, same_share
 
 
 @settings
@@ -23,10 +23,10 @@ class LearnedScores(Sparsifier, kind="learned_scores"):
                                                            v <- momentum v + g,   s <- s - lr v
 
     so that training begins with the mask of `Magnitude(scope="layerwise")`, and counts of removed weights are rounded
-    as there (released: rounded down). Weights stay bit for bit those of the run's `start`, and so do all other
-    parameters: biases, scales of noise, and scales and shifts of norms too, which the released code still trains unless
-    told `--freeze-bn`. Running statistics of norms move as in any training. Momentum and weight decay of the recipe
-    have nothing to act on."""
+    as there, one weight at least left (released: rounded down). Weights stay bit for bit those of the run's `start`,
+    and so do all other parameters: biases, scales of noise, and scales and shifts of norms too, which the released code
+    still trains unless told `--freeze-bn`. Running statistics of norms move as in any training. Momentum and weight
+    decay of the recipe have nothing to act on."""
 
     sparsity: float  # share of weights to remove, in each layer
     momentum: float = 0.9
@@ -58,7 +58,7 @@ class LearnedScores(Sparsifier, kind="learned_scores"):
         return state
 
     def _gradients(self, model, state: dict) -> dict[str, Tensor]:
-        """Of the loss, with respect to the scores of each layer; zero where a layer is not used."""
+        """Of the loss, with respect to the scores of each layer; zero where a layer is not used, or frozen."""
         return {name: torch.zeros_like(w) if w.grad is None else w.grad * state[name] * state[f"score {name}"].sign()
                 for name, w in prunable(model).items()}
 
@@ -73,7 +73,7 @@ class LearnedScores(Sparsifier, kind="learned_scores"):
 
     def _removed(self, state: dict, sizes: Sequence[int]) -> Sequence[int]:
         """How many weights the layers of these sizes lose."""
-        return [round(self.sparsity * size) for size in sizes]
+        return same_share(self.sparsity, sizes)
 
     def _mask(self, model, state: dict) -> None:
         """The network gets mask * w."""
@@ -98,7 +98,8 @@ class SharpScores(LearnedScores, kind="sharp_scores"):
         min over s  max over z  loss(mask(s + z) * w),   |z| <= radius |s| in each layer
         z = radius |s| g / |g|,   g = dloss/ds at s;     s steps as there, along the gradient at s + z
 
-    so that a mask is sought which small changes of scores do not harm. A step takes the loss twice, attack included.
+    so that a mask is sought which small changes of scores do not harm. A step takes the loss twice, each time with an
+    attack of its own, and so costs twice that of plain scores; whoever keeps the first attack's images pays less.
     Their radius differs from network to network; 0.01 is what adversarial weight perturbation takes (Wu et al. 2020).
     Unlike there it acts from the first epoch, and what is fine-tuned afterwards is not perturbed."""
 

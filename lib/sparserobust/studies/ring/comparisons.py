@@ -45,7 +45,7 @@ def judged(results: Results[r.RingSettings]) -> pandas.DataFrame:
     primary = by_cut["claim"].str.endswith(f" {m.named(m.WEIGHTS, own.primary)}")
     others = pandas.concat([
         claims.judge(report.gaps(results), overfitting(own)),
-        claims.judge(results.only(part=r.STABILITY).frame, stability(own))])
+        claims.judge(report.overlaps(results), stability(own))])
     return pandas.concat([by_cut.assign(primary=primary), others.assign(primary=True)],
                          ignore_index=True)
 
@@ -70,9 +70,10 @@ def stability(own: r.RingSettings) -> Iterator[Contrast]:
                                  ("stable-rates", r.RATES, "seeds")):
         between = "two seeds" if metric == "seeds" else "the last two epochs"
         claim = asked(f"{name} {m.named(m.WEIGHTS, own.primary)}",
-                      f"{method}: the masks of {between} have more weights in common than those of "
-                      "plain scores",
-                      f"kept weights in common between {between}: {method} minus {m.SCORES}",
+                      f"{method}: the masks of {between} have more weights in common, beyond chance, "
+                      "than those of plain scores",
+                      f"kept weights in common between {between}, from 0 by chance to 100: "
+                      f"{method} minus {m.SCORES}",
                       margin_why="a hundredth of the kept weights")
         yield Contrast(claim, metric, {"method": method}, {"method": m.SCORES}, WHERE)
 

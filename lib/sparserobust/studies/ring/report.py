@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas
 
-from sparserobust import imagewise, paths
+from sparserobust import imagewise, paths, sparsity
 from sparserobust.reporting import anchors, estimates, tables
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import rates
@@ -22,7 +22,7 @@ def layer_rates(shapes: Mapping[str, tuple[int, ...]], share: float) -> pandas.D
     of all their weights is removed, in percent, by ERK and by a uniform rate."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     gone = {"ERK": rates.erk(list(shapes.values()), round(share * sum(sizes))),
-            "uniform": [round(share * size) for size in sizes]}
+            "uniform": sparsity.same_share(share, sizes)}
     return pandas.DataFrame([
         {"layer": layer, "series": rule, "value": 100 * (1 - removed / size)}
         for rule, counts in gone.items() for layer, removed, size in zip(shapes, counts, sizes,
@@ -31,34 +31,40 @@ def layer_rates(shapes: Mapping[str, tuple[int, ...]], share: float) -> pandas.D
 
 def gaps(results: Results) -> pandas.DataFrame:
     """One row per network that was trained too long, as `sweep` has them: under `gap`, the accuracy
-    under attack of its best epoch minus that of its last, image by image."""
-    attacked = _attacked(results).set_index(["method", "seed"])
-    best, last = (attacked[attacked["kept"] == kept] for kept in ("best", "last"))
-    last = last[last.index.isin(best.index)]
-    best = best.loc[last.index]
+    under attack of its best epoch minus that of its last, image by image. And one under `clean`, of
+    the two the lower: a network that answers the same to all has nothing to forget."""
+    best, last = _best_and_last(results, ATTACKED)
     each = [imagewise.pack(imagewise.unpack(one) - imagewise.unpack(other))
             for one, other in zip(best["each"], last["each"], strict=True)]
-    return last.assign(metric="gap", value=best["value"] - last["value"], each=each,
-                       count=None, total=None).reset_index()
+    gap = last.assign(metric="gap", value=best["value"] - last["value"], each=each, count=None,
+                      total=None)
+    best, last = _best_and_last(results, "clean")
+    clean = last.assign(value=last["value"].clip(upper=best["value"]))
+    return pandas.concat([gap.reset_index(), clean.reset_index()], ignore_index=True)
 
 
-def _attacked(results: Results) -> pandas.DataFrame:
-    """Accuracies under attack of the networks that were trained too long; `kept` says which epoch."""
+def _best_and_last(results: Results, metric: str) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """What was measured of networks that were trained too long, at their best epoch and at their
+    last, by method and seed: of those where both are known."""
     frame = results.only(part=r.OVERFITTING).frame
-    return frame[frame["metric"] == ATTACKED].assign(kept=frame.get("kept"))
+    found = frame[frame["metric"] == metric].assign(kept=frame.get("kept"))
+    best, last = (found[found["kept"] == kept].set_index(["method", "seed"])
+                  for kept in ("best", "last"))
+    last = last[last.index.isin(best.index)]
+    return best.loc[last.index], last
 
 
 def overfitting(results: Results) -> pandas.DataFrame:
     """One line per network that was trained too long, means over seeds: accuracy under attack of
     its best and of its last epoch, and the gap between them."""
-    attacked = _attacked(results)
-    table = 100 * attacked.pivot_table(index="method", columns="kept", values="value", sort=False)
-    table = table.reindex(columns=["best", "last"])
-    gap = 100 * gaps(results).groupby("method")["value"].agg(["mean", "std"])
-    lines = [{"method": method, "best epoch [%]": f"{row['best']:.1f}",
-              "last epoch [%]": f"{row['last']:.1f}",
-              "gap [points]": f"{gap['mean'][method]:.1f} ± {gap['std'][method]:.1f}"}
-             for method, row in table.dropna().iterrows()]
+    pairs = [100 * found.groupby("method", sort=False)["value"].mean()
+             for found in _best_and_last(results, ATTACKED)]
+    every = gaps(results)
+    gap = 100 * every[every["metric"] == "gap"].groupby("method")["value"].agg(["mean", "std"])
+    lines = [{"method": method, "best epoch [%]": f"{best:.1f}", "last epoch [%]": f"{last:.1f}",
+              "gap [points]": f"{gap['mean'][method]:.1f}" + (
+                  "" if math.isnan(gap["std"][method]) else f" ± {gap['std'][method]:.1f}")}
+             for method, best, last in zip(pairs[0].index, *pairs, strict=True)]
     return pandas.DataFrame(lines, columns=["method", "best epoch [%]", "last epoch [%]",
                                             "gap [points]"]).set_index("method")
 
@@ -73,6 +79,18 @@ def epochs(results: Results) -> pandas.DataFrame:
             rows += [{"method": row["method"], "seed": row["seed"], "epoch": after["epoch"],
                       "validation": 100 * after["validation_robust"]} for after in history]
     return pandas.DataFrame(rows, columns=["method", "seed", "epoch", "validation"])
+
+
+def overlaps(results: Results) -> pandas.DataFrame:
+    """One row per pair of masks, as `sweep` has them: under `seeds` and `epochs`, what share of the
+    kept weights they have in common beyond chance, on a scale where masks that are drawn by the same
+    layer rates have 0, and equal ones 1."""
+    frame = results.only(part=r.STABILITY).frame
+    chance = frame.set_index(["run", "metric"])["value"]
+    found = frame[frame["metric"].isin(["seeds", "epochs"])]
+    drawn = [chance[run, f"{metric} chance"]
+             for run, metric in zip(found["run"], found["metric"], strict=True)]
+    return found.assign(value=(found["value"] - drawn) / (1 - pandas.Series(drawn, found.index)))
 
 
 def stability(results: Results) -> pandas.DataFrame:
