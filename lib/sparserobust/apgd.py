@@ -56,8 +56,8 @@ class APGD(Attack, kind="apgd"):
 
     An image that is fooled leaves, unless the network is random: there a wrong answer may be chance, and what comes
     back is the point of highest loss. Of several restarts, the first that fools is kept, or that of highest loss.
-    Images already misclassified come back unchanged. Where a gradient is exactly zero, the step has a random
-    direction."""
+    Images already misclassified come back unchanged, unless the network is random. Where a gradient is exactly zero,
+    the step has a random direction."""
 
     epsilon: float
     norm: str = "linf"
@@ -182,8 +182,8 @@ class Thrifty(Attack, kind="thrifty"):
     """For scales that cannot afford AutoAttack; each part tries what withstands those before it. First PMA (`APGD` on
     the margin of probabilities); then the same towards `targets` classes in MALT's order (`nearest_classes`, of
     `candidates`); then, as gradients may mislead, `Square` with `queries`, on answers that are averaged as gradients
-    are. Images already misclassified come back unchanged. What cannot be tried is flagged, as by `AutoAttack`; so is a
-    network without finite gradients, on which `Square` is alone."""
+    are. Images already misclassified come back unchanged, as by `APGD`. What cannot be tried is flagged, as by
+    `AutoAttack`; so is a network without finite gradients, on which `Square` is alone."""
 
     epsilon: float
     norm: str = "linf"

@@ -190,5 +190,6 @@ def test_a_mistake_on_the_command_line_is_one_line(words, said, asked, tmp_path,
 
 
 def test_a_wrong_number_of_images_is_refused(store, pruned):
-    with pytest.raises(UserError, match="images"):
-        benchmark.of_run(pruned, store, images=-1)
+    for images in (-1, 0):
+        with pytest.raises(UserError, match="images"):
+            benchmark.of_run(pruned, store, images=images)

@@ -233,6 +233,13 @@ def test_equal_methods_share_their_ranks():
     assert (found["rank_high"] == 1).all()
 
 
+def test_means_that_are_equal_but_for_the_order_of_adding_are_equal():
+    values = np.random.default_rng(0).integers(0, 2, (2, 3, 100)).astype(float)
+    one, other = estimates._redrawn(values, 500).T
+    ties = np.abs(one - other) < 1e-9
+    assert ties.any() and (one[ties] == other[ties]).all()
+
+
 @given(st.integers(0, 100))
 def test_a_mean_lies_in_its_interval_and_shares_add_up(seed):
     found = estimates.ranking(answers([0.3, 0.5, 0.52], images=60, seed=seed), draws=200)

@@ -200,8 +200,9 @@ def _redrawn(values: np.ndarray, draws: int) -> np.ndarray:
     """Means (draws, methods) of values (methods, seeds, images) over redrawn seeds and images, the same for all
     methods."""
     dice, (_, seeds, images) = np.random.default_rng(0), values.shape
-    return np.array([values[:, dice.integers(seeds, size=seeds)].mean(1)[:, dice.integers(images, size=images)].mean(1)
-                     for _ in range(draws)])
+    drawn = [values[:, dice.integers(seeds, size=seeds)].mean(1)[:, dice.integers(images, size=images)].mean(1)
+             for _ in range(draws)]
+    return np.array(drawn)  # equal means are equal, whatever order they were added in
 
 
 def regression(frame: pandas.DataFrame, target: str, columns: Sequence[str],

@@ -15,6 +15,7 @@ from sparserobust import files, networks, paths
 from sparserobust.analysis import RemainingParameters
 from sparserobust.attacks import AutoAttack
 from sparserobust.config import Dense, Measurement, Objective, Recipe, Run
+from sparserobust.errors import UserError
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import NoisyWeights
 from sparserobust.models.foreign import Pretrained
@@ -56,6 +57,8 @@ def of_run(run: Run, store: Store, images: int | None = None, name: str | None =
     counts and Wilson's 95 % interval; `epochs` are counted `before` pruning (no sparsifier), `during` it, and `after`
     it (at a fixed mask), over all runs that this one needs; `notes` say where it is not what the benchmark asks for."""
     trained = trained or run
+    if images is not None and images < 1:
+        raise UserError("images start at 1, and None stands for all")
     images = min(images or MOST, MOST)
     if images == MOST and run.data.name == "cifar10":
         images = None  # all that there are, as others ask for them
@@ -123,7 +126,8 @@ def _notes(entry: dict, run: Run) -> list[str]:
         found.append("channels are counted over all convolutions, by what reads them, so that it is less than the "
                      "share that each layer lost within its blocks")
     if entry["data"] != "CIFAR10" or images < MOST:
-        found.append(f"measured on {images} test images, drawn at random; the benchmark takes the first 10,000")
+        drawn = ", drawn at random" if images < MOST and entry["data"] in DATA.values() else ""
+        found.append(f"measured on {images} test images{drawn}; the benchmark takes the first 10,000")
     if isinstance(run.model, NoisyWeights) or getattr(run.model, "noise", None):
         found.append("its answers are random: AutoAttack's version for such networks was used, where the benchmark has "
                      "the standard one")
