@@ -211,6 +211,16 @@ def test_a_collapse_elsewhere_hinders_nothing():
     assert compared(framed().query("metric == 'pgd'"), "pgd", NEW, OLD).estimate  # clean accuracy is not known
 
 
+@pytest.mark.parametrize("lost", [lambda frame, at: frame[~at], lambda frame, at: frame.assign(
+    value=frame["value"].mask(at))], ids=["no row", "not a number"])
+def test_a_network_that_may_have_collapsed_is_not_compared(lost):
+    """Of which clean accuracy is not known, where it is of others."""
+    frame = framed()
+    some = lost(frame, (frame["metric"] == "clean") & (frame["run"] == "new 1"))
+    found = compared(some, "pgd", NEW, OLD)
+    assert found.estimate is None and "may have collapsed" in found.why
+
+
 def test_clean_accuracy_itself_is_not_compared_where_a_network_has_collapsed():
     fallen = framed({("new", 0): "1000000000", ("new", 1): "1111111110", ("old", 0): "1111111100",
                      ("old", 1): "1111110110"}, metric="clean")
@@ -226,6 +236,13 @@ def test_the_level_of_a_seed_is_chosen_by_the_others():
     assert estimates.chosen_levels(validation) == {0: 0.8, 1: 0.5, 2: 0.5}
     assert estimates.chosen_levels(validation[[1, 2]]) == {1: 0.9, 2: 0.8}
     assert estimates.chosen_levels(validation[[2]]) == {2: 0.9}
+
+
+def test_levels_are_compared_on_the_same_seeds():
+    """A seed that lacks a level, and is a good one, is no argument for the others."""
+    validation = pandas.DataFrame({0: {0.5: 0.5, 0.9: 0.6}, 1: {0.5: 0.5, 0.9: 0.6}, 2: {0.5: 0.9, 0.9: math.nan}})
+    assert estimates.chosen_levels(validation) == {0: 0.9, 1: 0.9, 2: 0.9}
+    assert estimates.chosen_levels(validation[[2]]) == {2: 0.5}
 
 
 @settings(max_examples=30)
@@ -322,8 +339,15 @@ def test_open_says_how_many_seeds_would_decide_it(estimate, margin):
 
 def test_seeds_that_do_not_differ_decide_nothing():
     found = claims.judged(claim(margin=5.0), Comparison(over_seeds([2.0, 2.0, 2.0]), [2.0, 2.0, 2.0]))
-    assert (found["verdict"], found["why"], found["ours"]) == (OPEN, "all networks gave the same", 2.0)
+    assert (found["verdict"], found["why"], found["ours"]) == (OPEN, "the effect is the same in all seeds", 2.0)
     assert math.isnan(found["low"]) and math.isnan(found["p"]) and "nan" not in claims.effect(found)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("effect, why", [(0.0, "all networks gave the same"), (math.inf, "a value is not finite")])
+def test_why_an_effect_has_no_interval(effect, why):
+    found = claims.judged(claim(margin=5.0), Comparison(over_seeds([effect] * 3), [effect] * 3))
+    assert (found["verdict"], found["why"]) == (OPEN, why)
 
 
 @pytest.mark.parametrize("found, why", [

@@ -33,6 +33,7 @@ from sparserobust.analysis.conditioning import (
 )
 from sparserobust.analysis.folding import folded_weights
 from sparserobust.config import Measurement
+from sparserobust.errors import UserError
 from sparserobust.models import NoisyWeights, PreActResNet
 from sparserobust.models.gates import add_gates
 from sparserobust.models.lenet import Linear, Sequence
@@ -660,6 +661,19 @@ def test_intervals_are_percentiles_over_redrawn_conditions():
         redrawn = pandas.concat([conditions[c] for c in dice.integers(6, size=6)])
         slopes.append(np.polyfit(redrawn["a"], redrawn["y"], 1)[0] * frame["a"].std() / frame["y"].std())
     assert (result["low"], result["high"]) == pytest.approx(tuple(np.quantile(slopes, (0.025, 0.975))), rel=1e-6)
+
+
+def test_p_and_interval_are_of_the_same_draws():
+    """Of those that determine the slopes: here of x only where the one cluster in which it differs is drawn."""
+    dice = np.random.default_rng(7)
+    frame = pandas.DataFrame([{"method": "A", "level": c, "x": dice.normal() * (c == 0), "y": dice.normal()}
+                              for c in range(8) for _ in range(3)])
+    line = regression(frame, "y", ["x"]).loc["x"]
+    assert (line["p"] <= 0.05) == (line["low"] > 0 or line["high"] < 0)
+    assert abs(line["low"]) < 1 and abs(line["high"]) < 1  # a constant column has no slope, not one of rounding
+    another = frame.assign(z=dice.normal(size=24) * (frame["level"] == 1))
+    with pytest.raises(UserError, match="do not determine"):  # most draws lack one of the two clusters
+        regression(another, "y", ["x", "z"])
 
 
 def test_intervals_of_independent_runs_are_those_of_theory():

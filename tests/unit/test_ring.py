@@ -1,6 +1,7 @@
 """The ring: that it is fair, what it asks, and what is made of two epochs and two masks of one network."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas
 import pytest
 
 from sparserobust import data, imagewise, paths, sparsity, training
+from sparserobust.config import Dense
 from sparserobust.reporting import claims
 from sparserobust.running import scales
 from sparserobust.running.experiment import Results
@@ -288,6 +290,20 @@ def test_masks_of_scores_have_a_line_each(results):
     table = report.stability(results)
     assert list(table.index) == [m.SCORES, runs.SHARP, runs.RATES]
     assert table.loc[runs.SHARP, "two seeds [%]"] == pytest.approx(71) and table.shape == (3, 4)
+
+
+@every_scale
+def test_the_control_that_is_not_cut_differs_from_magnitude_in_nothing_else(scale):
+    experiment = runs.experiment(scale, [0])
+    cut = experiment.row(part=runs.RING, method=m.MAGNITUDE, cut=m.WEIGHTS, level=0.95)["run"]
+    assert replace(cut, sparsifier=Dense()) == experiment.row(method=runs.TWO_STAGES)["run"]
+
+
+def test_forgotten_images_of_different_samples():
+    sample, fewer = imagewise.pack([1, 1, 1, 0]), imagewise.pack([1, 0])
+    for other in (imagewise.FIRST + "1111", math.nan, None):
+        assert report._forgotten(other, sample) is None
+    assert imagewise.unpack(report._forgotten(sample, fewer)).tolist() == [0, 1]
 
 
 @every_scale

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sparserobust import Data, Store, data, imagewise, sparsity, training
 from sparserobust.analysis import WeightSparsity
 from sparserobust.models import PreActResNet
-from sparserobust.reporting import claims, crossed, estimates
+from sparserobust.reporting import claims, crossed, estimates, tables
 from sparserobust.running import scales, sweep
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Channels, Magnitude
@@ -378,6 +378,31 @@ def test_answers_are_those_of_all_methods_on_the_seeds_they_share(quick):
     frame = found(quick).frame
     kept = frame.assign(each=frame["each"].mask(frame["method"] == m.LASSO))
     assert set(whole) - set(contest.answers(kept, ATTACKED, m.WEIGHTS, 0.9)) == {m.LASSO}
+
+
+def test_the_ranking_keeps_most_methods_as_seeds_are_added(quick):
+    """Where not all have three seeds in common, those that do are ranked."""
+    five = runs.experiment("quick", [0, 1, 2, 3, 4, 5])
+    results = found(five, lacks=lambda row, metric: (row["seed"] > 2) == (row["method"] == m.LASSO))
+    assert set(contest.answers(results.frame, ATTACKED, m.WEIGHTS, 0.9)) == set(m.WAYS) - {m.LASSO}
+    one = results.frame[results.frame["method"].isin([m.LASSO, m.RSR])]
+    assert len(contest.answers(one, ATTACKED, m.WEIGHTS, 0.9)) == 1
+    assert contest.answers(one[one["method"] == "nobody"], ATTACKED, m.WEIGHTS, 0.9) == {}
+
+
+def test_a_line_of_a_table_has_networks_that_answered_images_chosen_alike(quick):
+    """Drawn ones or the first of the test set, whichever are more; the caption says how many seeds that leaves."""
+    frame = found(runs.experiment("quick", [0, 1, 2, 3, 4])).frame
+    first = (frame["method"] == m.RSR) & (frame["seed"] < 2)
+    more = first | (frame["method"] == m.LASSO) & (frame["seed"] < 3)
+    mixed = frame.assign(each=frame["each"].where(~more, imagewise.FIRST + frame["each"]))
+    left = contest.alike(mixed)
+    assert set(left[left["method"] == m.RSR]["seed"]) == {2, 3, 4}
+    assert set(left[left["method"] == m.LASSO]["seed"]) == {0, 1, 2}
+    counts = contest.seed_counts(mixed)
+    assert sorted(set(counts)) == [3, 5] and contest.alike(frame).equals(frame)
+    assert tables.spread(range(5), counts) == "3 to 5 seeds: mean ± standard deviation"
+    assert tables.spread(range(5), [3, 3]) == tables.spread(range(3)) == "3 seeds: mean ± standard deviation"
 
 
 def test_a_method_with_fewer_seeds_than_test_anything_takes_none_from_the_others(quick):

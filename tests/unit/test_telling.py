@@ -101,6 +101,8 @@ def test_an_effect_has_an_interval_where_there_is_an_estimate():
     low, high = estimate.interval()
     assert tables.effect(estimates.Comparison(estimate, [1.0, 2.0])) == f"+1.5 [{low:+.1f}, {high:+.1f}]"
     assert tables.effect(estimates.Comparison(estimate, [1.0, 2.0]), 3) == f"+1.500 [{low:+.3f}, {high:+.3f}]"
+    fewer = estimates.Comparison(estimate, [1.0, 2.5])  # on the images that the two have in common it is less
+    assert tables.effect(fewer) == f"+1.5 [{low:+.1f}, {high:+.1f}]"
     same = estimates.Comparison(Estimate(2.0, 2, 0, 0.0), [2.0, 2.0])
     assert tables.effect(same) == tables.effect(estimates.Comparison(None, [2.0], "one seed")) == "+2.0"
     assert tables.effect(estimates.Comparison(None, [], "not run")) == ""

@@ -6,7 +6,7 @@ beforehand (`ledger` in `data/reported/*.yaml`); all other rows are its detail. 
     holds           the 95 % interval lies on the side of the threshold that the claim names
     does not hold   it lies on the other side
     no difference   the 90 % interval lies within the margin that was declared beforehand (two one-sided tests)
-    open            none of these: `why` says how many seeds, at the scatter seen, would decide it
+    open            none of these: `why` says how many seeds, at the scatter seen, would decide it if it stood alone
     not tested      nothing to judge by: `why` says what is missing
 
 Within a paper and a scale the primary comparisons are one family: their p values are adjusted, and a line's verdict
@@ -77,7 +77,7 @@ def judged(claim: Claim, found: Comparison, where: str = "", row: str = "") -> d
         return result | {"why": why, "margin": claim.margin}
     low, high = estimate.interval()
     if math.isnan(low):
-        return result | {"images": estimate.images, "why": "all networks gave the same", "verdict": OPEN}
+        return result | {"images": estimate.images, "why": _without_scatter(ours), "verdict": OPEN}
     side = claim.margin if claim.direction == "no worse" else None
     held = threshold if side is None else -side
     p = estimate.p(held)
@@ -89,6 +89,13 @@ def judged(claim: Claim, found: Comparison, where: str = "", row: str = "") -> d
     if result["verdict"] == OPEN:
         result["why"] = _wanted(estimate, held, None if side is not None else claim.margin)
     return result
+
+
+def _without_scatter(effect: float) -> str:
+    """Why a mean effect has no interval."""
+    if not math.isfinite(effect):
+        return "a value is not finite"
+    return "the effect is the same in all seeds" if effect else "all networks gave the same"
 
 
 def _said(said: str, p: float, p_same: float) -> str:

@@ -146,8 +146,12 @@ COLLAPSED = 1 / 9  # of the way from guessing to perfection: 20 % where there ar
 
 
 def collapse(frame: pandas.DataFrame, runs: Sequence[str]) -> str:
-    """Which of these runs have collapsed, if one has: its clean accuracy is next to that of guessing."""
-    clean = frame[(frame["metric"] == "clean") & frame["run"].isin(runs)].drop_duplicates("run")
+    """Which of these runs have collapsed, if one has: its clean accuracy is next to that of guessing. Or that this is
+    not known of one, where it is of others."""
+    known = frame[(frame["metric"] == "clean") & frame["value"].notna()]
+    clean = known[known["run"].isin(runs)].drop_duplicates("run")
+    if len(known) and not set(runs) <= set(clean["run"]):
+        return "clean accuracy is not known of a network, so it may have collapsed"
     fallen = clean[clean["value"] < clean["chance"] + COLLAPSED * (1 - clean["chance"])]
     if fallen.empty:
         return ""
@@ -156,9 +160,10 @@ def collapse(frame: pandas.DataFrame, runs: Sequence[str]) -> str:
 
 def best_level(values: pandas.DataFrame, without: int | None = None):
     """Of values (levels, seeds) the level with the highest mean over seeds, leaving out one of them (unless it is the
-    only one)."""
+    only one), and those that lack a level (unless all do): means are of the same seeds."""
     others = values.drop(columns=without) if without is not None and values.shape[1] > 1 else values
-    return others.mean(axis=1).idxmax()
+    whole = others.dropna(axis=1)
+    return (others if whole.empty else whole).mean(axis=1).idxmax()
 
 
 def chosen_levels(validation: pandas.DataFrame) -> dict:
@@ -187,7 +192,7 @@ def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame
     first = ranks == 1
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
     rank_low, rank_high = np.quantile(ranks, (0.025, 0.975), axis=0, method="nearest")
-    means = values.mean((1, 2))
+    means = np.round(values.mean((1, 2)), 9)
     found = pandas.DataFrame({"mean": 100 * means, "low": 100 * low, "high": 100 * high,
                               "rank": (means[None] > means[:, None]).sum(1) + 1, "rank_low": rank_low,
                               "rank_high": rank_high, "best": 100 * (first / first.sum(1, keepdims=True)).mean(0)},
@@ -215,8 +220,8 @@ def regression(frame: pandas.DataFrame, target: str, columns: Sequence[str],
     The interval holds the percentiles of a bootstrap that redraws as a whole the rows that are equal in `clusters`: by
     default a condition with all its seeds. These share what the line does not explain, so that runs drawn one by one
     would pass for more evidence than there is; and the seeds of an experiment, three or so, are too few to be redrawn
-    themselves. Standard deviations stay those of all runs, since levels are chosen and not drawn. `UserError` where the
-    runs do not determine the slopes."""
+    themselves. Draws that do not determine the slopes are left out. Standard deviations stay those of all runs, since
+    levels are chosen and not drawn. `UserError` where the runs, or most draws, do not determine the slopes."""
     columns = list(columns)
     rows = frame.dropna(subset=[target, *columns])
     groups = list(rows.groupby(list(clusters), dropna=False).indices.values())
@@ -235,8 +240,11 @@ def regression(frame: pandas.DataFrame, target: str, columns: Sequence[str],
     for _ in range(draws):
         chosen = np.concatenate([groups[g] for g in dice.integers(len(groups), size=len(groups))])
         drawn.append(_least_squares(standard[chosen])[0])
-    low, high = np.nanquantile(drawn, (0.025, 0.975), axis=0)
-    beyond = np.minimum(np.nanmean(np.array(drawn) <= 0, axis=0), np.nanmean(np.array(drawn) >= 0, axis=0))
+    determined = np.array([slope for slope in drawn if not np.isnan(slope).any()])
+    if len(determined) < draws / 2:
+        raise undetermined
+    low, high = np.quantile(determined, (0.025, 0.975), axis=0)
+    beyond = np.minimum((determined <= 0).mean(0), (determined >= 0).mean(0))
     without = [_least_squares(np.delete(standard, 1 + i, axis=1))[1] for i in range(len(columns))]
     return pandas.DataFrame({"slope": slopes, "low": low, "high": high, "p": np.clip(2 * beyond, 1 / draws, 1),
                              "r2": r2, "r2_without": without,
@@ -248,5 +256,6 @@ def _least_squares(values: np.ndarray) -> tuple[np.ndarray, float]:
     standardised."""
     y, x = np.split(values - values.mean(0), [1], axis=1)
     slopes, _, rank, _ = np.linalg.lstsq(x, y[:, 0])
-    slopes = slopes if rank == x.shape[1] else np.full(x.shape[1], np.nan)
+    if rank < x.shape[1] or not (np.ptp(x, axis=0) > 1e-9).all():
+        slopes = np.full(x.shape[1], np.nan)
     return slopes, float((x @ slopes) @ y[:, 0]) / len(y)

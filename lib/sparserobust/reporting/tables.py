@@ -151,7 +151,8 @@ def effect(found: estimates.Comparison, digits: int = 1) -> str:
     if not found.effects:
         return ""
     low, high = found.estimate.interval() if found.estimate else (math.nan, math.nan)
-    return estimates.with_interval(sum(found.effects) / len(found.effects), low, high, digits)
+    mean = found.estimate.mean if found.estimate else sum(found.effects) / len(found.effects)
+    return estimates.with_interval(mean, low, high, digits)
 
 
 def health(rows: list[dict], store: Store, name: Callable[[dict], str]) -> pandas.DataFrame:
@@ -186,10 +187,18 @@ def gathered(lines: list[dict], *several: str) -> pandas.DataFrame:
     return groups[list(several)].agg(lambda values: ", ".join(dict.fromkeys(map(str, values))))
 
 
-def spread(seeds: Collection[int]) -> str:
-    """What stands behind the numbers of a table, for its caption."""
-    if len(seeds) > 1:
-        return f"{len(seeds)} seeds: mean ± standard deviation"
+def seed_counts(frame: pandas.DataFrame) -> list[int]:
+    """How many seeds each condition has in a frame of `sweep`: rows with the same labels."""
+    found = ("run", "chance", "metric", "value", "count", "total", "where", "processor", "sampled", "each", "seed")
+    return frame.groupby([c for c in frame if c not in found], dropna=False)["seed"].nunique().tolist()
+
+
+def spread(seeds: Collection[int], counts: Collection[int] = ()) -> str:
+    """What stands behind the numbers of a table, for its caption: how many of `seeds` its lines have, by `counts`
+    (default: all)."""
+    least, most = min(counts, default=len(seeds)), max(counts, default=len(seeds))
+    if most > 1:
+        return f"{most if least == most else f'{least} to {most}'} seeds: mean ± standard deviation"
     return "one seed: 95 % interval of the test images"
 
 

@@ -1,6 +1,7 @@
 """Tables and figures of a contest: all methods at the same size."""
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 import pandas
@@ -48,11 +49,11 @@ def overview(experiment: Experiment) -> pandas.DataFrame:
 
 
 def networks(results: Results) -> pandas.DataFrame:
-    """One row per grid row: `method`, `cut`, `level`, `seed`, `removed` (what the cut removes, in
+    """One row per grid row of `alike` ones: `method`, `cut`, `level`, `seed`, `removed` (what the cut removes, in
     words), `run`; a column per metric; and what it takes, in numbers and as shares of the one dense
     network: `weights_left`, `channels_left`, `macs_left` [%], `file_kb`, `latency_ms`, `seconds` of
     training, with all it begins with, where it was trained."""
-    frame, store = results.frame, results.store
+    frame, store = alike(results.frame), results.store
     values = frame.pivot(index="run", columns="metric", values="value")
     labels = frame[["method", "cut", "level", "seed", "run"]].drop_duplicates()
     wide = labels.join(values, on="run").reset_index(drop=True)
@@ -70,6 +71,24 @@ def networks(results: Results) -> pandas.DataFrame:
     return with_removed(wide)
 
 
+def alike(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The rows with of each method at each cut those seeds alone whose networks answered images that
+    were chosen alike, drawn or the first of the test set, under attack: whichever are more, drawn
+    ones if as many."""
+    attacked = frame[(frame["metric"] == ATTACKED) & frame["each"].notna()]
+    drawn = attacked.assign(drawn=attacked["each"].map(imagewise.is_sample).astype(bool))
+    left_out: set[str] = set()
+    for _, rows in drawn.groupby(["method", "cut", "level"], dropna=False):
+        minority = rows["drawn"] != (rows["drawn"].mean() >= 0.5)
+        left_out |= set(rows.loc[minority, "run"])
+    return frame[~frame["run"].isin(left_out)]
+
+
+def seed_counts(frame: pandas.DataFrame) -> list[int]:
+    """How many seeds each method has at each cut, in `table`."""
+    return tables.seed_counts(alike(frame))
+
+
 def with_removed(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The rows with what the cut of each removes, in words, as `removed`."""
     return frame.assign(removed=[named(None if pandas.isna(cut) else cut, level)
@@ -82,7 +101,7 @@ def table(results: Results, networks: pandas.DataFrame) -> pandas.DataFrame:
     measured = {heading: metric for heading, metric in (ACCURACIES | NO_NOISE).items()
                 if metric in set(results.frame["metric"])}
     seen = {heading: found for heading, found in DIAGNOSTICS.items() if found[0] in networks}
-    rates = tables.rates(with_removed(results.frame), ["removed", "method"], measured)
+    rates = tables.rates(with_removed(alike(results.frame)), ["removed", "method"], measured)
     return _by_method(pandas.concat([rates, _means(networks, seen)], axis=1))
 
 
@@ -149,22 +168,29 @@ def tried(rows: Grid, store: Store, workers: int | None = None) -> pandas.DataFr
 
 def answers(frame: pandas.DataFrame, metric: str, cut: str | None,
             level: float) -> dict[str, np.ndarray]:
-    """For `estimates.ranking`: of every method at a cut which test images (seeds, images) were
-    classified correctly, on the seeds that all methods have. Networks of which no answers were kept
-    are left out, and so are those that answered other images than most, or have one or two seeds
-    where others have more."""
+    """For `estimates.ranking`: of the methods at a cut which test images (seeds, images) were
+    classified correctly, on seeds that all of them have, and on images that were chosen alike: those
+    seeds, three at least if any method has so many, on which most methods can be compared. The
+    others are left out, and so are networks of which no answers were kept."""
     rows = estimates.matching(frame, {"metric": metric, "cut": cut, "level": level})
     rows = rows.dropna(subset="each")
-    drawn = rows["each"].map(imagewise.is_sample)
-    rows = rows[drawn == drawn.mode().max()]
-    packed = rows.pivot(index="seed", columns="method", values="each")
-    seeds = packed.notna().sum()
-    packed = packed[[method for method in rows["method"].unique()
-                     if seeds[method] >= min(estimates.FEWEST, seeds.max())]].dropna()
-    if packed.empty:
+    drawn = rows["each"].map(imagewise.is_sample).astype(bool)
+    found = [_on_most_seeds(some) for some in (rows[drawn], rows[~drawn]) if len(some)]
+    if not found:
         return {}
+    packed = max(found, key=lambda each: (each.shape[1], len(each)))
     values = estimates.common(packed.to_numpy().T.ravel().tolist())
     return dict(zip(packed.columns, values.reshape(packed.shape[1], len(packed), -1), strict=True))
+
+
+def _on_most_seeds(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Answers (seeds, methods) of the methods that share seeds with most others."""
+    packed = rows.pivot(index="seed", columns="method", values="each")[rows["method"].unique()]
+    known = packed.notna()
+    enough = min(estimates.FEWEST, int(known.sum().max()))
+    most = max(combinations(packed.index, enough),
+               key=lambda seeds: int(known.loc[list(seeds)].all().sum()))
+    return packed.loc[:, known.loc[list(most)].all()].dropna()
 
 
 def rankings(results: Results[ContestSettings]) -> dict[str, pandas.DataFrame]:

@@ -28,7 +28,7 @@ QUESTIONS = {name: Question(BEATS.format(method), method, m.MAGNITUDE)
     "growth": Question("growing where the gradient is large beats growing at random", r.DYNAMIC,
                        r.REDRAWN),
     "norms": Question("recomputed BatchNorm statistics mend a one-shot cut", r.NORMS, m.ONE_SHOT),
-    "epochs": Question("with equal epochs a noisy ensemble beats itself with equal gradients",
+    "epochs": Question("a noisy ensemble with equal epochs beats one with equal gradients",
                        r.LONGER_ENSEMBLE, m.FK),
     "cut": Question("cut and fine-tuned, a network is more robust than one trained in two stages and "
                     "not cut", m.MAGNITUDE, r.TWO_STAGES),

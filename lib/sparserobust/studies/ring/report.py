@@ -34,13 +34,21 @@ def gaps(results: Results) -> pandas.DataFrame:
     under attack of its best epoch minus that of its last, image by image. And one under `clean`, of
     the two the lower: a network that answers the same to all has nothing to forget."""
     best, last = _best_and_last(results, ATTACKED)
-    each = [imagewise.pack(imagewise.unpack(one) - imagewise.unpack(other))
-            for one, other in zip(best["each"], last["each"], strict=True)]
+    each = [_forgotten(one, other) for one, other in zip(best["each"], last["each"], strict=True)]
     gap = last.assign(metric="gap", value=best["value"] - last["value"], each=each, count=None,
                       total=None)
     best, last = _best_and_last(results, "clean")
     clean = last.assign(value=last["value"].clip(upper=best["value"]))
     return pandas.concat([gap.reset_index(), clean.reset_index()], ignore_index=True)
+
+
+def _forgotten(best: Any, last: Any) -> str | None:
+    """Answers to drawn images minus later ones, packed; None where they were not kept, or are to
+    the first of the test set."""
+    if not all(isinstance(text, str) and imagewise.is_sample(text) for text in (best, last)):
+        return None
+    before, after = estimates.common([best, last])
+    return imagewise.pack(before - after)
 
 
 def _best_and_last(results: Results, metric: str) -> tuple[pandas.DataFrame, pandas.DataFrame]:

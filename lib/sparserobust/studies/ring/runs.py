@@ -209,7 +209,8 @@ def as_text(changes: Mapping) -> str:
 def _rows(own: RingSettings, net: str, seed: int, first: bool) -> Iterator[dict]:
     whole = {"part": RING, "cut": None, "level": 0.0}
     yield whole | {"method": DENSE, "run": own.run(seed)}
-    yield whole | {"method": TWO_STAGES, "run": own.after(own.usual(seed), Dense())}
+    tuned = own.of(methods.MAGNITUDE)  # so that it differs from what is cut in nothing else
+    yield whole | {"method": TWO_STAGES, "run": tuned.after(tuned.usual(seed), Dense())}
     for row in own.cut_rows(seed):
         yield {"part": RING} | row
     yield from _overfitting(own.overfitting, own, seed)

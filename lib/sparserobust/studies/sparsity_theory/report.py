@@ -83,6 +83,11 @@ def trained(results: Results) -> list[tuple[str, str]]:
                               if row["net"] not in TASKS))
 
 
+def seeds(results: Results, net: str) -> str:
+    """What stands behind the numbers of a net, for a caption."""
+    return tables.spread(results.experiment.seeds, tables.seed_counts(results.only(net=net).frame))
+
+
 def linear_table(results: Results, task: str, linf: bool = False) -> pandas.DataFrame:
     """Linear classifiers, against l2 or l-infinity attacks: beside what is measured theorem 3.1 for
     two digits, FGSM for ten."""
