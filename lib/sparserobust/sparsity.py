@@ -296,7 +296,7 @@ def _check_acting(model: nn.Module) -> None:
     convolution or linear layer that cannot be asked alone, and for a module that cannot and holds another tensor of the
     weight's shape, which may be a mask."""
     for name, w in weights(model, shared=True).items():
-        if _from_here(w.layer):
+        if _forward_is_known(w.layer):
             continue
         try:
             with torch.random.fork_rng(devices=[]), _Operands() as seen:
@@ -310,11 +310,11 @@ def _check_acting(model: nn.Module) -> None:
 
 def _is_known(module: nn.Module) -> bool:
     """Whether all that it does with its weights is written in PyTorch or here."""
-    return _from_here(module) and all(isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
+    return _forward_is_known(module) and all(isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
                                       for hook in module._forward_pre_hooks.values())
 
 
-def _from_here(module: nn.Module) -> bool:
+def _forward_is_known(module: nn.Module) -> bool:
     return str(getattr(module.forward, "__module__", "")).split(".")[0] in ("torch", "sparserobust")
 
 

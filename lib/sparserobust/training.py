@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -247,10 +247,10 @@ class TrainingState:
                     self.average[name].lerp_(t, 1 - run.recipe.averaging)
         return loss
 
-    def _averaged(self) -> dict[str, Tensor]:
+    def _averaged(self) -> Mapping[str, Tensor]:
         """What the recipe takes the moving average of."""
         if not self.run.recipe.averaged_norms:
-            return {**self.parameters}
+            return self.parameters
         return self.parameters | {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
 
     def _backward(self, objective: Objective, images, labels, attack) -> Tensor:

@@ -142,6 +142,7 @@ def with_interval(effect: float, low: float, high: float, digits: int) -> str:
     return f"{effect:+.{digits}f}{spread}"
 
 
+DIGITS = 9  # of means in a ranking: beyond them is the order in which they were added
 COLLAPSED = 1 / 9  # of the way from guessing to perfection: 20 % where there are ten classes
 
 
@@ -192,7 +193,7 @@ def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame
     first = ranks == 1
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
     rank_low, rank_high = np.quantile(ranks, (0.025, 0.975), axis=0, method="nearest")
-    means = np.round(values.mean((1, 2)), 9)
+    means = np.round(values.mean((1, 2)), DIGITS)
     found = pandas.DataFrame({"mean": 100 * means, "low": 100 * low, "high": 100 * high,
                               "rank": (means[None] > means[:, None]).sum(1) + 1, "rank_low": rank_low,
                               "rank_high": rank_high, "best": 100 * (first / first.sum(1, keepdims=True)).mean(0)},
@@ -207,7 +208,7 @@ def _redrawn(values: np.ndarray, draws: int) -> np.ndarray:
     dice, (_, seeds, images) = np.random.default_rng(0), values.shape
     drawn = [values[:, dice.integers(seeds, size=seeds)].mean(1)[:, dice.integers(images, size=images)].mean(1)
              for _ in range(draws)]
-    return np.round(drawn, 9)  # equal means are equal, whatever order they were added in
+    return np.round(drawn, DIGITS)
 
 
 def regression(frame: pandas.DataFrame, target: str, columns: Sequence[str],

@@ -126,8 +126,7 @@ def _notes(entry: dict, run: Run) -> list[str]:
         found.append("channels are counted over all convolutions, by what reads them, so that it is less than the "
                      "share that each layer lost within its blocks")
     if entry["data"] != "CIFAR10" or images < MOST:
-        drawn = ", drawn at random" if images < MOST and entry["data"] in DATA.values() else ""
-        found.append(f"measured on {images} test images{drawn}; the benchmark takes the first 10,000")
+        found.append(f"measured on {images} test images, drawn at random; the benchmark takes the first 10,000")
     if isinstance(run.model, NoisyWeights) or getattr(run.model, "noise", None):
         found.append("its answers are random: AutoAttack's version for such networks was used, where the benchmark has "
                      "the standard one")

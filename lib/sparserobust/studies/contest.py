@@ -49,8 +49,8 @@ def overview(experiment: Experiment) -> pandas.DataFrame:
 
 
 def networks(results: Results) -> pandas.DataFrame:
-    """One row per grid row of `alike` ones: `method`, `cut`, `level`, `seed`, `removed` (what the cut removes, in
-    words), `run`; a column per metric; and what it takes, in numbers and as shares of the one dense
+    """One row per grid row (of `alike` ones): `method`, `cut`, `level`, `seed`, `removed` (what the
+    cut removes, in words), `run`; a column per metric; and what it takes, in numbers and as shares of the one dense
     network: `weights_left`, `channels_left`, `macs_left` [%], `file_kb`, `latency_ms`, `seconds` of
     training, with all it begins with, where it was trained."""
     frame, store = alike(results.frame), results.store

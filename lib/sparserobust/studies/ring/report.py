@@ -65,14 +65,13 @@ def _best_and_last(results: Results, metric: str) -> tuple[pandas.DataFrame, pan
 def overfitting(results: Results) -> pandas.DataFrame:
     """One line per network that was trained too long, means over seeds: accuracy under attack of
     its best and of its last epoch, and the gap between them."""
-    pairs = [100 * found.groupby("method", sort=False)["value"].mean()
-             for found in _best_and_last(results, ATTACKED)]
-    every = gaps(results)
-    gap = 100 * every[every["metric"] == "gap"].groupby("method")["value"].agg(["mean", "std"])
+    best, last = (100 * found["value"] for found in _best_and_last(results, ATTACKED))
+    means = [found.groupby("method", sort=False).mean() for found in (best, last)]
+    gap = (best - last).groupby("method").agg(["mean", "std"])
     lines = [{"method": method, "best epoch [%]": f"{best:.1f}", "last epoch [%]": f"{last:.1f}",
               "gap [points]": f"{gap['mean'][method]:.1f}" + (
                   "" if math.isnan(gap["std"][method]) else f" ± {gap['std'][method]:.1f}")}
-             for method, best, last in zip(pairs[0].index, *pairs, strict=True)]
+             for method, best, last in zip(means[0].index, *means, strict=True)]
     return pandas.DataFrame(lines, columns=["method", "best epoch [%]", "last epoch [%]",
                                             "gap [points]"]).set_index("method")
 
