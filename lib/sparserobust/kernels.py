@@ -1,5 +1,6 @@
 """Kernels that start in a tenth of a second: forked from one process that has imported what notebooks need."""
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 POSSIBLE = sys.platform == "linux"  # elsewhere system libraries start threads, which a fork would lose
 LAUNCHER = "ipykernel_launcher"
 SAFE_PATH = "PYTHONSAFEPATH"  # environment variable: nothing is imported from the folder where a process starts
+SETTLED = 0.2  # seconds, after which a kernel that has answered waits for the next message
 _started: list["Forked"] = []
 
 
@@ -67,6 +69,13 @@ class Manager(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         beside = "--IPKernelApp.exec_lines=__import__('sys').path.append(__import__('os').getcwd())"
         return KernelSpec(**get_kernel_dict(extra_arguments=[beside, "--log-level=ERROR"], python_arguments=["-P"]))
+
+    async def _async_interrupt_kernel(self) -> None:
+        """A kernel is interrupted before it is told to end, as it may be busy. One that has answered just now would say
+        as an error that it was interrupted on the way out."""
+        if self.shutting_down:
+            await asyncio.sleep(SETTLED)
+        await super()._async_interrupt_kernel()
 
 
 class Forked(LocalProvisioner):

@@ -116,3 +116,29 @@ def test_an_interrupt_reaches_the_code_of_a_page_and_not_the_process_it_was_fork
     assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")  # its own
     assert start(["import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"], "forked").wait() == 0
     assert executed(tmp_path)[0][0] == "KeyboardInterrupt"
+
+
+LINGERING = """
+import time
+kernel = get_ipython().kernel
+answer = kernel.shell_handlers["kernel_info_request"]  # Papermill's last question, whose answer is all it waits for
+
+async def answer_and_linger(*arguments):
+    await answer(*arguments)
+    time.sleep(0.05)
+
+kernel.shell_handlers["kernel_info_request"] = answer_and_linger"""
+BY_PAPERMILL = """
+import papermill
+from sparserobust import kernels
+papermill.execute_notebook("page.ipynb", "executed.ipynb", {}, kernel_name="python3", progress_bar=False,
+                           kernel_manager_class=kernels.Manager)"""
+
+
+@pytest.mark.slow
+def test_a_kernel_that_has_just_answered_ends_without_a_word(tmp_path):
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (LINGERING, "1")])
+    nbformat.write(page, tmp_path / "page.ipynb")
+    ended = subprocess.run([sys.executable, "-c", BY_PAPERMILL], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0 and executed(tmp_path)[-1]["data"] == {"text/plain": "1"}
+    assert "KeyboardInterrupt" not in ended.stdout + ended.stderr
