@@ -274,6 +274,14 @@ class Run(Settings):
         return (*(() if self.start is None else (self.start,)), *self.sparsifier.required_runs)
 
     @property
+    def twin(self) -> "Run | None":
+        """Of a run that watches every epoch and hands over the last: the one that is trained just so and hands over the
+        best. Whoever trains it has the weights of both."""
+        if self.recipe.select == "best" or not self.recipe.watched:
+            return None
+        return replace(self, recipe=replace(self.recipe, select="best"))
+
+    @property
     def lineage(self) -> "list[Run]":
         """This run and all that have to be trained for it, each once, the earliest first."""
         found = {run.identity: run for needed in self.needs for run in needed.lineage}

@@ -35,10 +35,12 @@ VALIDATION_IMAGES = 500  # of the validation split, after every epoch
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained network in eval mode, and one dictionary per epoch of what was seen on the way."""
+    """A trained network in eval mode, and one dictionary per epoch of what was seen on the way. Where the network is of
+    the best epoch, `last` is the state dictionary of the last one."""
 
     model: nn.Module
     history: list[dict]
+    last: dict[str, Tensor] | None = None
 
 
 def build(run: Run, splits: Splits) -> nn.Module:
@@ -96,8 +98,12 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
             if checkpoint is not None:
                 job.save(checkpoint)
             report(epoch + 1)
-        model.load_state_dict(job.final_weights(), strict=False)
-    return TrainingResult(model.eval(), job.history)
+        model.load_state_dict(job.exported_weights(), strict=False)
+        last = None
+        if job.best:
+            last = {name: t.clone() for name, t in model.state_dict().items()}
+            model.load_state_dict(job.best)
+    return TrainingResult(model.eval(), job.history, last)
 
 
 def fastest_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
@@ -307,9 +313,6 @@ class TrainingState:
             correction = 1 - self.run.recipe.averaging**self.steps  # the average began at zero
             averaged = {name: a / correction for name, a in self.average.items()}
         return averaged | self.run.sparsifier.sparse_weights(self.model, self.state)
-
-    def final_weights(self) -> dict[str, Tensor]:
-        return self.best or self.exported_weights()
 
     def _gap(self, weights: dict[str, Tensor]) -> float:
         """|w - u| / |w|: how much is torn away when the delivered weights replace the trained ones."""

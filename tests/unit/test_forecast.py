@@ -160,6 +160,14 @@ def test_a_plan_counts_each_run_once_and_its_longest_chain(tiny_run, tmp_path):
     assert left.longest == pytest.approx(1.25) and left.bytes == forecast.size(first).bytes
 
 
+def test_of_twins_one_is_trained(tiny_run, tmp_path):
+    best, last = tiny_run(watched=True, select="best"), tiny_run(watched=True)
+    grid = [{"run": run, "measurements": {"clean": Accuracy(images=8)}} for run in (last, best)]
+    plan = forecast.plan(grid, Store(tmp_path, use_published=False), Unit())
+    assert (plan.runs, plan.to_train, plan.to_measure) == (2, 1, 2)
+    assert forecast.plan(grid[:1], Store(tmp_path, use_published=False), Unit()).to_train == 1
+
+
 def test_what_was_spent_is_the_seconds_of_what_is_done(tiny_run, tmp_path):
     store, run, clean = Store(tmp_path, use_published=False), tiny_run(), Accuracy(images=8)
     jobs = [{"run": run, "measurements": [clean, PGD10]}]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,21 @@ def test_a_run_that_is_its_own_source_waits_for_nothing(store, tiny_run):
     assert [task.needs for task in jobs.tasks([job(tiny_run(), transfer)], store)] == [()]
 
 
+def test_twins_are_trained_once_by_the_one_that_has_both(store, tiny_run):
+    """Unless it comes later, or is trained already."""
+    last, best = tiny_run(watched=True), tiny_run(watched=True, select="best")
+    found = jobs.tasks([job(last), job(best)], store)
+    assert as_told(found) == [(best, True, 1), (last, False, 1)] and found[1].needs == (found[0].key,)
+    after = tiny_run(start=best, seed=1)
+    assert as_told(jobs.tasks([job(last), job(after)], store))[0] == (best, True, 0)
+    assert {task.trains for task in jobs.tasks([job(last), job(after)], store) if task.run == last} == {False}
+    for apart in ([job(last, rank=0), job(best, rank=1)], [job(last), job(replace(best, seed=1))],
+                  [job(tiny_run()), job(best)]):
+        assert all(task.trains and not task.needs for task in jobs.tasks(apart, store))
+    store.train(best)
+    assert all(not task.needs for task in jobs.tasks([job(last), job(best)], store))
+
+
 def test_what_holds_up_most_work_goes_first(store, tiny_run):
     """A short run before a longer one, if much waits for it; a costly measurement counts as much."""
     short, long = tiny_run(), tiny_run(seed=1, epochs=20)
@@ -83,13 +99,16 @@ def test_of_two_ranks_the_first_goes_first_with_all_that_it_needs(store, tiny_ru
 
 
 @settings(max_examples=200)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9), st.booleans()), max_size=8))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9), st.booleans(), st.booleans()),
+                max_size=8))
 def test_whatever_the_ranks_each_task_comes_after_those_it_needs(tiny_run, plan):
-    """Runs that begin with one of those before (or with none), are of some rank, and are asked for or not."""
+    """Runs that begin with one of those before (or with none), or are the twin of the one before, are of some rank, and
+    are asked for or not."""
     runs, asked = [], []
-    for start, rank, epochs, wanted in plan:
-        runs.append(tiny_run(data=Data(), seed=len(runs), epochs=epochs,
-                             start=runs[start] if start < len(runs) else None))
+    for start, rank, epochs, wanted, twin in plan:
+        run = tiny_run(data=Data(), seed=len(runs), epochs=epochs, watched=True,
+                       start=runs[start] if start < len(runs) else None)
+        runs.append(runs[-1].twin if twin and runs and runs[-1].twin else run)
         asked += [job(runs[-1], rank=rank)] if wanted else []
     found = jobs.tasks(asked, NOTHING)
     done: set[str] = set()

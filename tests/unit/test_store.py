@@ -136,6 +136,45 @@ def test_chains_share_their_beginning(fresh, trained, tiny_run):
         assert torch.equal(t, torch.where(t == 0, t, weights[dense.identity][name]))
 
 
+@pytest.mark.parametrize("changes", [{}, {"averaging": 0.5}, {"sparsifier": RGSM(beta=0.5, lambda1=5e-3)}],
+                         ids=["plain", "averaged", "split"])
+def test_a_twin_gets_the_last_epoch_of_a_training_that_hands_over_the_best(changes, fresh, trained, tiny_run, tmp_path):
+    """As it would have trained itself, to the bit."""
+    common = {"epochs": 4, "schedule": "constant", "lr": 0.2, "precision": "float32", "watched": True} | changes
+    for seed in range(20):
+        best, last = (tiny_run(**common, select=select, seed=seed) for select in ("best", "last"))
+        history = [row["validation"] for row in fresh().train(best)["history"]]
+        if history[-1] < max(history):
+            break
+    else:
+        pytest.fail("of no seed the last epoch is worse than the best")
+    assert last.twin == best and best.twin is None and tiny_run(**common | {"watched": False}).twin is None
+    trained.clear()
+    fresh().train(last)
+    assert not trained
+    alone = Store(tmp_path / "alone")
+    alone.train(last)
+    assert content(fresh()._home(last)) == content(alone._home(last))
+    assert content(fresh()._home(last))["model.safetensors"] != content(fresh()._home(best))["model.safetensors"]
+    assert fresh().seconds(last) == fresh().seconds(best)
+
+
+@pytest.mark.parametrize("harm", ["none", "damaged", "of another", "missing"])
+def test_a_twin_is_trained_itself_where_the_last_epoch_of_the_other_is_not_to_be_had(harm, fresh, trained, tiny_run):
+    best, last = tiny_run(watched=True, select="best"), tiny_run(watched=True)
+    fresh().train(best)
+    kept = fresh()._home(best) / "last.safetensors"
+    if harm == "damaged":
+        kept.write_bytes(kept.read_bytes()[:-4] + b"1234")
+    elif harm == "of another":
+        files.save_tensors(kept, files.load_tensors(kept)[0], {"run": last.identity})
+    elif harm == "missing":
+        kept.unlink()
+    trained.clear()
+    fresh().train(last)
+    assert trained == [last.identity] * (harm != "none")
+
+
 def test_what_a_sparsifier_needs_is_trained_before_and_handed_to_it(fresh, trained, tiny_run):
     dense = tiny_run()
     pruned = tiny_run(start=dense, epochs=0, sparsifier=Magnitude(sparsity=0.5))

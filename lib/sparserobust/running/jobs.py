@@ -1,6 +1,7 @@
 """What is handed to an engine: tasks, each a run with what is done to it, and what has to be done before."""
 
 import importlib
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ class Abandoned(BaseException):
 @dataclass(frozen=True)
 class Task:
     """A run to train, unless it is trained, and then to measure. `needs` are the keys of tasks that come before;
-    `trains` is False where one of them trains this very run."""
+    `trains` is False where one of them trains this very run, or its twin."""
 
     run: Run
     measurements: tuple[Measurement, ...]
@@ -77,15 +78,20 @@ def tasks(jobs: list[dict], store: Store) -> list[Task]:
             if run.identity in before:
                 first.setdefault(run.identity, (run, job))
 
+    trained = {job["run"].identity: _rank(job) for job in jobs if not store.has_record(job["run"])}
+    trained |= {identity: _rank(job) for identity, (_, job) in first.items()}
+
     def waits_for(*runs: Run) -> tuple[str, ...]:
         return tuple(dict.fromkeys(f"train-{run.identity}" for run in runs if run.identity in before))
 
     found = [Task(run, (), job["label"], waits_for(*run.needs), rank=_rank(job)) for run, job in first.values()]
     for job in jobs:
-        run, alone = job["run"], job["run"].identity not in before
+        run, trains = job["run"], job["run"].identity not in before
         others = [other for m in job["measurements"] for other in m.required_runs]
-        found.append(Task(run, tuple(job["measurements"]), job["label"],
-                          waits_for(*(run.needs if alone else (run,)), *others), alone, _rank(job)))
+        waits = waits_for(*(run.needs if trains else (run,)), *others)
+        if trains and run.identity in trained and run.twin and trained.get(run.twin.identity, math.inf) <= _rank(job):
+            trains, waits = False, (f"train-{run.twin.identity}", *waits)
+        found.append(Task(run, tuple(job["measurements"]), job["label"], waits, trains, _rank(job)))
     chains = _chains(found)
     return sorted(found, key=lambda task: (task.rank, -chains[task.key]))
 

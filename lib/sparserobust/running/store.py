@@ -2,6 +2,7 @@
 
     <store>/<run identity>/record.json         settings, history, counts; there if and only if the run is complete
                            model.safetensors   its weights; their sha256 is in the record
+                           last.safetensors    where those are of the best epoch: of the last, for its twin (`Run.twin`)
                            provenance.json     machine, versions, seconds
                            measured/*.json     one file per measurement
     data/published/<scale>/<run identity>.json record, provenance and measurements of a run, without weights
@@ -27,6 +28,7 @@ from sparserobust.errors import UserError
 from sparserobust.provenance import device, measuring_device, provenance, with_threads
 from sparserobust.running import records
 
+LAST = "last.safetensors"
 PATIENCE = 2  # seconds, after which is said for whom it waits
 log = logging.getLogger("sparserobust")
 Report = Callable[[str, float], None]  # what is being done, and the epochs done
@@ -160,17 +162,20 @@ class Store:
         checkpoint = paths.writable(aside) / "checkpoint.safetensors"
         begun = time.monotonic()
         splits = data.load(run.data, device())
-        trained = training.train(run, splits, self._weights(run.start) if run.start else None, checkpoint,
-                                 lambda epochs: report("training", epochs),
-                                 [self._weights(other) for other in run.sparsifier.required_runs])
+        trained, made = self._of_twin(run, splits) or (training.train(
+            run, splits, self._weights(run.start) if run.start else None, checkpoint,
+            lambda epochs: report("training", epochs),
+            [self._weights(other) for other in run.sparsifier.required_runs]), None)
         files.save_tensors(aside / "model.safetensors", trained.model.state_dict())
+        if trained.last:
+            files.save_tensors(aside / LAST, trained.last, {"run": run.identity})
         record = {
             "format": records.FORMAT, "identity": run.identity, "run": run.plain(), "history": trained.history,
             "parameters": sparsity.parameters(trained.model), "sparsity": sparsity.sparsity(trained.model),
             "channel_sparsity": sparsity.channel_sparsity(trained.model),
             "weights_sha256": files.sha256(aside / "model.safetensors"),
         }
-        made = {"identity": run.identity, **_provenance(run, begun)}
+        made = {"identity": run.identity} | (made or _provenance(run, begun))
         for name, part in (("provenance.json", made), ("record.json", record)):
             files.write_json(aside / name, files.sealed(part, f"run {run.identity}"))
         for leftover in (checkpoint, *aside.glob(".*")):  # of writes that were killed
@@ -180,6 +185,21 @@ class Store:
         complete = self._complete(run)
         assert complete is not None  # it was written just now
         return complete
+
+    def _of_twin(self, run: Run, splits: data.Splits) -> tuple[training.TrainingResult, dict] | None:
+        """The result of training a run as its twin has it, and how that was made; None if it has no twin here."""
+        if run.twin is None or (record := self._complete(run.twin)) is None:
+            return None
+        try:
+            weights, of = files.load_tensors(self._home(run.twin) / LAST)
+        except files.Corrupt:  # as if there were none
+            return None
+        if of.get("run") != run.twin.identity:
+            return None
+        model = training.build(run, splits)
+        model.load_state_dict(weights)
+        made = {key: value for key, value in self._made(run.twin).items() if key not in ("identity", "sha256")}
+        return training.TrainingResult(model, record["history"]), made
 
     def _take(self, run: Run, measurement: Measurement, report: Report) -> None:
         self.train(run, report)
