@@ -83,12 +83,19 @@ def test_what_holds_up_most_work_goes_first(store, tiny_run):
     """A short run before a longer one, if much waits for it; a costly measurement counts as much."""
     short, long = tiny_run(), tiny_run(seed=1, epochs=20)
     after = tiny_run(seed=2, epochs=30, start=short)
-    strong = Accuracy(images=1000, attack=PGD(epsilon=0.1, step_size=0.1, steps=100))
+    strong = Accuracy(images=1000, attack=PGD(epsilon=0.1, step_size=0.1, steps=800))
     costly = tiny_run(seed=3)
     found = jobs.tasks([job(long), job(after), job(costly, strong)], store)
     costs = {task.run.seed: task.cost for task in found}
     assert costs[3] > 10 * tiny_run().model.cost > costs[2] > costs[1] > costs[0]
     assert [task.run for task in found] == [costly, short, after, long]
+
+
+def test_a_pass_of_small_images_costs_less_where_they_are_measured(tiny_run):
+    attacked = Accuracy(images=1000, attack=PGD(epsilon=0.1, step_size=0.1, steps=10))
+    costs = {name: jobs.measuring_cost(tiny_run(data=Data(name=name)), attacked)
+             for name in ("digits", "cifar10", "mnist")}
+    assert costs["cifar10"] == costs["mnist"] == tiny_run().model.cost * attacked.cost == 8 * costs["digits"]
 
 
 def test_of_two_ranks_the_first_goes_first_with_all_that_it_needs(store, tiny_run):

@@ -16,6 +16,7 @@ from sparserobust.errors import UserError
 from sparserobust.running.store import Store
 
 UNIT = 1e4  # images, of a pass that costs 1
+LARGE = 512  # pixels of an image from which on a pass of it costs as much in measuring as in training
 LEAST = 0.1  # cost of a task
 ATTEMPTS = 3  # to do one, each of which its worker process did not survive
 
@@ -57,8 +58,10 @@ def training_cost(run: Run) -> float:
 
 
 def measuring_cost(run: Run, measurement: Measurement) -> float:
-    """Of a measurement on a run, in the same unit."""
-    return run.model.cost * measurement.cost
+    """Of a measurement on a run, in the same unit. A training step on few small images mostly waits for operations to
+    start; many are measured at a time, so that a pass of such images costs less."""
+    _, height, width = data.image_shape(run.data)
+    return run.model.cost * measurement.cost * min(1.0, height * width / LARGE)
 
 
 def needed(job: dict) -> list[Run]:
