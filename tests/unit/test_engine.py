@@ -123,6 +123,14 @@ def test_workers_train_a_common_start_once_agree_with_this_process_and_outlive_a
     assert {p.name for p in store.folder.glob("[!.]*")} == {run.identity for run in (long_run, *pruned)}
 
 
+def test_a_worker_does_not_wait_for_a_run_that_waits_itself(store, messages, tiny_run, long_run, pruned):
+    """While what comes first goes on in one worker, the other takes what comes next, and then what comes after."""
+    later = [tiny_run(seed=seed) for seed in (1, 2)]
+    sweep.compute_all([[{"run": run}] for run in (pruned[0], *later)], MEASURED, store, workers=2)
+    end = messages.index((f"train-{long_run.identity}", "training", long_run.recipe.epochs))
+    assert {f"train-{run.identity}" for run in later} <= {key for key, *_ in messages[:end]}
+
+
 def test_a_run_goes_on_from_its_checkpoint_when_its_worker_is_killed(store, undisturbed, long_run):
     def kill():
         begun(store, long_run)

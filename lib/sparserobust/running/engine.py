@@ -68,7 +68,8 @@ def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: 
             if not workers:
                 monitor.note("no worker has come yet")
         client.subscribe_topic(TOPIC, message)
-        packs: dict[str, list[Task]] = {}
+        packs: dict[str, list[Task]] = {}  # that are under way
+        ended: set[str] = set()
         futures: dict[str, Any] = {}
         small = sum(task.cost for task in tasks) / max(workers, 1) / PACK
         ranks = [list(rank) for _, rank in groupby(packed(tasks, small), lambda pack: pack[0].rank)]
@@ -78,21 +79,26 @@ def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: 
             for pack in ranks.pop(0):
                 asked = [orders[task.key] for task in pack]
                 future = client.submit(_on_worker, asked, sweep, *(futures[need] for need in pack[0].needs),
-                                       key=f"{pack[0].key}-{_digest(asked)}", priority=-len(packs))
+                                       key=f"{pack[0].key}-{_digest(asked)}", priority=-len(futures))
                 futures.update({task.key: future for task in pack})
                 packs[future.key] = pack
                 under_way.add(future)
 
+        def submit_enough() -> None:
+            """A worker without work takes what is ready, and what is more important then waits for it: so tasks of the
+            next rank are kept back until one would be idle."""
+            there = len(client.scheduler_info(n_workers=-1)["workers"]) if cluster.given() else workers
+            while ranks and sum(ended.issuperset(pack[0].needs) for pack in packs.values()) < max(there, 1):
+                submit_next()
+
         try:
-            submit_next()
+            submit_enough()
             for future in under_way:
                 outcome = _outcome(future)
-                for task in packs[future.key]:
+                for task in packs.pop(future.key):
+                    ended.add(task.key)
                     monitor.finished(task, outcome[task.key] if isinstance(outcome, dict) else outcome)
-                # a worker without work takes what is ready, and what is more important then waits for it: so tasks of
-                # the next rank are kept back until one would be idle
-                if ranks and under_way.count() < max(len(client.scheduler_info(n_workers=-1)["workers"]), 1):
-                    submit_next()
+                submit_enough()
         finally:
             client.cancel(list(futures.values()))
 
