@@ -160,7 +160,8 @@ def test_a_twin_gets_the_last_epoch_of_a_training_that_hands_over_the_best(chang
 
 
 @pytest.mark.parametrize("harm", ["none", "damaged", "of another", "missing"])
-def test_a_twin_is_trained_itself_where_the_last_epoch_of_the_other_is_not_to_be_had(harm, fresh, trained, tiny_run):
+def test_a_twin_is_trained_itself_where_the_last_epoch_of_the_other_is_not_to_be_had(harm, fresh, trained, tiny_run,
+                                                                                    caplog):
     best, last = tiny_run(watched=True, select="best"), tiny_run(watched=True)
     fresh().train(best)
     kept = fresh()._home(best) / "last.safetensors"
@@ -173,6 +174,7 @@ def test_a_twin_is_trained_itself_where_the_last_epoch_of_the_other_is_not_to_be
     trained.clear()
     fresh().train(last)
     assert trained == [last.identity] * (harm != "none")
+    assert caplog.text.count("it is trained itself") == (harm in ("damaged", "of another"))
 
 
 def test_what_a_sparsifier_needs_is_trained_before_and_handed_to_it(fresh, trained, tiny_run):

@@ -190,11 +190,14 @@ class Store:
         """The result of training a run as its twin has it, and how that was made; None if it has no twin here."""
         if run.twin is None or (record := self._complete(run.twin)) is None:
             return None
+        kept = self._home(run.twin) / LAST
         try:
-            weights, of = files.load_tensors(self._home(run.twin) / LAST)
-        except files.Corrupt:  # as if there were none
-            return None
-        if of.get("run") != run.twin.identity:
+            weights, of = files.load_tensors(kept)
+            if of.get("run") != run.twin.identity:
+                raise files.Corrupt(f"{kept} is of another run")
+        except files.Corrupt as error:
+            if kept.exists():
+                log.warning("run %s: %s; it is trained itself", run.identity, error)
             return None
         model = training.build(run, splits)
         model.load_state_dict(weights)
