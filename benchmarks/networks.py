@@ -39,7 +39,8 @@ NETWORKS: dict[str, tuple[str, Mapping, str, str]] = {
     "lasso": ("side_by_side", {"method": methods.LASSO, **CUT}, "Rakin et al. 2019",
               "adversarial training with a lasso, then the smallest weights removed and fine-tuned"),
     "rsr": ("side_by_side", {"method": methods.RSR, **CUT}, "Rakin et al. 2019",
-            "the same with noise on the weights, which stays in use"),
+            "adversarial training with a lasso and with noise on the weights, which stays in use, then cut and "
+            "fine-tuned"),
     "splitting": ("side_by_side", {"method": methods.SPLITTING, **CUT}, "Dinh et al. 2020",
                   "adversarial training with relaxed variable splitting (RVSM), then cut and fine-tuned"),
     "ticket": ("side_by_side", {"method": methods.TICKET, **CUT}, "Wang et al. 2020",

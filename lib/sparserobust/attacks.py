@@ -89,7 +89,7 @@ def into_ball(x: Tensor, images: Tensor, radius: float, norm: str) -> Tensor:
 
 
 def check_radius(attack: Attack, name: str = "epsilon") -> None:
-    """A radius must be positive and, in l-infinity, within the pixel range: 8 instead of 8/255 is caught here."""
+    """A radius is not negative and, in l-infinity, within the pixel range: 8 instead of 8/255 is caught here."""
     value = getattr(attack, name)
     attack.require(value >= 0, f"{name} cannot be negative, got {value:g}")
     attack.require(getattr(attack, "norm", "linf") != "linf" or value <= 1,

@@ -148,7 +148,7 @@ class Measurement(Settings):
 
     @property
     def cost(self) -> float:
-        """Forward-backward passes in all, in ten thousands of images; only used to order jobs."""
+        """Forward-backward passes in all, in ten thousands of images; only used to order and to forecast jobs."""
         return 0.0
 
     @property
@@ -200,7 +200,7 @@ class Recipe(Settings):
     # Of running statistics, too, and other buffers. Else they are those of the last weights, which fit averaged ones
     # only where the rate has fallen to nearly 0.
     averaged_norms: bool = False
-    select: str = "last"  # last epoch | best: highest robust accuracy on the validation split
+    select: str = "last"  # last epoch | best: highest accuracy in validation, under attack where training is
     watched: bool = False  # accuracy under attack on the validation split after every epoch, not only after the last
     stop: int | None = None  # end after so many epochs of the schedule: the weights that a whole run has by then
     precision: str = "bfloat16"  # bfloat16 autocast where the processor has it | float32

@@ -111,16 +111,23 @@ def for_hub(name: str, folder: Path | str) -> list[Path]:
 
 
 def from_hub(folder: Path | str) -> nn.Module:
-    """The network in a folder that `for_hub` has written, float32 and in eval mode, on the CPU. `UserError` for a
-    damaged one."""
+    """The network in a folder that `for_hub` has written, float32 and in eval mode, on the CPU. `UserError` if it
+    is not whole."""
     folder = Path(folder)
     config = files.read_json(folder / "config.json")
     try:
         run = Run.parse(config["run"])
     except (KeyError, TypeError):
         raise files.Corrupt(f"{folder / 'config.json'} was not written by this library") from None
-    tensors = files.read_tensors(folder / "model.safetensors")[0]
-    return _filled(run, lambda key, like: tensors[key])
+    path = folder / "model.safetensors"
+    tensors = files.read_tensors(path)[0]
+
+    def weight(key: str, like: Tensor) -> Tensor:
+        if key not in tensors or tensors[key].shape != like.shape:
+            raise files.Corrupt(f"{path} has no {key} of shape {tuple(like.shape)}, as config.json wants it")
+        return tensors[key]
+
+    return _filled(run, weight)
 
 
 def packed(weights: dict[str, Tensor], precision: torch.dtype = torch.half) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ def _record(path: Path) -> dict:
         return records.read(path, path.parent.name)
     if entry := records.published(path):
         return entry["record"]
-    raise UserError(f"{path} is of another version: restore it with git checkout -- {path.name}")
+    raise UserError(f"{path} is of another version: restore it with git checkout -- {path}")
 
 
 def chosen(scale: str, study: str, labels: Mapping[str, str]) -> dict[str, dict]:

@@ -105,6 +105,9 @@ def test_a_step_is_timed_of_what_is_not_published_here_once_for_each_network(pub
         assert pace.training(run) == pytest.approx(7 * WIDE.cost * 4.5)
     assert pace.measuring(WIDE, PGD10) == pytest.approx(7 * WIDE.model.cost * PGD10.cost)
     assert timed == [("wide_resnet", WIDE.model.cost, batch) for batch in (128, 250)]
+    small = replace(WIDE, data=Data(name="digits"))
+    assert pace.training(small) == pytest.approx(7 * WIDE.cost * 0.12)
+    assert pace.measuring(small, PGD10) == pytest.approx(7 * WIDE.model.cost * PGD10.cost), "a step is as long as it is"
     assert "those of wide_resnet from steps timed now" in pace.source
 
 

@@ -165,6 +165,12 @@ def test_a_folder_for_a_model_hub_gives_the_network_back_bit_for_bit(known, tmp_
 
 def test_a_damaged_folder_of_a_hub_is_one_line(tmp_path, refusal):
     networks.for_hub("lasso", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = files.read_tensors(weights)[0]
+    name = next(iter(tensors))
+    for harmed in ({key: t for key, t in tensors.items() if key != name}, tensors | {name: tensors[name][:-1]}):
+        files.write(weights, files.packed(harmed))
+        assert name in refusal(networks.from_hub, tmp_path)
     assert "config.json" in refusal(networks.from_hub, tmp_path / "nowhere")
     files.write_json(tmp_path / "config.json", {"model_type": "bert"})
     assert "was not written by this library" in refusal(networks.from_hub, tmp_path)

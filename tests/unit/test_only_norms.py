@@ -46,8 +46,10 @@ def seen(run, splits, start) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]
     return found
 
 
-def test_statistics_are_averages_over_the_batches_by_hand(cut, tiny_run, digits):
-    run = tiny_run(epochs=1, batch_size=20, precision="float32", objective=Natural(), sparsifier=OnlyNorms())
+@pytest.mark.parametrize("averages", [{}, {"averaging": 0.9, "averaged_norms": True}], ids=["plain", "averaged"])
+def test_statistics_are_averages_over_the_batches_by_hand(averages, cut, tiny_run, digits):
+    run = tiny_run(epochs=1, batch_size=20, precision="float32", objective=Natural(), sparsifier=OnlyNorms(),
+                   **averages)
     model = training.train(run, digits, cut).model
     assert len(norms(model)) > 3
     by_hand = seen(run, digits, cut)

@@ -26,7 +26,7 @@ from sparserobust.objectives import Natural
 from sparserobust.provenance import device, provenance, side_by_side, with_threads
 from sparserobust.running import records, sweep
 from sparserobust.running.experiment import Experiment
-from sparserobust.running.jobs import UNIT, measuring_cost, needed, training_cost
+from sparserobust.running.jobs import UNIT, measuring_cost, measuring_share, needed, training_cost
 from sparserobust.running.progress import duration
 from sparserobust.running.store import Store
 
@@ -82,7 +82,7 @@ class Here(Pace):
             return super().unit(what, run)
         key = (*_key(what, run), run.model.cost)
         if key not in self.timed:
-            self.timed[key] = _timed(run, run.recipe.batch_size if what == TRAINING else BATCH)
+            self.timed[key] = _timed(run, run.recipe.batch_size if what == TRAINING else BATCH) / _share(what, run)
         return self.timed[key]
 
     @property
@@ -109,7 +109,7 @@ class Elsewhere(Pace):
               "is timed.")
 
     def unit(self, what, run):
-        return max(self._handing_over(what, run), self._arithmetic(run)) / run.model.cost
+        return max(self._handing_over(what, run), self._arithmetic(run)) / run.model.cost / _share(what, run)
 
     def share(self, run):
         return min(1.0, max(1 / SHARING, self._arithmetic(run) / self._handing_over(TRAINING, run)))
@@ -126,12 +126,17 @@ class Elsewhere(Pace):
         found = defaultdict(list)
         for what, made, run, seconds in _published():
             if made["processor"] == self.gpu:
-                found[what].append(seconds * run.model.cost / size(run).calls)
+                found[what].append(seconds * run.model.cost * _share(what, run) / size(run).calls)
         return {what: median(values) for what, values in found.items()}
 
 
 def _key(what: str, run: Run) -> tuple[str, str, tuple[int, int, int]]:
     return what, run.model.kind, data.image_shape(run.data)
+
+
+def _share(what: str, run: Run) -> float:
+    """What a pass costs, in units."""
+    return measuring_share(run) if what == MEASURING else 1.0
 
 
 def _named(number: int, what: str) -> str:

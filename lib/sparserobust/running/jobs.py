@@ -58,10 +58,15 @@ def training_cost(run: Run) -> float:
 
 
 def measuring_cost(run: Run, measurement: Measurement) -> float:
-    """Of a measurement on a run, in the same unit. A training step on few small images mostly waits for operations to
-    start; many are measured at a time, so that a pass of such images costs less."""
+    """Of a measurement on a run, in the same unit."""
+    return run.model.cost * measurement.cost * measuring_share(run)
+
+
+def measuring_share(run: Run) -> float:
+    """What a pass of images costs in measuring, as a share of one in training. A training step on few small images
+    mostly waits for operations to start; many are measured at a time."""
     _, height, width = data.image_shape(run.data)
-    return run.model.cost * measurement.cost * min(1.0, height * width / LARGE)
+    return min(1.0, height * width / LARGE)
 
 
 def needed(job: dict) -> list[Run]:

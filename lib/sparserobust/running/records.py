@@ -45,7 +45,7 @@ def published(path: Path) -> dict | None:
         for identity, measured in entry["measured"].items():
             check(measured, identity, path)
     except (files.Corrupt, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged, or not from this version: restore it with git checkout -- {path.name}"
+        raise UserError(f"{path} is damaged, or not from this version: restore it with git checkout -- {path}"
                         ) from None
     return entry
 

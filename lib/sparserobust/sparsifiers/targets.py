@@ -1,5 +1,7 @@
 """What a sparsifier acts on, and one line where there is nothing."""
 
+from itertools import chain
+
 from torch import Tensor
 
 from sparserobust.config import Sparsifier
@@ -36,6 +38,7 @@ def drop_gradients(model) -> None:
 
 
 def as_trained(model) -> dict[str, Tensor]:
-    """Name to parameter, for `sparse_weights` in place of moving averages: those of masked weights fill zeros, those of
-    constants are rounded."""
-    return {name: p.detach() for name, p in model.named_parameters()}
+    """Name to parameter, and to running statistic, for `sparse_weights` in place of moving averages: those of masked
+    weights fill zeros, those of constants are rounded."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return {name: t.detach() for name, t in tensors if t.is_floating_point()}
