@@ -3,6 +3,7 @@ one network are of the first that is listed."""
 
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pandas
 
@@ -127,6 +128,13 @@ def autoattack_table(results: Results) -> pandas.DataFrame:
     rows = rows[rows["run"].isin(rows[rows["metric"] == "autoattack"]["run"])]
     columns = {"clean": "clean", "PGD-20": "pgd20", "AutoAttack": "autoattack"}
     return tables.rates(rows, ["ours", "method"], columns)
+
+
+def first_attack(experiment: Experiment) -> str:
+    """What a caption says of the images that AutoAttack gets: those that another attack leaves, or
+    all."""
+    attack: Any = experiment.measurements.get("autoattack")
+    return ", on the images that PGD-20 leaves" if attack and attack.after else ""
 
 
 def inheritance_pairs(experiment: Experiment) -> tables.Pairs:

@@ -87,8 +87,8 @@ def exercise_3(answer) -> Verdict:
         return (cost - empty) / (unit - empty)
 
     pole = norm_at(released.a / opened)
-    why = (f"filters begin at a squared norm of {begins:g}, so training has to make that of one "
-           f"{pole / begins:.1f} times as large before it is rewarded for growing")
+    why = (f"filters begin at a squared norm of {begins:g}; one {pole / begins:.1f} times as large "
+           "is beyond the pole, where the penalty is negative: a reward for being large")
     return number(answer, pole, why, {
         pole / (1 - released.drop_rate): "that is without the factor 1 - 0.3",
         pole * (1 - released.drop_rate):
