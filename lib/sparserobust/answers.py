@@ -76,7 +76,7 @@ def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
         return finite(model(images).float())
     if one_draw_a_pass(model) or not _known(model):
         return torch.stack([finite(model(images).float()) for _ in range(draws)]).mean(0)
-    return finite(model(images.repeat(draws, 1, 1, 1)).float()).view(draws, len(images), -1).mean(0)
+    return finite(model(images.repeat(draws, 1, 1, 1)).float()).unflatten(0, (draws, len(images))).mean(0)
 
 
 def predicted(model: nn.Module, images: Tensor) -> Tensor:

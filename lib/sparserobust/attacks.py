@@ -32,6 +32,7 @@ from sparserobust.answers import predicted as predicted  # who attacks wants to 
 from sparserobust.config import Attack
 from sparserobust.errors import UserError
 from sparserobust.optimisers import Adam
+from sparserobust.seeding import own_chance
 from sparserobust.settings import settings
 
 LARGEST_CONSTANT = 1e10  # of Carlini & Wagner's search, as they released it
@@ -397,7 +398,7 @@ class AutoAttack(Attack, kind="autoattack"):
         log.addHandler(warnings)
         propagate, log.propagate = log.propagate, False
         try:
-            with under_attack(model), torch.random.fork_rng():
+            with under_attack(model), own_chance():
                 attacked = _RowMajor(model, images.dtype)
                 suite = Suite(attacked, norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=self.epsilon,
                               version=version, device=images.device, seed=seed)

@@ -122,7 +122,13 @@ def packed(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -
     """The content of a safetensors file."""
     from safetensors.torch import save
 
-    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    found, places = {}, set()
+    for name, t in tensors.items():
+        t = t.detach().cpu().contiguous()
+        place = t.untyped_storage().data_ptr()
+        found[name] = t.clone() if place in places else t  # tied weights are written under each of their names
+        places.add(place)
+    return save(found, metadata)
 
 
 def load_tensors(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -281,7 +281,8 @@ def _check_scales(scales: Mapping[str, Tensor], mean: Sequence[float], std: Sequ
     for name, t in scales.items():
         given = mean if name.rsplit(".", 1)[-1] in SCALES[:2] else std
         numbers = [float(f"{x:.6g}") for x in t.flatten().tolist()]
-        if len(numbers) != len(given) or not torch.allclose(t.flatten(), torch.tensor(given), atol=1e-4):
+        ours = torch.tensor(given, dtype=torch.double)
+        if len(numbers) != len(given) or not torch.allclose(t.flatten().double(), ours, atol=1e-4):
             raise UserError(f"the weights hold numbers by which images are normalised, {name} {numbers}, and the "
                             f"network has no place for them: give mean and std, now {list(mean)} and {list(std)}")
 

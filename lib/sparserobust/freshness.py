@@ -30,6 +30,7 @@ def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
         "modules beside it": _contents(beside if imports else []),
         "library": _contents(sorted(LIBRARY.rglob("*.py"))),
         "settings": _contents(settings), "reported numbers": _contents(sorted(reported.FOLDER.glob("*.yaml"))),
+        "data that come along": _contents(_brought(experiment)),
         "records": _hash(sorted(_records(experiment, store))), "machine": _hash([machine, packages])}
 
 
@@ -128,6 +129,16 @@ def _records(experiment: Experiment, store: Store) -> Iterator[tuple]:
         if path.exists():
             status = path.stat()
             yield path.parts[-3:], status.st_size, status.st_mtime_ns
+
+
+def _brought(experiment: Experiment) -> list[Path]:
+    """Files of the repository that pages read besides: what others reach, what was tuned, networks, photographs, and
+    the table that page 07 adds a row to."""
+    folders = paths.networks_folder(), paths.sample_folder(), paths.tuning_file("").parent
+    found = [paths.anchors_file(), *(path for folder in folders for path in sorted(folder.glob("*.*")))]
+    if experiment.study == "your_network":
+        found.append(paths.contest_table(experiment.scale))
+    return [path for path in found if path.is_file()]
 
 
 def _contents(found: Iterable[Path]) -> str:

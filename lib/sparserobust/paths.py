@@ -110,6 +110,11 @@ def sample_folder() -> Path:
     return PROJECT / "data" / "sample"
 
 
+def contest_table(scale: str) -> Path:
+    """Table 1 of page 06 as it is committed, to which page 07 adds a row."""
+    return committed_figures() / scale / "06_side_by_side" / "table1_methods.csv"
+
+
 def notebooks_folder() -> Path:
     """The pages, and what lies beside them."""
     return PROJECT / "notebooks"

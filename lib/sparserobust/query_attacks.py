@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from sparserobust.attacks import check_radius, fits_square, l2_norm, mean_logits, per_image, under_attack
 from sparserobust.config import Attack
 from sparserobust.errors import UserError
+from sparserobust.seeding import own_chance
 from sparserobust.settings import settings
 
 
@@ -186,7 +187,7 @@ def _chance(generator: torch.Generator | None):
     """The global generators of torch and numpy, seeded as `generator` was inside the block, as they were after it."""
     seed, state = 0 if generator is None else generator.initial_seed() % 2**31, numpy.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with own_chance():
             torch.manual_seed(seed)
             numpy.random.seed(seed)
             yield

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from sparserobust.provenance import device
+
 
 def derived_seed(seed: int, *names: str | int) -> int:
     """A 63-bit seed for one named stream of chance, independent of all others."""
@@ -20,15 +22,23 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
 
 
 @contextmanager
+def own_chance():
+    """What torch's global generators give inside the block changes nothing outside. Where networks are on the CPU, GPUs
+    are left alone: to ask one for its state takes memory of it, and no process could be forked any more."""
+    with torch.random.fork_rng([] if device().type == "cpu" else None):
+        yield
+
+
+@contextmanager
 def global_seed(seed: int, *names: str | int):
     """Seed torch's global generators (initialisation, noise layers) inside the block; outside nothing has changed."""
-    with torch.random.fork_rng():
+    with own_chance():
         apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
         try:
             torch.manual_seed(derived_seed(seed, *names))
             yield
         finally:
-            if apple is not None:  # which `fork_rng` knows nothing of
+            if apple is not None:
                 torch.mps.set_rng_state(apple)
 
 

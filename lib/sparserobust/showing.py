@@ -181,9 +181,9 @@ def numbers(run: Run, entry: dict, rows: list[dict], again: Store | None = None)
         measurement = Measurement.parse(measured["measurement"])
         anew = again.measure(run, measurement) if again else None
         for part, value in {"": result["value"], **result.get("parts", {})}.items():
-            line = {"number": f"{name} {part}".strip(), "value": f"{value:.6g}"}
+            line = {"number": f"{name} {part}".strip(), "value": _six_digits(value)}
             if anew:
-                line["again"] = f"{anew['parts'][part] if part else anew['value']:.6g}"
+                line["again"] = _six_digits(anew["parts"][part] if part else anew["value"])
             if not part and "count" in result:
                 line["count"] = f"{result['count']:g} of {result['total']}"
                 if measurement.sampled:
@@ -193,6 +193,10 @@ def numbers(run: Run, entry: dict, rows: list[dict], again: Store | None = None)
     columns = ["number", "value", "again", "count", "interval", "computed on", "commit"]
     found = pandas.DataFrame(lines, columns=columns).sort_values("number", kind="stable")
     return found.dropna(axis="columns", how="all")
+
+
+def _six_digits(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
 
 
 def _values(plain: dict) -> Iterator[object]:

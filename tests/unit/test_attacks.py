@@ -477,6 +477,12 @@ def test_every_gradient_is_averaged_over_the_draws(net, few, attack, monkeypatch
     assert torch.allclose(attacked, attack(net, *few, generator()), atol=1e-3)  # without noise, draws change nothing
 
 
+@averaging
+def test_of_no_images_none_come_back_however_many_draws(net, noisy, few, attack):
+    for model in (net, noisy):
+        assert replace(attack, eot_draws=2)(model, *(t[:0] for t in few), generator()).shape == few[0][:0].shape
+
+
 def test_mean_logits_are_the_mean_over_draws_of_each_image(net, noisy, few):
     assert torch.allclose(mean_logits(net, few[0], 3), net(few[0]), atol=1e-5)
     with seeded():

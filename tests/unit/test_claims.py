@@ -340,6 +340,7 @@ def test_open_says_how_many_seeds_would_decide_it(estimate, margin):
 def test_seeds_that_do_not_differ_decide_nothing():
     found = claims.judged(claim(margin=5.0), Comparison(over_seeds([2.0, 2.0, 2.0]), [2.0, 2.0, 2.0]))
     assert (found["verdict"], found["why"], found["ours"]) == (OPEN, "the effect is the same in all seeds", 2.0)
+    assert found["margin"] == 5.0
     assert math.isnan(found["low"]) and math.isnan(found["p"]) and "nan" not in claims.effect(found)
 
 

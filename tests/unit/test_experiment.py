@@ -112,3 +112,10 @@ def test_a_measurement_is_found_by_its_name(refusal):
     experiment = experiment_of(grid)
     assert experiment.measurements == {"sparsity": SPARSITY, "clean": CLEAN}
     assert "no 'fgsm'" in refusal(experiment.measurement, "fgsm") and experiment.measurement("clean") == CLEAN
+
+
+def test_rows_that_lack_a_label_are_not_those_that_have_it(refusal):
+    experiment = experiment_of([{"net": "a"}, {"net": "b", "kept": "best"}])
+    assert experiment.row(kept="best")["net"] == "b" and experiment.rows(kept="last") == []
+    assert "did you mean 'kept'" in refusal(experiment.row, kep="best")
+    assert experiment_of([]).rows(net="a") == []

@@ -372,6 +372,9 @@ def test_numbers_that_normalise_are_never_dropped_in_silence(names, trained, ref
     assert "now [0.5] and [0.2]" in refusal(foreign.network, "my_net.py:build", "weights.pt", (0.5,), (0.2,))
     net = foreign.network("my_net.py:build", "weights.pt", (0.4,), (0.2,))
     torch.testing.assert_close(logits(net), trained((IMAGES - 0.4) / 0.2))
+    saved(prefixed(prefix)(trained.state_dict()) | {mean: torch.tensor([0.4], dtype=torch.double),
+                                                    std: torch.tensor([0.2], dtype=torch.double)})
+    assert foreign.network("my_net.py:build", "weights.pt", (0.4,), (0.2,)) is not None
 
 
 def test_a_network_that_normalises_by_itself_keeps_its_numbers_and_is_not_given_others(trained, refusal):

@@ -254,3 +254,19 @@ def test_only_linear_networks_have_these_parameters(refusal):
 class Turned(torch.nn.Module):
     def forward(self, x):
         return x.view(-1, 1, 5, 5).transpose(2, 3)
+
+
+def test_a_black_image_has_no_length_to_compare_with():
+    model, data = trained(3, [5, 5, 5])
+    test = data.test.sample(None)
+    images, labels = test.images.clone(), test.labels.clone()
+    images[0], labels[0] = 0, model(torch.zeros(1, *images.shape[1:])).argmax()
+    found, rest = (LinearRadii(radii=(0.0,))(model, Splits(data.train, data.validation, Split(x, y), data.classes))
+                   for x, y in ((images, labels), (images[1:], labels[1:])))
+    assert found["parts"]["relative"] == pytest.approx(rest["parts"]["relative"]) and found["total"] == 15
+
+
+def test_radii_that_mean_nothing_are_refused(refusal):
+    for radius in (0.0, -0.1):
+        assert "positive" in refusal(Theorem31, radii=(radius,))
+    assert "negative" in refusal(LinearRadii, radii=(-0.1,))

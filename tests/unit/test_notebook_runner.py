@@ -187,6 +187,7 @@ def test_experiments_are_those_of_papers_that_the_scale_has(monkeypatch):
 def write(name: str):
     """Another byte in a file, or a new file."""
     def change(project):
+        (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         with (project.folder / name).open("a") as file:
             file.write("2")
 
@@ -211,7 +212,9 @@ def publish(project) -> None:
     (write("notebooks/01_a.ipynb"), "page"), (write("notebooks/own.py"), "modules beside it"),
     (write("lib/part/one.py"), "library"), (write("lib/part/two.py"), "library"),
     (write("notebooks/settings/a.yaml"), "settings"), (write("notebooks/settings/scales.yaml"), "settings"),
-    (write("reported/a.yaml"), "reported numbers"), (rewrite("record.json"), "records"),
+    (write("reported/a.yaml"), "reported numbers"), (write("data/anchors.yaml"), "data that come along"),
+    (write("data/tuning/quick.csv"), "data that come along"), (write("data/networks/a.json"), "data that come along"),
+    (write("data/sample/a.webp"), "data that come along"), (rewrite("record.json"), "records"),
     (rewrite("provenance.json"), "records"), (rewrite("model.safetensors"), "records"),
     (rewrite("measured/*.json"), "records"), (publish, "records"),
     (write("build/quick/01_a.ipynb"), "outputs"), (write("figures/quick/01_a/table.csv"), "outputs"),

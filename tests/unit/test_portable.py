@@ -234,3 +234,18 @@ def test_chance_on_apples_gpu_is_put_back(monkeypatch, apple):
     assert told == ["before"]
     seeding.rewinder()()
     assert told == ["before"] * 2
+
+
+@pytest.mark.parametrize(("where", "asked"), [("cpu", []), ("cuda", None)])
+def test_no_gpu_is_touched_where_networks_are_on_the_cpu(where, asked, monkeypatch):
+    seen, fork_rng = [], torch.random.fork_rng
+
+    def recorded(devices=None):
+        seen.append(devices)
+        return fork_rng([])
+
+    monkeypatch.setattr(torch.random, "fork_rng", recorded)
+    monkeypatch.setattr(seeding, "device", lambda: torch.device(where))
+    with seeding.global_seed(0, "x"):
+        torch.rand(1)
+    assert seen == [asked]

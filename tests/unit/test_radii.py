@@ -9,6 +9,7 @@ from torch import nn
 
 from scaffolding import splits_of
 from sparserobust.analysis import LayerNorms, Margins, RadiusOrder, lipschitz, radii
+from sparserobust.analysis.conditioning import effective_weights
 from sparserobust.analysis.linear import exact_radii
 from sparserobust.attacks import CarliniWagnerL2, DeepFool, l2_norm, predicted
 from sparserobust.config import Measurement
@@ -281,6 +282,18 @@ def test_layer_norms_of_linear_layers():
     assert result["layers"]["1"]["rank"] == 0.75 and result["layers"]["3"]["rank"] == 1
     assert result["value"] == pytest.approx(product, rel=1e-5)
     assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_matrix_of_a_transposed_convolution_has_a_row_for_each_output(groups):
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(4, 6, 2, groups=groups)
+    model = Sequence(nn.Conv2d(1, 4, 1), up, nn.Flatten(), nn.Linear(150, 3)).eval()
+    weight = model[1].weight.data
+    weight[:, 1] = 2 * weight[:, 0]  # two outputs of the first group are alike, and of each other one
+    result = LayerNorms()(model, splits_of(torch.rand(2, *SHAPE), torch.zeros(2).long()))["layers"]["1"]
+    matrix = effective_weights(model)["1"].flatten(1).double()
+    assert len(matrix) == 6 and result["rank"] == int(torch.linalg.matrix_rank(matrix)) / min(matrix.shape) < 1
 
 
 def test_the_rank_of_a_convolution_is_that_of_its_matrix_and_its_norm_that_of_the_operator():

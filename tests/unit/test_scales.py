@@ -136,6 +136,7 @@ def test_a_selector_lists_values_and_several_selectors_are_alternatives():
     assert selected(row, [{"method": "RSR"}, {"level": [0.5, 0.9]}])
     assert selected(row, [{"seed": "first"}], first_seed=3) and not selected(row, [{"seed": "first"}], first_seed=0)
     assert selected(row, [{"seed": [1, 3]}], first_seed=0)
+    assert selected(row, [{"seed": ["first", 1]}], first_seed=3) and not selected(row, [{"seed": ["first", 1]}], 0)
 
 
 # ------------------------------------------------------------------------------------------------- mistakes

@@ -87,6 +87,17 @@ def test_every_number_is_computed_again_in_a_store_of_its_own(pruned, store, cap
     assert " again " in text and "--again" not in text
 
 
+def test_a_number_that_is_none_is_told(pruned, store, capsys):
+    none = WeightSparsity()
+    path = store.places(pruned, [none])[3]
+    entry = files.read_json(path)
+    entry["result"] |= {"value": None, "parts": {"kappa": None}}
+    files.write_json(path, files.sealed({key: entry[key] for key in entry if key != "sha256"}, "a test"))
+    text = shown(capsys, pruned.identity)
+    assert re.search(r"^ *sparsity +none ", text, re.MULTILINE)
+    assert re.search(r"^ *sparsity kappa +none ", text, re.MULTILINE)
+
+
 def test_a_run_of_a_study_has_its_place_and_the_command_of_its_table(store, capsys):
     experiment = fk_resnet.experiment("quick")
     row = experiment.tables["table 2"][-1]

@@ -18,7 +18,7 @@ from sparserobust.reporting import claims, crossed, estimates, tables
 from sparserobust.running import scales, sweep
 from sparserobust.running.experiment import Results
 from sparserobust.sparsifiers import Channels, Magnitude
-from sparserobust.studies import contest, contest_plots, ledger
+from sparserobust.studies import contest, contest_plots, ledger, questions
 from sparserobust.studies import methods as m
 from sparserobust.studies.methods import named
 from sparserobust.studies.questions import ATTACKED, MARGIN
@@ -65,6 +65,13 @@ def test_a_scale_may_have_some_of_the_methods_and_their_questions(scale):
     assert [line.split()[0] for line in lines["line"]] == ["splitting", "RSR", "lasso", "noise"]
     words = comparisons.in_words(lines, experiment.settings)
     assert list(words.index) == ["splitting", "RSR", "lasso", "noise"] and len(rows) == 8
+
+
+def test_methods_that_leave_no_question_are_one_line(refusal):
+    experiment = runs.experiment(SOME[0], [0, 1])
+    alone = experiment.only(method=m.DENSE)
+    results = found(alone, lambda row, metric: np.arange(SMALL_IMAGES) % 2 < 1)
+    assert "none of the questions" in refusal(questions.ledger, claims.judge(results.frame, []), QUESTIONS)
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -329,6 +329,28 @@ def test_a_convolution_has_no_weights_of_a_pixel(blank, refusal):
     assert "is a convolution" in refusal(WithoutBlankPixels(measurement=WeightSparsity()), model, blank[1])
 
 
+def test_what_a_measurement_needs_besides_is_handed_on(blank, tiny_run):
+    model, data = blank
+    transfer = Accuracy(attack=FGSM(epsilon=0.2), source=tiny_run())
+    assert WithoutBlankPixels(measurement=transfer).required_runs == (tiny_run(),)
+    other = LeNet300100().build((1, 4, 4), 5).eval()
+    model[1].weight.data[:, [1, 15]] = 0
+    assert WithoutBlankPixels(measurement=transfer)(model, data, other) == transfer(model, data, other)
+
+
+def test_weights_in_bfloat16_are_counted_as_they_are():
+    net = nn.Linear(30, 20, bias=False).bfloat16()
+    found, same = (WeightHistogram()(one, None) for one in (net, nn.Linear(30, 20, bias=False)))
+    plain = nn.Linear(30, 20, bias=False)
+    plain.weight.data = net.weight.data.float()
+    assert found == WeightHistogram()(plain, None) != same
+
+
+def test_a_layer_of_one_weight_has_no_spread(blank):
+    layers = LayerSparsity()(nn.Sequential(nn.Flatten(), nn.Linear(16, 1, bias=False), nn.Linear(1, 1)), None)["layers"]
+    assert layers["2"]["std"] == 0 < layers["1"]["std"]
+
+
 def test_without_blank_pixels_costs_what_it_measures():
     measure = Accuracy(attack=FGSM(epsilon=0.1), images=100)
     assert WithoutBlankPixels(measurement=measure).cost == measure.cost

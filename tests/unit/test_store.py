@@ -971,6 +971,13 @@ def test_what_a_killed_write_left_is_removed_by_the_next_and_nothing_else(tmp_pa
     assert names(tmp_path) == {"a.json", *theirs} - {f".a.json.{here}.{os.getpid()}"}
 
 
+def test_tied_weights_are_written_under_each_name(tmp_path):
+    one = torch.randn(3, 4)
+    files.save_tensors(tmp_path / "t", {"a": one, "b": one, "c": one.T, "d": one[1:]}, {"epoch": "3"})
+    loaded, _ = files.load_tensors(tmp_path / "t")
+    assert all(torch.equal(loaded[name], t) for name, t in {"a": one, "b": one, "c": one.T, "d": one[1:]}.items())
+
+
 def test_tensors_survive_and_damage_is_seen(tmp_path):
     tensors = {"a/b": torch.randn(3, 2, 4, 4).to(memory_format=torch.channels_last), "n": torch.tensor(3),
                "h": torch.ones(2, dtype=torch.bfloat16), "t": torch.randn(4, 5).T}

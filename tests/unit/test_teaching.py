@@ -403,6 +403,19 @@ def test_scalars_of_any_library_are_numbers():
         assert type(answering.restored(answering.plain(other))).__name__ == type(other).__name__
 
 
+class Raises:
+    """Whoever looks at it gets an error that `item` alone would not give."""
+
+    def item(self):
+        raise AttributeError("no")
+
+
+@pytest.mark.parametrize("answer", [torch.nn.LazyLinear(3), torch.nn.Linear(2, 2, device="meta"), Raises()],
+                         ids=["lazy", "meta", "raises"])
+def test_an_odd_answer_does_not_end_a_submission(answer):
+    assert answering.plain(answer) == {"kind": "other", "type": type(answer).__name__}
+
+
 def test_a_run_comes_back_and_one_from_outside_does_not(tiny_run):
     run = tiny_run(sparsifier=Magnitude(sparsity=0.5), start=tiny_run())
     for answer in (run, {"run": run, "net": "A"}):

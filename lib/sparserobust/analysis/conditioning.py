@@ -297,7 +297,8 @@ class Conditioning(Measurement, kind="conditioning"):
 
     def _chance(self, weights: dict[str, Tensor]) -> torch.Generator:
         """A stream of its own for every network: its weights name it."""
-        name = hashlib.sha256(b"".join(weight.cpu().numpy().tobytes() for weight in weights.values())).hexdigest()
+        name = hashlib.sha256(b"".join(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                                       for weight in weights.values())).hexdigest()
         # the draws of the first revision, whose numbers they still are
         return stream(0, "null", self.first_identity, name, device=next(iter(weights.values())).device)
 

@@ -163,11 +163,10 @@ def pgd_path(model, images: Tensor, labels: Tensor, epsilon: float, steps: Seque
 
 def answers(model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy of each image (n,), without gradient, and whether it is classified correctly
-    (n,), which it is not where a logit is not finite."""
+    (n,)."""
     with torch.no_grad():
         logits = mean_logits(model, images, 1)
-    hits = (logits.argmax(1) == labels) & logits.isfinite().all(1)
-    return cross_entropy(logits, labels, reduction="none"), hits
+    return cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
 
 
 def input_gradient(model, images: Tensor, labels: Tensor) -> Tensor:

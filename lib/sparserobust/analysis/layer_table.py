@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparserobust.analysis.conditioning import rank, spectrum
+from sparserobust.analysis.shapes import uncompiled
 from sparserobust.attacks import under_attack
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
@@ -76,7 +77,7 @@ def _units(model: nn.Module, named: dict[str, nn.Module], images: Tensor) -> dic
     hooks = [layer.register_forward_hook(partial(keep, name)) for name, layer in named.items()
              if isinstance(layer, _ConvNd | nn.Linear)]
     try:
-        with under_attack(model), noise_off(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        with under_attack(model), noise_off(model), torch.enable_grad(), uncompiled():
             for batch in images.split(BATCH):
                 outputs.clear()
                 calls.clear()

@@ -95,6 +95,7 @@ class Theorem31(Measurement, kind="theorem_31"):
 
     def check(self):
         self.choice("split", "test", "validation")
+        self.require(all(radius > 0 for radius in self.radii), "radii are positive: the bound divides by them")
 
     def __call__(self, model, splits):
         weight, _ = weight_and_bias(model, splits.image_shape)
@@ -121,8 +122,8 @@ class Theorem31(Measurement, kind="theorem_31"):
 class LinearRadii(Measurement, kind="linear_radii"):
     """Exact robustness of a linear network of any number of classes on the test images (or validation images,
     by `split`): the value is r_2, the mean l2 radius with zero for misclassified images, `relative` the mean of radius
-    over |x|; at each linf radius, r_inf is the share of images that no perturbation fools, `fgsm` of those that one
-    step along the gradient's sign does not fool. Perturbed images may leave the box."""
+    over |x|, of images that are not black; at each linf radius, r_inf is the share of images that no perturbation
+    fools, `fgsm` of those that one step along the gradient's sign does not fool. Perturbed images may leave the box."""
 
     radii: tuple[float, ...]
     split: str = "test"  # test | validation
@@ -131,6 +132,7 @@ class LinearRadii(Measurement, kind="linear_radii"):
 
     def check(self):
         self.choice("split", "test", "validation")
+        self.require(all(radius >= 0 for radius in self.radii), "radii cannot be negative")
 
     def __call__(self, model, splits):
         weight, bias = weight_and_bias(model, splits.image_shape)
@@ -140,7 +142,8 @@ class LinearRadii(Measurement, kind="linear_radii"):
         r_inf = exact_radii(weight, bias, images, labels, "linf")
         logits = images @ weight.T + bias
         gradient = (logits.softmax(1) - torch.nn.functional.one_hot(labels, len(weight))) @ weight
-        parts = {"relative": float((r2 / images.norm(dim=1)).mean())}
+        lengths = images.norm(dim=1)
+        parts = {"relative": float((r2 / lengths)[lengths > 0].mean())}
         each = {"": imagewise.pack(r2.cpu())} | {f"r_inf {radius:g}": imagewise.pack((r_inf > radius).cpu())
                                                  for radius in self.radii}
         for radius in self.radii:

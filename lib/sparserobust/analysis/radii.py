@@ -141,7 +141,11 @@ class LayerNorms(Measurement, kind="layer_norms"):
         self.require(bool(norms["l2"]), "this network calls no convolution and no linear layer as such")
         modules, layers, product = dict[str, Any](model.named_modules()), {}, 1.0
         for name in norms["l2"]:
-            weight = acting_weight(modules[name]).detach().double().flatten(1)
+            layer = modules[name]
+            weight = acting_weight(layer).detach().double()
+            if getattr(layer, "transposed", False):
+                weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+            weight = weight.flatten(1)
             values = torch.linalg.svdvals(weight)
             threshold = max(weight.shape) * torch.finfo(values.dtype).eps  # that of `torch.linalg.matrix_rank`
             number = condition(values, threshold)

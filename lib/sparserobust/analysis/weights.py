@@ -70,6 +70,8 @@ class WeightHistogram(Measurement, kind="weight_histogram"):
 
     def _counted(self, weights: torch.Tensor) -> dict:
         near = int((weights.abs() < self.near_zero).sum())
+        if weights.dtype == torch.bfloat16:  # which numpy does not know
+            weights = weights.float()
         counts, _ = np.histogram(weights.clamp(-self.limit, self.limit), self.bins, (-self.limit, self.limit))
         return {"value": near / len(weights), "count": near, "total": len(weights),
                 "histogram": counts.tolist(), "limit": self.limit}
@@ -128,15 +130,16 @@ class LayerSparsity(Measurement, kind="layer_sparsity"):
             left = size[size > 0]
             layers[name.removesuffix(".weight")] = {
                 "zero": int((size == 0).sum()), "total": size.numel(), "largest": float(size.max()),
-                "smallest": float(left.min()) if len(left) else 0.0, "std": float(w.detach().std())}
+                "smallest": float(left.min()) if len(left) else 0.0,
+                "std": float(w.detach().std()) if w.numel() > 1 else 0.0}
         return {"value": zero / total, "count": zero, "total": total, "layers": layers}
 
 
 @settings
 class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
     """Another measurement, on the network whose first layer, a linear one, does not read the pixels that are zero in
-    all training images. Their weights never got a gradient: they are as they were drawn, shrunk by weight decay,
-    useless on clean images, and an attack may use them."""
+    all training images. In natural training their weights never got a gradient: they are as they were drawn, shrunk by
+    weight decay, useless on clean images, and an attack may use them."""
 
     measurement: Measurement
     sampled: ClassVar[bool] = True
@@ -150,7 +153,11 @@ class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
     def cost(self):
         return self.measurement.cost
 
-    def __call__(self, model, splits):
+    @property
+    def required_runs(self):
+        return self.measurement.required_runs
+
+    def __call__(self, model, splits, *others):
         sparsity.zero_weights(model)
         name, first = next(iter(sparsity.weights(model).items()))
         read = (splits.train.images.flatten(1) != 0).any(0)
@@ -158,7 +165,7 @@ class WithoutBlankPixels(Measurement, kind="without_blank_pixels"):
             raise UserError(f"the first layer of {type(model).__name__} is a convolution, or does not read the pixels: "
                             "it has no weight of its own for each of them")
         with weights_replaced(model, {name: first.tensor.detach() * read}):
-            return self.measurement(model, splits)
+            return self.measurement(model, splits, *others)
 
 
 def _check_acting(model: nn.Module, splits: Splits | None) -> None:

@@ -77,7 +77,8 @@ def judged(claim: Claim, found: Comparison, where: str = "", row: str = "") -> d
         return result | {"why": why, "margin": claim.margin}
     low, high = estimate.interval()
     if math.isnan(low):
-        return result | {"images": estimate.images, "why": _without_scatter(ours), "verdict": OPEN}
+        return result | {"images": estimate.images, "why": _without_scatter(ours), "verdict": OPEN,
+                         "margin": claim.margin}
     side = claim.margin if claim.direction == "no worse" else None
     held = threshold if side is None else -side
     p = estimate.p(held)

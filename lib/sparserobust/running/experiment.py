@@ -12,6 +12,7 @@ from sparserobust.running import scales
 from sparserobust.running.scales import S
 from sparserobust.running.store import Store
 from sparserobust.running.sweep import Grid, frame_of, sweep
+from sparserobust.settings import unknown
 
 Rows = Callable[[S, str, int, bool], Iterable[dict]]
 
@@ -70,7 +71,7 @@ class Experiment(Generic[S]):
     def tables(self) -> dict[str, Grid]:
         """The grid rows that each of the paper's tables and figures shows, of those that have any. A row may be in
         several."""
-        found = {name: [row for row in self.grid if scales.selected(row, selectors)]
+        found = {name: [row for row in self.grid if scales.selected(row, selectors, self.seeds[0])]
                  for name, selectors in self.settings.tables.items()}
         return {name: rows for name, rows in found.items() if rows}
 
@@ -89,8 +90,12 @@ class Experiment(Generic[S]):
         return replace(self, grid=self.rows(**labels))
 
     def rows(self, **labels) -> Grid:
-        """Grid rows with these labels."""
-        return [row for row in self.grid if all(row[k] == v for k, v in labels.items())]
+        """Grid rows with these labels. `UserError` for a label that none has."""
+        known = {label: None for row in self.grid for label in row}
+        for label in labels if self.grid else ():
+            if label not in known:
+                unknown("label", label, f"the grid of {self.study}", known)
+        return [row for row in self.grid if all(k in row and row[k] == v for k, v in labels.items())]
 
     def row(self, **labels) -> dict:
         """The first grid row with these labels. `UserError` if there is none."""

@@ -192,9 +192,13 @@ def _from_text(name: str, text: str) -> dict:
 def selected(row: Mapping, selectors: Iterable[Selector], first_seed: int | None = None) -> bool:
     """Whether one of the selectors picks a grid row: all its labels have one of the values that it lists. The seed
     may be given as `first`."""
-    first = [FIRST] if row.get("seed") == first_seed else []
-    return any(all(label in row and (row[label] in _values(wanted) or (label == "seed" and first == _values(wanted)))
-                   for label, wanted in selector.items()) for selector in selectors)
+    def picked(label: str, wanted: Any) -> bool:
+        values = _values(wanted)
+        first = label == "seed" and FIRST in values and row["seed"] == first_seed
+        return row[label] in values or first
+
+    return any(all(label in row and picked(label, wanted) for label, wanted in selector.items())
+               for selector in selectors)
 
 
 def _values(wanted: Any) -> list:

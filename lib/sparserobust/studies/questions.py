@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pandas
 
+from sparserobust.errors import UserError
 from sparserobust.reporting import claims
 from sparserobust.reporting.claims import Contrast
 from sparserobust.reporting.reported import Claim
@@ -55,7 +56,10 @@ def contrasts(own: ContestSettings, questions: Questions, where: str) -> Iterato
 
 
 def ledger(rows: pandas.DataFrame, questions: Questions, looks: Sequence[int] = ()) -> pandas.DataFrame:
-    """The comparisons under attack as one family (`claims.together`), each question in words."""
+    """The comparisons under attack as one family (`claims.together`), each question in words. `UserError` where the
+    methods of a scale leave none."""
+    if rows.empty:
+        raise UserError("none of the questions can be asked of the methods that this scale has: give it more of them")
     lines = rows[~rows["claim"].str.endswith(", clean")].reset_index(drop=True)
     words = []
     for line in lines["claim"]:

@@ -101,7 +101,14 @@ def _write(out: int, content: bytes) -> None:
 
 
 def plain(answer: Any) -> dict:
-    """An answer as JSON."""
+    """An answer as JSON; of one that raises when it is looked at, its type."""
+    try:
+        return _plain(answer)
+    except Exception:
+        return {"kind": "other", "type": type(answer).__name__}
+
+
+def _plain(answer: Any) -> dict:
     run = answer.get("run") if isinstance(answer, dict) else answer
     if answer is ...:
         return {"kind": "none"}

@@ -101,7 +101,7 @@ def sizes(report: Report) -> pandas.DataFrame:
 
 def beside_the_others(reports: Mapping[str, Report], scale: str) -> pandas.DataFrame:
     """The rows of table 1 of notebook 06 at a scale, as it was drawn last, and one for each of these networks."""
-    drawn = paths.committed_figures() / scale / "06_side_by_side" / "table1_methods.csv"
+    drawn = paths.contest_table(scale)
     if not drawn.exists():
         raise UserError(f"{paths.short(drawn)} is not here: run 06_side_by_side at scale {scale} first")
     table = pandas.read_csv(drawn, dtype=str, keep_default_na=False).set_index("method")
