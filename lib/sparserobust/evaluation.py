@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparserobust import imagewise
-from sparserobust.answers import flagged, is_random, predicted
+from sparserobust.answers import flag, flagged, is_random, predicted
 from sparserobust.attacks import FGSM, PGD, l2_norm
 from sparserobust.config import Attack, Measurement, Run
 from sparserobust.errors import UserError
@@ -73,19 +73,20 @@ class Accuracy(Measurement, kind="accuracy"):
     def required_runs(self):
         return () if self.source is None else (self.source,)
 
-    def __call__(self, model, splits, *others):
+    def __call__(self, model, splits, *others, before: dict | None = None):
+        """`before` is what `after` gave of this network, where that is known: it is not taken again."""
         if len(others) != len(self.required_runs):
             raise TypeError("a transfer attack is called with the network that is attacked, any other without")
         (attacked,) = others or (model,)
         with flagged() as flags:
             if self.noise:
-                result = self._measured(model, attacked, splits)
+                result = self._measured(model, attacked, splits, before)
             else:
                 with noise_off(model), noise_off(attacked):
-                    result = self._measured(model, attacked, splits)
+                    result = self._measured(model, attacked, splits, before)
         return result | {"flags": flags}
 
-    def _measured(self, model, attacked, splits) -> dict:
+    def _measured(self, model, attacked, splits, before: dict | None = None) -> dict:
         split, attack = getattr(splits, self.split).sample(self.images), self.attack
         draws, trials = getattr(attack, "eot_draws", 1), self.trials
         if attack is not None and draws > 1 and not is_random(attacked, split.images):  # all draws would be the same
@@ -98,7 +99,10 @@ class Accuracy(Measurement, kind="accuracy"):
                          "differently when asked again: leave it out")
         tried = torch.arange(len(split))
         if self.after is not None:
-            stood = imagewise.unpack(self.after._measured(model, attacked, splits)["each"][""])[:len(split)] > 0
+            before = before or self.after._measured(model, attacked, splits)
+            for what in before.get("flags", ()):
+                flag(what)
+            stood = imagewise.unpack(before["each"][""])[:len(split)] > 0
             tried = torch.from_numpy(stood).nonzero()[:, 0]
         right = torch.zeros(trials, len(split), dtype=torch.bool)
         clean, lengths = right[0].clone(), torch.zeros(trials, len(split))

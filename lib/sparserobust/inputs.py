@@ -158,7 +158,7 @@ def measured(call: Callable) -> Callable:
     """The `__call__` of a measurement, which checks what it is given as `guarded` does that of an attack, where it
     looks at images; and that what it gives back are numbers. Inside, gradients are on, whatever they are outside."""
     @wraps(call)
-    def checked(self, model, splits, *others):
+    def checked(self, model, splits, *others, **known):
         model, others = network(model), [network(other) for other in others]
         if splits is not None:
             if not (hasattr(splits, "test") or hasattr(splits, "image_shape")):
@@ -177,7 +177,7 @@ def measured(call: Callable) -> Callable:
                 for net in (model, *others):
                     _check_logits(asked(net, split.images[:2]), split.labels)
         with torch.inference_mode(False), torch.enable_grad():
-            result = call(self, model, splits, *others)
+            result = call(self, model, splits, *others, **known)
         for where, value in _numbers(result):
             if not math.isfinite(value):
                 raise UserError(f"{self.label()}: {where} is not a finite number, so that nothing is measured: look at "

@@ -17,6 +17,7 @@ from sparserobust import files
 from sparserobust.analysis import audit as parts
 from sparserobust.analysis.audit import NETWORK, Audit
 from sparserobust.analysis.linear import exact_radii
+from sparserobust.attacks import PGD
 from sparserobust.cli import main
 from sparserobust.data import Split, Splits
 from sparserobust.evaluation import Accuracy
@@ -46,6 +47,22 @@ def test_what_an_audit_counts_is_what_accuracy_counts(result, net, digits):
     worst = np.logical_and.reduce([hits for name, hits in right.items() if name])
     assert (right[""] == worst).all() and result["count"] == worst.sum() == round(60 * result["value"])
     assert 0 < result["count"] < result["attacks"]["clean"]["count"]
+
+
+def test_the_first_attack_is_run_once(net, digits, monkeypatch):
+    """And once more where it is asked for again; each that follows it counts as if it had run it itself."""
+    audit, begun, call = Audit(epsilon=0.1, images=30, few=5, queries=5, autoattack=False), [], PGD.__call__
+
+    def counted(self, model, images, *more):
+        begun.append((self, len(images)))
+        return call(self, model, images, *more)
+
+    monkeypatch.setattr(PGD, "__call__", counted)
+    result = audit(net, digits)
+    assert [images for attack, images in begun if attack == audit.pgd()].count(30) == 1
+    for name, measure in audit.accuracies(random=False).items():
+        alone = measure(net, digits)
+        assert result["attacks"][name].items() <= alone.items() and result["each"][name] == alone["each"][""], name
 
 
 def test_a_curve_falls_from_the_clean_answers_to_nothing(result, net, digits):

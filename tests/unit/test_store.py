@@ -177,6 +177,21 @@ def test_a_twin_is_trained_itself_where_the_last_epoch_of_the_other_is_not_to_be
     assert caplog.text.count("it is trained itself") == (harm in ("damaged", "of another"))
 
 
+def test_what_an_attack_follows_is_not_run_again_where_it_is_stored(fresh, tiny_run, monkeypatch):
+    first = Accuracy(images=30, attack=FGSM(epsilon=0.1))
+    then, calls, call = Accuracy(images=20, attack=FGSM(epsilon=0.2), after=first), [], FGSM.__call__
+    alone = fresh().measure(tiny_run(), then)
+
+    def counted(self, *given):
+        calls.append(self.epsilon)
+        return call(self, *given)
+
+    monkeypatch.setattr(FGSM, "__call__", counted)
+    other = Store(fresh().folder.with_name("other"), use_published=False)
+    other.measure(tiny_run(), first)
+    assert other.measure(tiny_run(), then) == alone and calls == [0.1, 0.2]
+
+
 def test_what_a_sparsifier_needs_is_trained_before_and_handed_to_it(fresh, trained, tiny_run):
     dense = tiny_run()
     pruned = tiny_run(start=dense, epochs=0, sparsifier=Magnitude(sparsity=0.5))

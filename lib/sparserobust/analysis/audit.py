@@ -130,7 +130,8 @@ class Audit(Measurement, kind="audit"):
         for name, measure in self.accuracies(random).items():
             if PGD20 not in attacks:  # or could not be taken: then those that would follow it stand alone
                 measure = replace(measure, after=None)
-            if found := tried(name, lambda measure=measure: measure(model, splits)):
+            first = attacks[PGD20] if measure.after else None
+            if found := tried(name, lambda measure=measure, first=first: measure(model, splits, before=first)):
                 attacks[name] = found
             elif name == CLEAN:
                 raise UserError(f"the network cannot be judged: {unmeasured[CLEAN]}")

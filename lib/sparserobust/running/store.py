@@ -211,8 +211,11 @@ class Store:
         model, others = self._at_hand[1], [self.model(other) for other in measurement.required_runs]
         report(f"measuring {measurement.kind}", run.recipe.trained_epochs)
         begun = time.monotonic()
+        first = getattr(measurement, "after", None)
+        known = first and self.find(run, first)
+        more = {"before": known} if known and known["where"] == "store" else {}
         with with_threads(run.recipe.threads):
-            result = measurement(model, data.load(run.data, measuring_device()), *others)
+            result = measurement(model, data.load(run.data, measuring_device()), *others, **more)
         weights = {each.identity: self.train(each)["weights_sha256"] for each in (run, *measurement.required_runs)}
         entry = {"identity": measurement.identity, "measurement": measurement.plain(), "weights": weights,
                  "result": result, "provenance": _provenance(run, begun, measuring_device())}
