@@ -31,7 +31,8 @@ def right_gradients():
     """Tests that take gradients by hand, channels last, do not die of what `training.fastest_layout` avoids."""
     as_it_is = torch.nn.Conv2d._conv_forward
 
-    def forward(conv, x, weight, bias):
+    @torch.jit.ignore  # so that networks can be made TorchScript
+    def _conv_forward(conv, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if weight.shape[1] < 8 and conv.kernel_size == (1, 1) and conv.stride != (1, 1):
             down, right = conv.stride
             return torch.nn.functional.conv2d(x[..., ::down, ::right], weight, bias, 1, 0, 1, conv.groups)
@@ -39,7 +40,7 @@ def right_gradients():
 
     with pytest.MonkeyPatch.context() as patch:
         if torch.backends.cpu.get_cpu_capability() == "AVX2":
-            patch.setattr(torch.nn.Conv2d, "_conv_forward", forward)
+            patch.setattr(torch.nn.Conv2d, "_conv_forward", _conv_forward)
         yield
 
 
