@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=3, help="of Square, per image")
     parser.add_argument("--record", action="store_true", help=f"write the table into {TABLE.name}")
     chosen = parser.parse_args()
+    if chosen.record and set(chosen.only) != set(NETWORKS):
+        parser.error("--record writes the whole table: leave out --only")
     print(provenance.summary())
     lines = printed(judged(name, chosen.images, chosen.few, chosen.queries) for name in chosen.only)
     if chosen.record:

@@ -93,9 +93,11 @@ def kernel(name: str) -> str:
 
     begun, watching = time.monotonic(), threading.Thread(target=watch)
     watching.start()
-    client.execute()
-    over.set()
-    watching.join()
+    try:
+        client.execute()
+    finally:
+        over.set()
+        watching.join()
     return (f"{path.stem}: {max(seconds):.0f} s of CPU in {time.monotonic() - begun:.0f} s, "
             f"at most {max(memory) / 2**20:.0f} MB")
 

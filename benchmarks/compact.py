@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the channels that are no longer read")
     parser.add_argument("--record", action="store_true", help=f"write the table into {TABLE.name}")
     chosen = parser.parse_args()
+    if chosen.record and set(chosen.only) != set(NETWORKS):
+        parser.error("--record writes the whole table: leave out --only")
     print("millions of parameters, MACs and bytes; " + provenance.summary())
     lines = printed(measured(name, chosen.side, chosen.repeats, chosen.share) for name in chosen.only)
     if chosen.record:

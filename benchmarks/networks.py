@@ -71,14 +71,15 @@ def make(name: str, store: Store) -> dict:
     precision = torch.float if name in WHOLE else torch.half
     tensors = networks.packed(store.model(run).state_dict(), precision)
     model = networks.unpacked(run, tensors)
-    files.write(folder / f"{name}.safetensors", files.packed(tensors))
+    content, found = files.packed(tensors), measured(model, run, before)
+    files.write(folder / f"{name}.safetensors", content)
     zero, weights = zero_weights(model)
     card = {"about": about, "paper": paper, "study": study, "scale": SCALE, "identity": run.identity,
             "run": run.plain(), "weights_sha256": files.sha256(folder / f"{name}.safetensors"),
             "bytes": (folder / f"{name}.safetensors").stat().st_size,
             "processor": records.read(store.folder / run.identity / "provenance.json", run.identity)["processor"],
             "parameters": parameters(model), "weights": weights, "weights_left": weights - zero,
-            "measured": measured(model, run, before), "sample": on_sample(model)}
+            "measured": found, "sample": on_sample(model)}
     files.write_json(folder / f"{name}.json", files.sealed(card, name))
     return card
 

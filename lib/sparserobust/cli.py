@@ -579,12 +579,16 @@ def _show(chosen) -> None:
 
     if (chosen.run is None) == (chosen.study is None):
         raise UserError("say which run: how its identity begins, or --study and --label")
+    if chosen.run and chosen.label:
+        raise UserError("labels go with --study: a run that is named by its identity needs none")
     store = Store()
     again = Store(paths.build_folder() / "again", use_published=False) if chosen.again else None
     if chosen.run:
         run = showing.find(chosen.run, store)
     else:
         found = showing.chosen(chosen.scale, chosen.study, dict(chosen.label))
+        if len(found) > 1 and again:
+            raise UserError(f"{len(found)} runs have these labels: add some, until one is left to compute --again")
         if len(found) > 1:
             print(showing.listed(found))
             return

@@ -243,11 +243,12 @@ def _own(name: str) -> Splits:
     if part:
         with global_seed(0, "own data"):
             found = outside.called(name)
-            given = {split: value for split in (*outside.SPLITS, "classes") if (value := _of(found, split)) is not None}
+            given = {split: value for split in (*outside.SPLITS, "classes")
+                     if (value := _of(found, split, name)) is not None}
     else:
         given = _read(outside.located(place, content))
     names = given.pop("classes", None)
-    if not isinstance(names, Iterable | None):
+    if isinstance(names, str) or not isinstance(names, Iterable | None):
         raise UserError(f"classes should be their names, one for each, not of type {type(names).__name__}")
     names = None if names is None else tuple(names)
     splits = {split: _checked_split(pair, split, names) for split, pair in given.items()}
@@ -266,10 +267,10 @@ def _own(name: str) -> Splits:
     return Splits(train, validation, test, tuple(map(str, range(count) if names is None else names)))
 
 
-def _of(found: Any, what: str) -> Any:
-    """An entry or attribute, called if it is a method; None if there is none."""
+def _of(found: Any, what: str, name: str) -> Any:
+    """An entry or attribute of what is called so, called if it is a method; None if there is none."""
     value = found.get(what) if isinstance(found, Mapping) else getattr(found, what, None)
-    return value() if callable(value) else value
+    return outside.guarded(f"{what} of {name}", value, offered={}) if callable(value) else value
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -296,7 +297,10 @@ def _checked_split(pair: Any, split: str, names: Any) -> Split:
         pair = pair.images, pair.labels
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise UserError(f"{split} should be (images, labels), not of type {type(pair).__name__}")
-    images, labels = (torch.as_tensor(part) if isinstance(part, np.ndarray) else part for part in pair)
+    try:
+        images, labels = (torch.as_tensor(part) if isinstance(part, np.ndarray) else part for part in pair)
+    except (TypeError, ValueError) as error:  # such as names in place of numbers
+        raise UserError(f"{split}: images and labels should be numbers ({error})") from None
     if getattr(images, "dtype", None) in (torch.float16, torch.bfloat16):
         images = images.float()
     with located(split):
@@ -361,16 +365,18 @@ def _idx(name: str):
 
 def _torchvision(name: str):
     """CIFAR-100 and SVHN, read and md5-checked by torchvision itself."""
-    from torchvision import datasets
-
-    kind = getattr(datasets, name)
     parts = [{"train": True}, {"train": False}] if name == "CIFAR100" else [{"split": "train"}, {"split": "test"}]
     read = []
     for part in parts:
-        def fetch(part=part):
-            return kind(data_folder(), download=True, **part)
+        def fetch(part=part, download=True):
+            from torchvision import datasets
 
-        d = _fetched(fetch, name, f"its official files into {data_folder()}, as torchvision lays them out")
+            return getattr(datasets, name)(data_folder(), download=download, **part)
+
+        try:
+            d = fetch(download=False)
+        except (ImportError, RuntimeError):  # it is not here
+            d = _fetched(fetch, name, f"its official files into {data_folder()}, as torchvision lays them out")
         images, labels = np.asarray(d.data), np.asarray(d.targets if name == "CIFAR100" else d.labels)
         read.append(_tensors(images.transpose(0, 3, 1, 2) if name == "CIFAR100" else images, labels))
     classes = d.classes if name == "CIFAR100" else [str(c) for c in range(10)]

@@ -72,7 +72,7 @@ def load(name: str) -> nn.Module:
             raise files.Corrupt(f"{path} is not what its card says")
         tensors, _ = files.load_tensors(path)
     except ImportError:
-        raise UserError("reading a network needs safetensors: pip install 'sparserobust[lab]'") from None
+        raise _without_safetensors() from None
     except files.Corrupt as error:
         raise _damaged(error) from None
     return unpacked(run, tensors)
@@ -120,7 +120,10 @@ def from_hub(folder: Path | str) -> nn.Module:
     except (KeyError, TypeError):
         raise files.Corrupt(f"{folder / 'config.json'} was not written by this library") from None
     path = folder / "model.safetensors"
-    tensors = files.read_tensors(path)[0]
+    try:
+        tensors = files.read_tensors(path)[0]
+    except ImportError:
+        raise _without_safetensors() from None
 
     def weight(key: str, like: Tensor) -> Tensor:
         if key not in tensors or tensors[key].shape != like.shape:
@@ -163,6 +166,10 @@ def _unpacked(tensors: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
     whole = torch.zeros_like(like, memory_format=torch.contiguous_format)
     whole[torch.from_numpy(bits).bool().view(like.shape)] = tensors[key].to(like.dtype)
     return whole
+
+
+def _without_safetensors() -> UserError:
+    return UserError("reading a network needs safetensors: pip install 'sparserobust[lab]'")
 
 
 def _damaged(error: files.Corrupt) -> UserError:

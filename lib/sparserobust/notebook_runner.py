@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from sparserobust import parameters
+from sparserobust import files, parameters
 from sparserobust.errors import UserError, quoted
 from sparserobust.files import one_line
 from sparserobust.paths import PROJECT, build_folder, figures_folder, notebooks_folder, short, writable
@@ -150,7 +150,7 @@ def refresh(name: str) -> Path:
                 output.metadata["image/png"] = {"alt": output.data["text/plain"]}
             if "text" in output:
                 output["text"] = re.sub(rf"{re.escape(str(PROJECT))}/?", "", output["text"])
-    nbformat.write(notebook, find(name))
+    files.write(find(name), (nbformat.writes(notebook) + "\n").encode())
     return find(name)
 
 

@@ -171,6 +171,8 @@ def called(name: str, ready: type | tuple[type, ...] = (), **offered: Any) -> An
     path, arguments = _call(name)
     found = _object(place, path, content)
     if isinstance(found, ready):
+        if arguments:
+            raise UserError(f"{place}:{path} is ready, and takes no arguments: name it without ({part})")
         return copy.deepcopy(found)
     if not callable(found):
         raise UserError(f"{place}:{path} cannot be called, being of type {type(found).__name__}")

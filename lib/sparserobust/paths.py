@@ -58,7 +58,9 @@ def init(folder: Path) -> list[Path]:
         if (PACKAGED / path).is_dir():
             (folder / path).mkdir()
         else:
-            shutil.copyfile(PACKAGED / path, folder / path)
+            aside = (folder / path).with_name(f".{path.name}.part")  # so that no file is there by half
+            shutil.copyfile(PACKAGED / path, aside)
+            aside.replace(folder / path)
     return [folder / path for path in missing if (folder / path).is_file()]
 
 

@@ -57,15 +57,16 @@ def gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; none where it works without."""
     if device().type != "cuda":
         return []
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+    given, index = os.environ.get("CUDA_VISIBLE_DEVICES"), device().index
+    names = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+    return names if index is None else [names[index]]
 
 
 @cache
 def has_bfloat16(kind: str) -> bool:
     """Whether a device of this kind multiplies bfloat16 in hardware (an emulation would only be slower)."""
     if kind == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
+        return torch.cuda.get_device_capability(device()) >= (8, 0)
     if kind != "cpu":
         return False
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
@@ -88,7 +89,7 @@ def provenance(where: torch.device | None = None) -> dict:
     user."""
     where = where or device()
     return {
-        "processor": torch.cuda.get_device_name() if where.type == "cuda" else _processor(),
+        "processor": torch.cuda.get_device_name(where) if where.type == "cuda" else _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability() if where.type == "cpu" else None,
         "device": where.type,
         "threads": torch.get_num_threads(),
@@ -128,7 +129,7 @@ def commit() -> str:
 def git(*words: str) -> str | None:
     """What git says of the project; None without git, outside a repository, and where the library lies in no checkout:
     a repository around it is somebody else's."""
-    if not IN_CHECKOUT:
+    if not IN_CHECKOUT or not (PROJECT / ".git").exists():
         return None
     try:
         return subprocess.run(["git", "-C", PROJECT, *words], capture_output=True, text=True, check=True).stdout

@@ -23,8 +23,9 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
 
 @contextmanager
 def own_chance():
-    """What torch's global generators give inside the block changes nothing outside. Where networks are on the CPU, GPUs
-    are left alone: to ask one for its state takes memory of it, and no process could be forked any more."""
+    """What torch's global generators give inside the block changes nothing outside. Where networks are on the CPU, the
+    generators of GPUs are not put back: to ask one for its state takes memory of it, and no process could be forked any
+    more."""
     with torch.random.fork_rng([] if device().type == "cpu" else None):
         yield
 

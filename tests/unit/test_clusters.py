@@ -85,6 +85,7 @@ def test_each_worker_has_a_gpu_to_itself_or_shares_one_as_evenly_as_can_be():
     assert cluster.environments(3, []) == [{}, {}, {}]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in cluster.environments(5, ["2", "GPU-a"])] == [
         "2", "GPU-a", "2", "GPU-a", "2"]
+    assert cluster.environments(1, ["2"])[0]["SPARSEROBUST_DEVICE"] == "cuda", "of whatever index it has here"
 
 
 def test_the_gpus_are_those_that_the_environment_leaves(monkeypatch):
@@ -94,6 +95,8 @@ def test_the_gpus_are_those_that_the_environment_leaves(monkeypatch):
     assert provenance.gpus() == ["0", "1"] and provenance.side_by_side() == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
     assert provenance.gpus() == ["3", "5", "7"] and provenance.side_by_side() == 3
+    monkeypatch.setattr(provenance, "device", lambda: torch.device("cuda:1"))
+    assert provenance.gpus() == ["5"] and provenance.side_by_side() == 1
     monkeypatch.setattr(provenance, "device", lambda: torch.device("cpu"))
     assert provenance.gpus() == [] and provenance.side_by_side() == provenance.cores()
 

@@ -169,6 +169,9 @@ def test_of_twins_one_is_trained(tiny_run, tmp_path):
     plan = forecast.plan(grid, Store(tmp_path, use_published=False), Unit())
     assert (plan.runs, plan.to_train, plan.to_measure) == (2, 1, 2)
     assert forecast.plan(grid[:1], Store(tmp_path, use_published=False), Unit()).to_train == 1
+    store = Store(tmp_path, use_published=False)
+    store.train(best)
+    assert forecast.plan(grid, store, Unit()).to_train == 0
 
 
 def test_what_was_spent_is_the_seconds_of_what_is_done(tiny_run, tmp_path):

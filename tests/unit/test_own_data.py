@@ -53,6 +53,14 @@ def small(in_channels, num_classes):
     net = MobileNetV2(num_classes, width_mult=0.1, inverted_residual_setting=[[1, 8, 1, 1], [2, 8, 2, 1]])
     net.features[0][0] = nn.Conv2d(in_channels, net.features[0][0].out_channels, 3, padding=1, bias=False)
     return net
+
+class Strict(nn.Flatten):
+    def forward(self, x):
+        assert x.shape[-1] == 32
+        return super().forward(x)
+
+def strict():
+    return Strict()
 """
 
 
@@ -172,8 +180,13 @@ CODE = {
     "it = 3": "cannot be called",
     "def other(): pass": "has no 'it'; it has other",
     "import torch\ndef it(): return {'test': (torch.zeros(0, 1, 2, 2), torch.zeros(0).long())}": "no test images",
-    "import torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), torch.tensor([0, 5])), 'classes': 'ab'}":
+    "import torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), torch.tensor([0, 5])), 'classes': ['a', 'b']}":
         "label 5 is none of 2 classes",
+    "import torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), torch.tensor([0, 1])), 'classes': 'ab'}":
+        "classes should be their names",
+    "import numpy, torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), numpy.array(['cat', 'dog']))}":
+        "should be numbers",
+    "class it:\n    def test(self): raise RuntimeError('no file')": "raised RuntimeError",
     "import torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), torch.tensor([0, 2])), 'classes': 3}":
         "classes should be their names",
     "import torch\ndef it(): return {s: (torch.zeros(2, 1, n, 2), torch.tensor([0, 1])) for s, n in "
@@ -306,6 +319,7 @@ def test_a_builder_gets_what_it_asks_for_and_its_network_is_drawn_from_the_seed(
     ({"builder": "torchvision.models:squeezenet1_1"}, "takes no images of shape (1, 8, 8)"),
     ({"builder": "my_net.py:small(num_classes=7)"}, "should give logits of shape (n, 10), not (2, 7)"),
     ({"builder": "my_net.py:small", "mean": (0.5,) * 3, "std": (0.2,) * 3}, "the images have 1 channels"),
+    ({"builder": "my_net.py:strict"}, "takes no images of shape (1, 8, 8): AssertionError"),
     ({"builder": "torch.nn:Identity"}, "should give logits of shape (n, 10), not (2, 1, 8, 8)"),
 ])
 def test_a_network_that_does_not_fit_the_data_is_told_before_it_is_trained(model, told, here, refusal):

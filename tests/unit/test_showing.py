@@ -87,6 +87,13 @@ def test_every_number_is_computed_again_in_a_store_of_its_own(pruned, store, cap
     assert " again " in text and "--again" not in text
 
 
+def test_what_would_be_ignored_is_refused(pruned, store, capsys):
+    assert cli.main(["show", pruned.identity, "-l", "seed", "7"]) == 1
+    assert "labels go with --study" in capsys.readouterr().err
+    assert cli.main(["show", "--study", "fk_resnet", "-l", "method", "RVSM", "--again"]) == 1
+    assert "until one is left" in capsys.readouterr().err
+
+
 def test_a_number_that_is_none_is_told(pruned, store, capsys):
     none = WeightSparsity()
     path = store.places(pruned, [none])[3]

@@ -43,9 +43,10 @@ class Foreign(Model, kind="foreign"):
         try:
             with torch.no_grad():
                 logits = net.eval()(torch.zeros(2, *image_shape, device=like.device, dtype=like.dtype))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise UserError(f"{self.label()}: {self.builder} takes no images of shape {image_shape}: "
-                            f"{str(error).splitlines()[0][:200]}") from error
+        except Exception as error:  # whatever a network of somebody else raises
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self.label()}: {self.builder} takes no images of shape {image_shape}: {why[:200]}"
+                            ) from error
         shape = tuple(getattr(logits, "shape", ()))
         self.require(shape == (2, classes), f"{self.builder} should give logits of shape (n, {classes}), not "
                      f"{shape or type(logits).__name__}; give the number of classes in its name, as in "

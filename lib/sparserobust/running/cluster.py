@@ -158,7 +158,8 @@ def environments(workers: int, gpu: list[str] | None = None) -> list[dict[str, s
     """What is set in the environment of each of so many workers: each has one GPU to itself, or shares it with every
     n-th, where there are any."""
     found = gpus() if gpu is None else gpu
-    return [{"CUDA_VISIBLE_DEVICES": found[number % len(found)]} if found else {} for number in range(workers)]
+    return [{"CUDA_VISIBLE_DEVICES": found[number % len(found)], "SPARSEROBUST_DEVICE": "cuda"} if found else {}
+            for number in range(workers)]
 
 
 def _address(where: str) -> str:

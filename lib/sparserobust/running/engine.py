@@ -87,6 +87,8 @@ def _by_dask(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: 
         def submit_enough() -> None:
             """A worker without work takes what is ready, and what is more important then waits for it: so tasks of the
             next rank are kept back until one would be idle."""
+            if not ranks:
+                return
             there = len(client.scheduler_info(n_workers=-1)["workers"]) if cluster.given() else workers
             while ranks and sum(ended.issuperset(pack[0].needs) for pack in packs.values()) < max(there, 1):
                 submit_next()

@@ -292,7 +292,7 @@ def _hours(seconds: float) -> str:
 def untrained(jobs: Iterable[dict], store: Store) -> list[Run]:
     """All runs that have to be trained for these jobs, each once, the earliest of a chain first; of twins one."""
     runs = {run.identity: run for job in jobs for run in needed(job) if not store.trained(run)}
-    return [run for run in runs.values() if not (run.twin and run.twin.identity in runs)]
+    return [run for run in runs.values() if not (store.has_twin(run) or (run.twin and run.twin.identity in runs))]
 
 
 def spent(jobs: Iterable[dict], runs: Iterable[Run], store: Store) -> float:

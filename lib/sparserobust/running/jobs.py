@@ -78,28 +78,35 @@ def needed(job: dict) -> list[Run]:
 def tasks(jobs: list[dict], store: Store) -> list[Task]:
     """One task for each run that has to be trained, with its measurements; these are a task of their own where others
     wait for the run. Those that hold up most work come first, and each after those that it needs."""
-    before = {run.identity for job in jobs for run in needed(job)
-              if run.identity != job["run"].identity and not store.has_record(run)}  # others wait for these
+    ranks = {job["run"].identity: _rank(job) for job in jobs}
+
+    def twin(job: dict) -> Run | None:
+        """The twin that trains for this run, too: if somebody wants it as early, or begins with it."""
+        run = job["run"].twin
+        if run is None or store.has_record(job["run"]) or ranks.get(run.identity, math.inf) > _rank(job):
+            return None
+        return run
+
+    def others(job: dict) -> list[Run]:
+        return [run for run in (*needed(job), twin(job)) if run and run.identity != job["run"].identity]
+
+    before = {run.identity for job in jobs for run in others(job) if not store.has_record(run)}  # others wait for these
     first: dict[str, tuple[Run, dict]] = {}  # each of them with the first of the jobs that need it
     for job in sorted(jobs, key=_rank):
-        for run in needed(job):
+        for run in (*others(job), job["run"]):
             if run.identity in before:
                 first.setdefault(run.identity, (run, job))
-
-    trained = {job["run"].identity: _rank(job) for job in jobs if not store.has_record(job["run"])}
-    trained |= {identity: _rank(job) for identity, (_, job) in first.items()}
 
     def waits_for(*runs: Run) -> tuple[str, ...]:
         return tuple(dict.fromkeys(f"train-{run.identity}" for run in runs if run.identity in before))
 
     found = [Task(run, (), job["label"], waits_for(*run.needs), rank=_rank(job)) for run, job in first.values()]
     for job in jobs:
-        run, trains = job["run"], job["run"].identity not in before
-        others = [other for m in job["measurements"] for other in m.required_runs]
-        waits = waits_for(*(run.needs if trains else (run,)), *others)
-        if trains and run.identity in trained and run.twin and trained.get(run.twin.identity, math.inf) <= _rank(job):
-            trains, waits = False, (f"train-{run.twin.identity}", *waits)
-        found.append(Task(run, tuple(job["measurements"]), job["label"], waits, trains, _rank(job)))
+        run, trained_by = job["run"], job["run"] if job["run"].identity in before else twin(job)
+        begins_with = run.needs if trained_by is None else (trained_by,)
+        besides = [other for m in job["measurements"] for other in m.required_runs]
+        found.append(Task(run, tuple(job["measurements"]), job["label"], waits_for(*begins_with, *besides),
+                          trained_by is None and not store.has_twin(run), _rank(job)))
     chains = _chains(found)
     return sorted(found, key=lambda task: (task.rank, -chains[task.key]))
 

@@ -131,6 +131,10 @@ class Store:
         """Whether the trained network is here, in the store itself."""
         return self._complete(run) is not None
 
+    def has_twin(self, run: Run) -> bool:
+        """Whether the weights of a run are here as the last epoch of its twin, without a look at them."""
+        return run.twin is not None and (self._home(run.twin) / LAST).exists()
+
     def has_record(self, run: Run) -> bool:
         """Whether there is a record of it here, without a look at whether it is whole."""
         return (self._home(run) / "record.json").exists()
