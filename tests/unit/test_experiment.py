@@ -117,5 +117,5 @@ def test_a_measurement_is_found_by_its_name(refusal):
 def test_rows_that_lack_a_label_are_not_those_that_have_it(refusal):
     experiment = experiment_of([{"net": "a"}, {"net": "b", "kept": "best"}])
     assert experiment.row(kept="best")["net"] == "b" and experiment.rows(kept="last") == []
-    assert "did you mean 'kept'" in refusal(experiment.row, kep="best")
+    assert "no run with {'kep': 'best'}" in refusal(experiment.row, kep="best")
     assert experiment_of([]).rows(net="a") == []

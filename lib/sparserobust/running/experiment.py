@@ -12,7 +12,6 @@ from sparserobust.running import scales
 from sparserobust.running.scales import S
 from sparserobust.running.store import Store
 from sparserobust.running.sweep import Grid, frame_of, sweep
-from sparserobust.settings import unknown
 
 Rows = Callable[[S, str, int, bool], Iterable[dict]]
 
@@ -90,11 +89,7 @@ class Experiment(Generic[S]):
         return replace(self, grid=self.rows(**labels))
 
     def rows(self, **labels) -> Grid:
-        """Grid rows with these labels. `UserError` for a label that none has."""
-        known = {label: None for row in self.grid for label in row}
-        for label in labels if self.grid else ():
-            if label not in known:
-                unknown("label", label, f"the grid of {self.study}", known)
+        """Grid rows with these labels; a row that lacks one of them is none of these."""
         return [row for row in self.grid if all(k in row and row[k] == v for k, v in labels.items())]
 
     def row(self, **labels) -> dict:
