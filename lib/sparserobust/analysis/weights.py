@@ -69,9 +69,9 @@ class WeightHistogram(Measurement, kind="weight_histogram"):
         return self._counted(torch.cat([w.detach().flatten() for w in sparsity.prunable(model).values()]).cpu())
 
     def _counted(self, weights: torch.Tensor) -> dict:
-        near = int((weights.abs() < self.near_zero).sum())
-        if weights.dtype == torch.bfloat16:  # which numpy does not know
+        if weights.dtype == torch.bfloat16:  # which numpy does not know, and in which limits would be rounded
             weights = weights.float()
+        near = int((weights.abs() < self.near_zero).sum())
         counts, _ = np.histogram(weights.clamp(-self.limit, self.limit), self.bins, (-self.limit, self.limit))
         return {"value": near / len(weights), "count": near, "total": len(weights),
                 "histogram": counts.tolist(), "limit": self.limit}
