@@ -19,10 +19,11 @@ Without validation images a tenth of the training images is set aside. Without t
 import hashlib
 import io
 import urllib.error
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -332,12 +333,13 @@ def _digits():
 def _cifar10():
     folder = data_folder() / "cifar-10-batches-bin"
     if not folder.exists():
-        def download():
+        def download(root: Path):
             from torchvision.datasets.utils import download_and_extract_archive
 
-            download_and_extract_archive(CIFAR10_URL, str(data_folder()), md5=CIFAR10_MD5, remove_finished=True)
+            download_and_extract_archive(CIFAR10_URL, str(root), md5=CIFAR10_MD5, remove_finished=True)
 
-        _fetched(download, "CIFAR-10", f"the six .bin files of the official binary archive into {folder}")
+        _fetched(lambda: _moved(folder, CIFAR10_FILES, download), "CIFAR-10",
+                 f"the six .bin files of the official binary archive into {folder}")
     batches = [np.frombuffer(_checked(folder / f, md5), np.uint8).reshape(-1, 3073) for f, md5 in CIFAR10_FILES.items()]
     train, test = np.concatenate(batches[:5]), batches[5]
     read = lambda rows: _tensors(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0])  # noqa: E731
@@ -347,12 +349,13 @@ def _cifar10():
 def _idx(name: str):
     folder = data_folder() / name / "raw"
     if not all((folder / f).exists() for f in IDX_FILES[name]):
-        def download():
+        def download(root: Path):
             from torchvision import datasets
 
-            getattr(datasets, name)(data_folder(), download=True)
+            getattr(datasets, name)(root, download=True)
 
-        _fetched(download, name, f"the four unpacked idx files into {folder}")
+        _fetched(lambda: _moved(folder, IDX_FILES[name], download), name,
+                 f"the four unpacked idx files into {folder}")
 
     def read(images, labels):
         return _tensors(np.frombuffer(_checked(folder / images, IDX_FILES[name][images]), np.uint8, offset=16)
@@ -383,11 +386,30 @@ def _torchvision(name: str):
     return *read, classes
 
 
-def _fetched(download, name: str, remedy: str):
-    """Run a download; whatever goes wrong is one line that says what to put where."""
-    writable(data_folder())
+def _moved(folder: Path, names: Iterable[str], download: Callable[[Path], object]) -> None:
+    """Download these files of a folder beside the data sets, then move those there that are not there yet (another
+    process may just have done it): what is not whole is never seen."""
+    if all((folder / name).exists() for name in names):
+        return
+    with TemporaryDirectory(dir=data_folder(), prefix=".download") as root:
+        download(Path(root))
+        made = Path(root) / folder.relative_to(data_folder())
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            made.rename(folder)
+        for name in names:
+            if not (folder / name).exists():
+                (made / name).rename(folder / name)
+
+
+def _fetched(download: Callable[[], Any], name: str, remedy: str) -> Any:
+    """Run a download, one process at a time; whatever goes wrong is one line that says what to put where."""
+    place = writable(data_folder()) / f".{name}.lock"
     try:
-        return download()
+        from filelock import FileLock
+
+        with FileLock(place):
+            return download()
     except ImportError:
         raise UserError(f"downloading {name} needs torchvision: pip install 'sparserobust[lab]'") from None
     except (urllib.error.URLError, OSError, RuntimeError) as error:

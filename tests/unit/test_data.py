@@ -1,7 +1,10 @@
 """Data sets against their published formats, and augmentation against every crop there is."""
 
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 import urllib.error
 import warnings
 from itertools import product
@@ -423,6 +426,57 @@ def test_no_network_is_one_line_that_names_the_folder(name, patched, folder, err
     message = refusal(data.load, name)
     assert str(tmp_path / folder) in message
     assert str(getattr(error, "reason", error)).split()[0] in message
+
+
+UNPACKS = """
+import sys, time
+from pathlib import Path
+from torchvision.datasets import utils
+
+def slowly(url, root, md5, remove_finished):
+    with open(sys.argv[1], "a") as downloads:
+        downloads.write("one\\n")
+    folder = Path(root) / "cifar-10-batches-bin"
+    folder.mkdir()
+    for path in sorted(Path(sys.argv[2]).iterdir()):
+        time.sleep(0.3)
+        (folder / path.name).write_bytes(path.read_bytes())
+
+utils.download_and_extract_archive = slowly
+from sparserobust import data
+data.CIFAR10_FILES = eval(sys.argv[3])
+data._SOURCES["cifar10"] = (data._cifar10, 30)
+print(len(data.load("cifar10").train))
+"""
+
+
+def test_of_two_processes_that_want_the_same_data_set_one_downloads_and_the_other_waits(cifar10, tmp_path):
+    """Neither sees files that are still being written."""
+    made = next(iter(cifar10.values())).parent
+    words = [sys.executable, "-c", UNPACKS, str(tmp_path / "downloads"), str(made), repr(data.CIFAR10_FILES)]
+    where = os.environ | {"SPARSEROBUST_DATA": str(tmp_path / "elsewhere")}
+    both = [subprocess.Popen(words, env=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    told = [process.communicate(timeout=100) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert (tmp_path / "downloads").read_text() == "one\n"
+    assert not list((tmp_path / "elsewhere").glob(".download*"))
+
+
+def test_files_that_are_here_stay_when_others_are_downloaded(idx, monkeypatch, refusal):
+    folder = next(iter(idx("MNIST").values())).parent
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / min(content)).unlink()
+
+    def download(root, download):
+        made = root / "MNIST" / "raw"
+        made.mkdir(parents=True)
+        for name, bytes_ in content.items():
+            (made / name).write_bytes(bytes_)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", download)
+    assert len(data.load("mnist").test)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
 
 
 def test_an_unwritable_data_folder_is_named_before_any_download(fresh, tmp_path, monkeypatch, refusal):
