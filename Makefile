@@ -10,7 +10,7 @@ READY := .venv/.ready
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
-	@echo "  SCALE=laptop or SCALE=paper with make reproduce; REDRAW=1 to execute what has not changed, too; PYTHON=python3.12 for another interpreter"
+	@echo "  SCALE=laptop or SCALE=paper with make reproduce; FRESH=1 to train what is published, too; REDRAW=1 to execute what has not changed; PYTHON=python3.12 for another interpreter"
 
 setup: $(READY) ## the project's own environment in .venv, from requirements.lock
 
@@ -24,14 +24,14 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: $(READY) ## run every notebook, redraw every table and figure, judge every claim
-	@$(BIN)/sparserobust reproduce --scale $(SCALE) $(if $(REDRAW),--redraw)
+	@$(BIN)/sparserobust reproduce --scale $(SCALE) $(if $(REDRAW),--redraw) $(if $(FRESH),--fresh)
 
 test: $(READY) ## style, types, unit tests, notebooks against their stored outputs
 	@echo "style (ruff), types (mypy), layers (import-linter)"
 	@$(BIN)/ruff check lib tests benchmarks notebooks docs
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@echo "unit tests, then every notebook from an empty store"
+	@echo "unit tests, one run of each kind from nothing, every notebook with its solutions"
 	@$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 test-slurm: $(READY) ## a sweep on a real SLURM, which root on Debian gets for it and loses again; else left out

@@ -17,7 +17,7 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, print_b
 settings.load_profile("repeatable")
 
 
-LONGEST = ("test_notebooks.py", "test_paper_scales.py")
+LONGEST = ("test_notebooks.py", "test_paper_scales.py", "test_records.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -48,6 +48,9 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"should be numbers such as 0.49,0.48,0.45, not {quoted(text)}") from None
 
 
+FRESH = "train and measure here what is published, too"
+
+
 def _scale(default: str = "quick") -> str:
     """Help of `--scale`."""
     from sparserobust.running import scales
@@ -84,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("reproduce", help="execute all notebooks, then print the claims ledger")
     command.add_argument("--scale", default="quick", help=scale)
     command.add_argument("--redraw", action="store_true", help="also those for which nothing has changed")
+    command.add_argument("--fresh", action="store_true", help=FRESH)
     command.add_argument("--figures", metavar="DIR", help="where figures and tables go (default: figures/)")
 
     command = commands.add_parser("compute", help="train and measure what all notebooks need, and execute none")
@@ -93,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--plan", action="store_true", help="compute nothing: say how much is left to do, how long "
                          "it takes here, how much disk it needs and what is there already")
     command.add_argument("--gpus", type=int, help="with --plan: how long it takes on so many GPUs")
+    command.add_argument("--fresh", action="store_true", help=FRESH)
 
     command = commands.add_parser("ledger", help="print the claims ledger of a scale")
     command.add_argument("--scale", default="quick", help=scale)
@@ -426,7 +431,7 @@ def _reproduce(chosen) -> None:
 
     names = notebook_runner.names()
     with paths.figures_in(_figures(chosen.figures)):
-        lines = notebook_runner.reproduce(names, chosen.scale, chosen.redraw)
+        lines = notebook_runner.reproduce(names, chosen.scale, chosen.redraw, chosen.fresh)
         artifacts.write_ledger(chosen.scale)
         _tell_ledger(chosen.scale)
         print("\nwhere to look:", *lines, sep="\n  ")
@@ -486,7 +491,7 @@ def _compute(chosen) -> None:
     if chosen.gpus is not None and not chosen.plan:
         raise UserError("--gpus goes with --plan: workers are on GPUs where there are some")
     experiments = _chosen_experiments(chosen)
-    store = Store()
+    store = Store(use_published=not chosen.fresh)
     if chosen.plan:
         for line in forecast.told(experiments, store, chosen.gpus):
             print(line)

@@ -18,8 +18,8 @@ NAMED = 12  # files that did not come out as committed
 
 
 def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
-    """A hash of each kind of input of a notebook whose only parameter is the scale of `experiment`. Records and weights
-    count by size and time of change, all other files by content."""
+    """A hash of each kind of input of a notebook whose only parameters are the scale of `experiment` and whether
+    published records are used. Records and weights count by size and time of change, all other files by content."""
     beside = sorted(page.parent.glob("*.py"))
     imports = any(re.search(rf"\b{path.stem}\b", page.read_text(encoding="utf-8")) for path in beside)
     settings = [paths.settings_folder() / f"{name}.yaml" for name in (experiment.study, "scales")]
@@ -31,7 +31,8 @@ def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
         "library": _contents(sorted(LIBRARY.rglob("*.py"))),
         "settings": _contents(settings), "reported numbers": _contents(sorted(reported.FOLDER.glob("*.yaml"))),
         "data that come along": _contents(_brought(experiment)),
-        "records": _hash(sorted(_records(experiment, store))), "machine": _hash([machine, packages])}
+        "records": _hash([store.use_published, *sorted(_records(experiment, store))]),
+        "machine": _hash([machine, packages])}
 
 
 def note(executed: Path, given: dict[str, str]) -> None:

@@ -154,18 +154,19 @@ def refresh(name: str) -> Path:
     return find(name)
 
 
-def reproduce(chosen: list[str], scale: str, redraw: bool = False) -> list[str]:
+def reproduce(chosen: list[str], scale: str, redraw: bool = False, fresh: bool = False) -> list[str]:
     """Compute what notebooks need, the cheapest first, and execute each as soon as its own runs are there, as many at a
-    time as there are cores, telling how long it took; returns lines that say where to look. A notebook with nothing
-    new since the last time is executed only with `redraw`. Those for whose paper the scale has no settings are
-    named and left out. What fails leaves the others alone; `UserError` names it then."""
+    time as there are cores, telling how long it took; returns lines that say where to look. Published records stand in
+    for computing unless it is to be `fresh`. A notebook with nothing new since the last time is executed only with
+    `redraw`. Those for whose paper the scale has no settings are named and left out. What fails leaves the others
+    alone; `UserError` names it then."""
     from sparserobust import kernels, studies
     from sparserobust.running import sweep
     from sparserobust.running.jobs import tasks
     from sparserobust.running.store import Store
 
     scales.check(scale)
-    begun, store = time.monotonic(), Store()
+    begun, store = time.monotonic(), Store(use_published=not fresh)
     paper = {name: name.split("_", 1)[1] for name in chosen}
     if missing := [name for name in chosen if not scales.has(scale, paper[name])]:
         _tell(f"scale {scale} has no settings for {', '.join(missing)}: left out")
@@ -248,7 +249,8 @@ def _execute(name: str, experiment: "Experiment", store: "Store", redraw: bool) 
         return "unchanged"
     kernels.fork()
     freshness.forget(copy)
-    run(name, {"scale": experiment.scale}, copy, shown=False)
+    fresh = {} if store.use_published else {"use_published": "false"}
+    run(name, {"scale": experiment.scale} | fresh, copy, shown=False)
     freshness.note(copy, given)
     return "done"
 

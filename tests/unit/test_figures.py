@@ -72,7 +72,7 @@ def drawn(project, monkeypatch):
     monkeypatch.setattr(notebook_runner, "names", lambda: [PAGE])
     monkeypatch.setattr(notebook_runner, "run", draw)
     monkeypatch.setattr(notebook_runner, "refresh", lambda name: draw(name, {}))
-    monkeypatch.setattr(notebook_runner, "reproduce", lambda names, scale, redraw: [
+    monkeypatch.setattr(notebook_runner, "reproduce", lambda names, scale, redraw, fresh: [
         str(draw(name, {"scale": scale})) for name in names])
     return drawn
 

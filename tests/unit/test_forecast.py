@@ -199,10 +199,10 @@ def test_the_command_plans_and_computes_one_table(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path))
     computed = []
     monkeypatch.setattr("sparserobust.running.sweep.compute", lambda grid, *rest: computed.append(grid))
-    assert cli.main(["compute", "--study", "iwi", "--table", "table 1", "--plan"]) == 0
+    assert cli.main(["compute", "--study", "iwi", "--table", "table 1", "--plan", "--fresh"]) == 0
     told = capsys.readouterr().out
     assert "iwi table 1" in " ".join(told.split()) and "0 are trained here" in told and not computed
-    assert cli.main(["compute", "--study", "iwi", "--table", "table 1"]) == 0
+    assert cli.main(["compute", "--study", "iwi", "--table", "table 1", "--fresh"]) == 0
     (grid,) = computed
     assert {row["part"] for row in grid} == {"dense", "zoo"} and {row["paper"] for row in grid} == {"iwi"}
     assert "by all processes together" in capsys.readouterr().out

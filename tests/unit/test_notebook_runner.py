@@ -43,6 +43,12 @@ def test_compute_does_all_that_papers_measure_or_one_of_them_and_says_what_it_co
     assert cli.main(["compute"]) == 0
     assert Store().find(runs[1], WeightSparsity()) and not Store().find(runs[1], Accuracy())
     assert capsys.readouterr().out.count("by all processes together") == 2
+    monkeypatch.setattr(paths, "published_folder", lambda: tmp_path / "published")
+    Store().publish(runs, "quick")
+    monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "elsewhere"))
+    for fresh in ([], ["--fresh"]):
+        assert cli.main(["compute", *fresh]) == 0
+        assert [Store().trained(run) for run in runs] == [bool(fresh)] * 2
 
 
 # ------------------------------------------------------------------------------------- which page, when
@@ -75,10 +81,11 @@ def project(tmp_path, monkeypatch, tiny_run) -> SimpleNamespace:
     monkeypatch.setattr(freshness, "LIBRARY", tmp_path / "lib")
     monkeypatch.setattr(kernels, "fork", lambda: None)
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "runs"))
-    found = SimpleNamespace(folder=tmp_path, experiments=experiments, executed=[], bad=[], grids=None)
+    found = SimpleNamespace(folder=tmp_path, experiments=experiments, executed=[], bad=[], grids=None, parameters=None)
 
     def run(name, parameters, output, shown):
-        assert not shown and parameters == {"scale": "quick"}
+        assert not shown
+        found.parameters = parameters
         found.executed.append(name)
         if name in found.bad:
             raise UserError(f"{name}.ipynb, cell 3: why")
@@ -122,7 +129,7 @@ def test_each_page_is_executed_as_soon_as_its_own_runs_are_there_the_cheapest_fi
     pretend(monkeypatch, project)
     lines = notebook_runner.reproduce(["03_c", "02_b", "01_a"], "quick")
     assert project.executed == [0, "01_a", 1, "02_b", 2, 3, 4, "03_c"]
-    assert project.grids == [["a"], ["b", "b"], ["c", "c", "c"]]
+    assert project.grids == [["a"], ["b", "b"], ["c", "c", "c"]] and project.parameters == {"scale": "quick"}
     assert [line.split(":")[0] for line in lines] == ["03_c", "02_b", "01_a"] and "figures/quick/02_b/" in lines[1]
     told = capsys.readouterr().out
     assert told.startswith("3 notebooks at scale quick, 5 runs to compute") and "02_b: done" in told
@@ -268,11 +275,27 @@ def test_a_page_is_executed_again_only_if_something_has_changed_for_it_or_it_is_
     assert reproduced() == ["03_c"] and reproduced(redraw=True) == ["01_a", "02_b", "03_c"]
 
 
+def test_published_records_stand_in_unless_all_is_to_be_fresh(computed, monkeypatch, capsys):
+    Store().publish([row["run"] for each in computed.experiments.values() for row in each.grid], "quick")
+    monkeypatch.setenv("SPARSEROBUST_STORE", str(computed.folder / "empty"))
+    pretend(monkeypatch, computed)
+    notebook_runner.reproduce(["01_a"], "quick")
+    assert computed.executed == ["01_a"] and computed.parameters == {"scale": "quick"}
+    assert "0 runs to compute" in capsys.readouterr().out
+    for _ in range(2):  # then all of it is there
+        notebook_runner.reproduce(["01_a"], "quick", fresh=True)
+        assert computed.executed == ["01_a", 0, "01_a"]
+        assert computed.parameters == {"scale": "quick", "use_published": "false"}
+    notebook_runner.reproduce(["01_a"], "quick")
+    assert computed.executed == ["01_a", 0, "01_a", "01_a"], "drawn from other records"
+
+
 def test_the_command_line_passes_on_what_is_asked_for(monkeypatch, judged):
     asked = []
-    monkeypatch.setattr(notebook_runner, "reproduce", lambda names, scale, redraw: asked.append(redraw) or [])
-    assert cli.main(["reproduce"]) == 0 and cli.main(["reproduce", "--redraw"]) == 0
-    assert asked == [False, True]
+    monkeypatch.setattr(notebook_runner, "reproduce", lambda names, *words: asked.append(words) or [])
+    for words in ([], ["--redraw"], ["--fresh", "--scale", "laptop"]):
+        assert cli.main(["reproduce", *words]) == 0 or "laptop" in words  # of which nothing is judged here
+    assert asked == [("quick", False, False), ("quick", True, False), ("laptop", False, True)]
 
 
 # ----------------------------------------------------------------------------------------------------- the ledger
