@@ -1,6 +1,5 @@
-"""What is published at the quick scale comes out again from nothing: all on one processor, much of it on another."""
+"""What is published at the quick scale comes out again from nothing, bit for bit on a processor of the same kind."""
 
-import json
 import re
 
 import pytest
@@ -64,15 +63,20 @@ def lasting(result: object) -> object:
 
 @pytest.mark.slow
 def test_one_run_of_each_kind_comes_out_again(tmp_path):
+    """Where sums are rounded otherwise a network becomes another one in training. With torch's plainest instructions
+    rates were off by 0.15 at most, by 0.02 in the mean."""
     here, published = Store(tmp_path / "here", use_published=False), Store(tmp_path / "nothing")
-    rows = one_of_each_kind(here)
+    rows, off = one_of_each_kind(here), []
     sweep.compute(rows, {}, here, workers=1)
     for row in rows:
         made, known = here.known(row["run"]), published.known(row["run"])
         same = where(made) == where(known)
-        if same:
-            assert made["record"] == known["record"]
+        assert made["record"] == known["record"] or not same
         for measurement in row["measurements"].values():
-            again, before = (lasting(store.find(row["run"], measurement)) for store in (here, published))
-            if same:
-                assert json.dumps(again, sort_keys=True) == json.dumps(before, sort_keys=True)
+            again, before = (store.find(row["run"], measurement) for store in (here, published))
+            assert again.keys() == before.keys(), measurement
+            if same and where(made["measured"][measurement.identity]) == where(known["measured"][measurement.identity]):
+                assert lasting(again) == lasting(before), measurement
+            elif before.get("count") is not None:
+                off.append(abs(again["value"] - before["value"]))
+    assert max(off, default=0) < 0.25 and sum(off) <= 0.05 * len(off)
