@@ -455,12 +455,15 @@ def _figures(given: str | None, written: bool = True) -> Path | None:
 
 
 def _ledger(chosen) -> None:
+    from sparserobust import evidence
     from sparserobust.reporting import artifacts, claims
 
     with paths.figures_in(_figures(chosen.figures, written=False)):
         _tell_ledger(chosen.scale)
         if chosen.readme:
-            for name, parts in artifacts.told_elsewhere().items():
+            told = artifacts.told_elsewhere()
+            told["docs/results.md"]["effort"] = evidence.effort_table()
+            for name, parts in told.items():
                 text = (paths.PROJECT / name).read_text(encoding="utf-8")
                 for part, made in parts.items():
                     text = claims.with_part(text, part, made)

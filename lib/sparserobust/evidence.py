@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas
@@ -18,7 +19,7 @@ import pandas
 from sparserobust import paths, studies, yamls
 from sparserobust.errors import UserError
 from sparserobust.provenance import side_by_side
-from sparserobust.reporting import claims
+from sparserobust.reporting import artifacts, claims, tables
 from sparserobust.reporting.estimates import FEWEST
 from sparserobust.running import forecast, scales, sweep
 from sparserobust.running.experiment import Experiment
@@ -93,8 +94,9 @@ class Queue:
     """What is asked, what is known of it, and what comes next. Results of a measurement's first revision are no reason
     not to compute; verdicts are those that the pages show."""
 
-    def __init__(self, folder: Path | str | None = None):
-        self.store, self.questions, self.pace = Store(folder, use_earlier=False), load_questions(), forecast.Pace()
+    def __init__(self, folder: Path | str | None = None, pace: forecast.Pace | None = None):
+        self.store, self.questions = Store(folder, use_earlier=False), load_questions()
+        self.pace = pace or forecast.Pace()
         modules = studies.modules()
         self.experiments: dict[tuple[str, str], Experiment] = {
             (scale, paper): modules[paper].experiment(scale)
@@ -124,10 +126,11 @@ class Queue:
             raise UserError(f"evidence.yaml: the ledger of {question.paper} has no line '{question.line}'")
         return self._lines[of].loc[question.line].to_dict()
 
-    def units(self, question: Question) -> list[Unit]:
+    def units(self, question: Question, verdict: str | None = None) -> list[Unit]:
         """What the question needs until it is next judged: of the fewest seeds those that are not complete, or one
-        more; nothing where it is decided, or where no seed is left."""
-        if self.verdict(question)["verdict"] in DECIDED:
+        more; nothing where it is decided, or where no seed is left. The `verdict` is that of now, unless it is given.
+        """
+        if (verdict or self.verdict(question)["verdict"]) in DECIDED:
             return []
         seeds = self._experiment(question).seeds
 
@@ -190,6 +193,39 @@ class Queue:
                           "minutes": round(_wall_time(units, workers) / 60) if units else ""})
         return pandas.DataFrame(lines)
 
+    def effort(self) -> pandas.DataFrame:
+        """One line per paper and scale: how many of its claims the ledger has decided and how many not, what was
+        computed for it until now [hours of a core, and of a GPU], and what it takes to judge the others once more."""
+        lines = []
+        for (scale, paper), experiment in self.experiments.items():
+            asked = [question for question in self.questions if (question.scale, question.paper) == (scale, paper)]
+            verdicts = {question.line: claims.UNTESTED for question in asked}
+            if artifacts.has_ledger(scale):
+                ledger = artifacts.ledger(scale)
+                ledger = ledger[ledger["notebook"].str.endswith(f"_{paper}")]
+                verdicts |= dict(zip(ledger["line"], ledger["verdict"], strict=True))
+            units = [unit for question in asked for unit in self.units(question, verdicts[question.line])]
+            decided, hours = sum(verdict in DECIDED for verdict in verdicts.values()), self._hours_spent(experiment)
+            lines.append({"scale": scale, "study": paper, "decided": decided,
+                          "not decided": len(verdicts) - decided, "core hours spent": hours["cpu"],
+                          "GPU hours spent": hours["cuda"], "core hours to come": self._together(units) / 3600})
+        return pandas.DataFrame(lines)
+
+    def _hours_spent(self, experiment: Experiment) -> dict[str, float]:
+        """By device: of all that is published of an experiment. Many processes share a GPU."""
+        runs = {run.identity: run for row in experiment.grid for run in row["run"].lineage}
+        hours = {"cpu": 0.0, "cuda": 0.0}
+        for entry in filter(None, map(self.store.known, runs.values())):
+            for made in (entry["provenance"], *(measured["provenance"] for measured in entry["measured"].values())):
+                share = forecast.SHARING if made["device"] == "cuda" else 1
+                hours[made["device"]] += made["seconds"] / share / 3600
+        return hours
+
+    def _together(self, units: list[Unit]) -> float:
+        """Seconds of one process for all of these, what several need once."""
+        grid = list({row["run"].identity: row for unit in units for row in unit.grid}.values())
+        return self._seconds(sweep.missing(grid, {}, self.store))
+
     def _batch(self, left: float, workers: int, failed: set[Unit]) -> list[Unit]:
         """The first units that fit into the time left, two for each worker, so that few workers wait for the last of
         them; none twice under two names."""
@@ -210,14 +246,28 @@ class Queue:
         grid = [row for row in self._rows(question) if row["seed"] == seed]
         jobs = sweep.missing(grid, {}, self.store)
         unknown = {job["run"].identity for job in jobs}
-        return Unit(question, seed, [row for row in grid if row["run"].identity in unknown],
-                    sum(self.pace.training(run) for run in forecast.untrained(jobs, self.store))
-                    + sum(self.pace.measuring(job["run"], m) for job in jobs for m in job["measurements"]))
+        return Unit(question, seed, [row for row in grid if row["run"].identity in unknown], self._seconds(jobs))
+
+    def _seconds(self, jobs: list[dict]) -> float:
+        """How long these take by one process."""
+        return (sum(self.pace.training(run) for run in forecast.untrained(jobs, self.store))
+                + sum(self.pace.measuring(job["run"], m) for job in jobs for m in job["measurements"]))
 
     def _publish(self, question: Question, rows: list[dict]) -> None:
         """Publish what is trained here and measured as a whole."""
         self.store.publish([row["run"] for row in rows if self.store.trained(row["run"])
                             and not sweep.missing([row], {}, self.store)], question.scale)
+
+
+def effort_table() -> str:
+    """What `Queue.effort` finds where nothing is trained, in Markdown, with its sums."""
+    with TemporaryDirectory() as empty:
+        effort = Queue(empty, forecast.Core()).effort()
+    sums = {"scale": "all", "study": ""} | effort.sum(numeric_only=True).to_dict()
+    whole = pandas.concat([effort, pandas.DataFrame([sums])])
+    forms = {column: "{:.1f}" if "hours" in column else "{:.0f}" for column in whole.columns[2:]}
+    shown = {column: [form.format(value) for value in whole[column]] for column, form in forms.items()}
+    return tables.markdown(whole.assign(**shown).set_index("scale"))
 
 
 def _wall_time(units: list[Unit], workers: int) -> float:

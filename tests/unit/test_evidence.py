@@ -12,7 +12,7 @@ from sparserobust.config import Data
 from sparserobust.evaluation import Accuracy
 from sparserobust.files import read_json
 from sparserobust.reporting import claims, reported
-from sparserobust.running import scales, sweep
+from sparserobust.running import forecast, scales, sweep
 from sparserobust.running.experiment import Results
 from sparserobust.running.store import Store
 
@@ -140,6 +140,35 @@ def test_it_works_until_all_is_decided_and_publishes_each_unit(pretended, tmp_pa
     again = evidence.Queue(tmp_path / "store")
     assert again.in_order() == [] and "nothing more fits" in next(again.work(600))
     assert list(again.table()["needs seeds"]) == [""] * 4
+
+
+def test_the_effort_is_what_was_spent_and_what_it_takes_to_judge_once_more(pretended, tmp_path, monkeypatch):
+    """Judged as the ledger has it; what two claims need counts once, what is published not again."""
+    pretended |= {("small", 3): claims.HOLDS, ("first", 3): claims.SAME}
+    ledger = pandas.DataFrame([("01_small", "C1", claims.OPEN), ("01_small", "C2", claims.OPEN),
+                               ("02_first", "C1", claims.FAILS)], columns=["notebook", "line", "verdict"])
+    monkeypatch.setattr(evidence.artifacts, "has_ledger", lambda scale: True)
+    monkeypatch.setattr(evidence.artifacts, "ledger", lambda scale: ledger)
+    monkeypatch.setattr(forecast, "_published", lambda: iter(()))  # a second for each unit of cost
+    queue = evidence.Queue(tmp_path / "store")
+    before = queue.effort().set_index("study")
+    assert before["decided"].to_dict() == {"large": 0, "small": 0, "first": 1}
+    assert before["not decided"].to_dict() == {"large": 1, "small": 2, "first": 0}
+    assert not before[["core hours spent", "GPU hours spent"]].any(axis=None)
+    units = {question.paper: queue.units(question) for question in queue.questions if question.line == "C1"}
+    seconds = {paper: sum(unit.seconds for unit in some) for paper, some in units.items()}
+    assert (3600 * before["core hours to come"]).to_dict() == pytest.approx(seconds | {"first": 0})
+
+    rows = [row for unit in units["small"][:2] for row in unit.grid]
+    sweep.compute(rows, {}, queue.store)
+    queue.store.publish([row["run"] for row in rows], "pretended")
+    took = sum(queue.store.seconds(row["run"]) + queue.store.seconds(row["run"], row["measurements"]["clean"])
+               for row in rows)
+    after = evidence.Queue(tmp_path / "nothing").effort().set_index("study")
+    assert 3600 * after.loc["small", "core hours spent"] == pytest.approx(took)
+    assert 3600 * after.loc["small", "core hours to come"] == pytest.approx(units["small"][2].seconds)
+    assert after.loc["large", "core hours to come"] == before.loc["large", "core hours to come"]
+    assert evidence.effort_table().splitlines()[-1].count("|") == len(after.columns) + 2
 
 
 def test_what_does_not_fit_is_left(pretended, tmp_path, monkeypatch):

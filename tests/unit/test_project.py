@@ -181,10 +181,12 @@ def test_every_paper_is_cited_as_it_is_on_record():
 
 
 def test_readme_and_results_show_the_ledger():
+    from sparserobust import evidence
     from sparserobust.reporting import artifacts, claims
 
     with figures_in(committed_figures()):
         told = artifacts.told_elsewhere()
+        told["docs/results.md"]["effort"] = evidence.effort_table()
     assert told["README.md"]["findings"].count("\n- ") == len(artifacts.FINDINGS) - 1
     for name, parts in told.items():
         text = (PROJECT / name).read_text()

@@ -114,7 +114,7 @@ def told_elsewhere() -> dict[str, dict[str, str]]:
     """By file of the project, and by part of it (`claims.with_part`), what the ledgers make of it: README's findings,
     its line per notebook, how many claims have which verdict at the scales that have been judged; and every claim in
     words with its verdict on real images (`laptop`), folded. Nothing is written."""
-    ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales.names() if _judged(scale)}
+    ledgers = {scale: _joined(scale, "ledger.csv") for scale in scales.names() if has_ledger(scale)}
     pages = sorted(path.stem for path in paths.notebooks_folder().glob("[0-9]*.ipynb"))
     papers = {page: found for page in pages if (found := paper(page))}
     counts = claims.verdict_counts(ledgers).reindex(list(papers)).fillna("")
@@ -222,7 +222,7 @@ def ledger(scale: str) -> pandas.DataFrame:
     """The ledger of all notebooks at a scale, as they were last judged: the lines of each notebook's `ledger.csv`, and
     which notebook it was. `UserError` if nothing is judged yet."""
     scales.check(scale)
-    if not _judged(scale):
+    if not has_ledger(scale):
         raise UserError(f"no claims judged at scale '{scale}' yet: run sparserobust reproduce --scale {scale}")
     return _joined(scale, "ledger.csv")
 
@@ -230,12 +230,13 @@ def ledger(scale: str) -> pandas.DataFrame:
 def write_ledger(scale: str) -> None:
     """Write the ledger of all notebooks at a scale, if any is judged, to `ledger.csv` beside their folders, and all
     comparisons behind it to `claims.csv`."""
-    for name in LEDGERS if _judged(scale) else ():
+    for name in LEDGERS if has_ledger(scale) else ():
         content = _joined(scale, name).to_csv(index=False, lineterminator="\n").encode()
         files.write(paths.figures_folder(scale, ".") / name, content)
 
 
-def _judged(scale: str) -> bool:
+def has_ledger(scale: str) -> bool:
+    """Whether any claims were judged at a scale."""
     return any(paths.figures_folder(scale, ".").glob("*/ledger.csv"))
 
 

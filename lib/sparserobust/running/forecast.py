@@ -57,15 +57,25 @@ class Pace:
         return next((self._medians[key] for key in (_key(what, run), _key(what, run)[:2], (what,), (what, None))
                      if key in self._medians), 1.0)
 
+    def like(self, made: dict) -> bool:
+        """Whether what was computed there (its provenance) says how long it takes here."""
+        return made["processor"] == provenance()["processor"]
+
     @cached_property
     def _medians(self) -> dict[tuple, float]:
         found: dict[tuple, list[float]] = defaultdict(list)
-        here = provenance()["processor"]
         for what, made, run, seconds in _published():
             found[what, None].append(seconds)
-            for end in (1, 2, 3) if made["processor"] == here else ():
+            for end in (1, 2, 3) if self.like(made) else ():
                 found[_key(what, run)[:end]].append(seconds)
         return {key: median(values) for key, values in found.items()}
+
+
+class Core(Pace):
+    """A processor core, whichever it was that published runs had."""
+
+    def like(self, made):
+        return made["device"] == "cpu"
 
 
 class Here(Pace):
