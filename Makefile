@@ -4,6 +4,8 @@ SCALE ?= quick
 BIN := .venv/bin
 UV := $(BIN)/uv
 READY := .venv/.ready
+# Where bytecode is not kept (containers often say so) each of many processes compiles 2,000 modules as it starts.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce test test-slurm stress lab clean lock audit notebooks book
