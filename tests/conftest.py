@@ -86,9 +86,9 @@ def net():
     return training.train(run, data.load(run.data)).model
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def chance():
-    """The same chance for every test, and none of it left behind."""
+    """The same chance for every test, whatever ran before it, and none of it left behind."""
     with seeded():
         yield
 

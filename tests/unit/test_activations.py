@@ -14,9 +14,6 @@ from sparserobust.models import VGG16, LeNet5, LeNet300100, Linear, NoisyWeights
 SHAPE = (1, 8, 8)
 
 
-pytestmark = pytest.mark.usefixtures("chance")
-
-
 def linears(net) -> list[nn.Linear]:
     return [m for m in net.modules() if isinstance(m, nn.Linear)]
 

@@ -194,14 +194,14 @@ def test_what_is_fooled_leaves_and_what_is_not_comes_back_at_its_highest_loss(ne
 
 
 def test_of_a_random_network_no_image_leaves_and_the_highest_loss_is_kept(net, batch):
-    images, labels = batch[0][:20], batch[1][:20]
+    images, labels = batch[0][:40], batch[1][:40]
     noisy = Watched(with_noise(net, 0.3))
-    attack = APGD(epsilon=0.1, steps=10, eot_draws=3)
+    attack = APGD(epsilon=0.1, steps=20, eot_draws=3)
     attacked = attack(noisy, images, labels, generator())
-    assert {len(x) for x in noisy.gradients} == {20} and len(noisy.gradients) == 3 * 11
+    assert {len(x) for x in noisy.gradients} == {40} and len(noisy.gradients) == 3 * 21
     weak = replace(attack, eot_draws=1, steps=1)(noisy, images, labels, generator())
     counts = [sum(correct(noisy, x, labels) for _ in range(20)) for x in (attacked, weak)]
-    assert counts[0] < counts[1] - 20
+    assert counts[0] < counts[1] - 10, "of 800; by 52 in the mean over seeds, standard deviation 15"
 
 
 def test_restarts_keep_what_fools_and_else_the_highest_loss(net, batch):

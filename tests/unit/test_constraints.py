@@ -53,7 +53,7 @@ class TwoGated(Model):
 
 
 @pytest.fixture
-def net(chance):
+def net():
     """`two_gated`, float64; gates from nearly closed to nearly open, no parameter zero."""
     net = two_gated(2, 3).double()
     for p in net.parameters():
@@ -315,7 +315,7 @@ def test_the_gradient_of_the_added_loss(changes, net):
         assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=5e-3 if h == 1e-2 else 1e-5, abs=1e-3 * h)
 
 
-def test_scales_of_noise_and_gates_are_not_decayed(net, chance):
+def test_scales_of_noise_and_gates_are_not_decayed(net):
     noisy = NoisyWeights(model=PreActResNet(depth=8, width=2)).build((1, 8, 8), 10)
     TSCNC(sparse=0.0, condition=0.0).added_loss(noisy, {}).backward()
     scales = {id(p) for p in noise_scales(noisy).values()}

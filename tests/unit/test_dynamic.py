@@ -66,7 +66,7 @@ def test_what_was_dropped_may_grow_again_and_keeps_its_value():
 
 
 @pytest.mark.parametrize("growth", ["gradient", "random"])
-def test_the_next_step_moves_what_has_grown_and_nothing_that_is_masked(growth, chance):
+def test_the_next_step_moves_what_has_grown_and_nothing_that_is_masked(growth):
     model, sparsifier = Toy(), DynamicSparse(sparsity=0.6, every=1, stop=100, share=0.5, growth=growth)
     state = sparsifier.start(model)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
@@ -100,7 +100,7 @@ def exchanged(steps: int, **settings) -> list[int]:
     return counts
 
 
-def test_the_share_falls_by_half_a_cosine_until_the_mask_stays(chance):
+def test_the_share_falls_by_half_a_cosine_until_the_mask_stays():
     counts = exchanged(40, every=4, stop=30, share=0.3)
     expected = [round(0.15 * (1 + math.cos(math.pi * t / 30)) * 5000) if t % 4 == 0 and 0 < t < 30 else 0
                 for t in range(40)]
@@ -108,7 +108,7 @@ def test_the_share_falls_by_half_a_cosine_until_the_mask_stays(chance):
     assert counts[4] > 1400 and 0 < counts[28] < 20
 
 
-def test_with_share_one_all_weights_go_and_an_update_at_stop_is_none(chance):
+def test_with_share_one_all_weights_go_and_an_update_at_stop_is_none():
     assert exchanged(4, every=1, stop=3, share=1.0) == [0, 3750, 1250, 0]
 
 
@@ -140,7 +140,7 @@ def test_counts_of_all_layers_stay_and_their_sum_is_exact(share, rates, growth, 
     assert state.keys() == {"steps", *PRUNABLE} and state["steps"] == 9
 
 
-def test_every_weight_of_a_layer_is_as_likely_to_be_masked_at_first(chance):
+def test_every_weight_of_a_layer_is_as_likely_to_be_masked_at_first():
     draws, sparsifier = 2000, DynamicSparse(sparsity=0.5, every=1, stop=1)
     masks = [sparsifier.start(Toy()) for _ in range(draws)]
     for name in PRUNABLE:
@@ -149,7 +149,7 @@ def test_every_weight_of_a_layer_is_as_likely_to_be_masked_at_first(chance):
         assert (often - expected).abs().max() <= 4.5 * (expected * (1 - expected) / draws) ** 0.5
 
 
-def test_zeros_of_a_start_are_drawn_like_other_weights(chance):
+def test_zeros_of_a_start_are_drawn_like_other_weights():
     model = nn.Linear(100, 100)
     with torch.no_grad():
         model.weight[:50] = 0
@@ -253,7 +253,7 @@ def test_averaging_changes_nothing(tiny_run, digits):
                            for averaging in (0.0, 0.9)))
 
 
-def test_momentum_of_what_is_dropped_fades(chance):
+def test_momentum_of_what_is_dropped_fades():
     """No gradient feeds it while the weight is masked."""
     model, sparsifier = nn.Linear(10, 10, bias=False), DynamicSparse(sparsity=0.5, every=1, stop=0)
     state = sparsifier.start(model)
@@ -267,7 +267,7 @@ def test_momentum_of_what_is_dropped_fades(chance):
     assert not buffer[state["weight"] == 0].any() and bool(buffer[state["weight"] == 1].all())
 
 
-def test_a_layer_that_is_not_used_keeps_its_mask(chance):
+def test_a_layer_that_is_not_used_keeps_its_mask():
     model, sparsifier = Toy(), DynamicSparse(sparsity=0.5, every=1, stop=9)
     state = sparsifier.start(model)
     before = weights_of(model)

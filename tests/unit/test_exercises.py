@@ -749,7 +749,7 @@ def test_a_scaled_classifier():
     refused(sparsity_theory.exercise_4, toy)
 
 
-def test_random_masks(theory, first, chance):
+def test_random_masks(theory, first):
     run = theory.row(**first, method="dense")["run"]
     store = Untrained()
 

@@ -45,8 +45,6 @@ ready, words = Net(), {"Net": Net}
 """
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
-pytestmark = pytest.mark.usefixtures("chance")
-
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):

@@ -27,9 +27,6 @@ NETWORKS = {"wide_resnet": WideResNet(depth=10, widen=2, width=2, gated=True), "
 every_network = pytest.mark.parametrize("settings", NETWORKS.values(), ids=NETWORKS)
 
 
-pytestmark = pytest.mark.usefixtures("chance")
-
-
 def layer(log_alpha=None, **options) -> GatedConv2d:
     """Three channels to five filters in double precision; gates are shut, nearly shut, undecided and open."""
     result = GatedConv2d(3, 5, 3, padding=1, **options).double()

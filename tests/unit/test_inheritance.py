@@ -31,8 +31,6 @@ PAIRS = {  # narrow and wide
 every_pair = pytest.mark.parametrize(("narrow", "wide"), PAIRS.values(), ids=PAIRS)
 every_kappa = pytest.mark.parametrize("kappa", KAPPAS)
 
-pytestmark = pytest.mark.usefixtures("chance")
-
 
 def built(model, seed: int = 0) -> nn.Module:
     """For images of 8x8 pixels. A number stands for a network like LeNet-5 that is so wide."""

@@ -24,9 +24,6 @@ SHAPES = {"contiguous": torch.contiguous_format, "channels_last": torch.channels
 every_layout = pytest.mark.parametrize("layout", SHAPES.values(), ids=SHAPES)
 
 
-pytestmark = pytest.mark.usefixtures("chance")
-
-
 def built(image_shape=(3, 32, 32), **settings):
     return PreActResNet(**settings).build(image_shape, 10)
 

@@ -22,9 +22,6 @@ every_kind = pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
 
-pytestmark = pytest.mark.usefixtures("chance")
-
-
 def with_weights(reference, net):
     """`reference` with the weights of `net`, whose layers come in the same order; convolutions get no bias."""
     values = iter(net.state_dict().values())

@@ -91,7 +91,7 @@ def test_of_equal_scores_the_first_go_and_a_layer_of_zeros_does_no_harm():
 # ----------------------------------------------------------------------------------------------- single steps
 
 
-def test_steps_by_hand_for_any_gradients(chance):
+def test_steps_by_hand_for_any_gradients():
     """Scores of both signs, gradients that come and go, learning rates that change."""
     sparsifier = LearnedScores(sparsity=0.3, momentum=0.7, weight_decay=0.02)
     model = Toy()
@@ -291,7 +291,7 @@ def test_a_fixed_mask_goes_on_from_learned_scores(start, tiny_run, digits):
 
 
 @pytest.mark.parametrize("radius", [0.01, 0.3])
-def test_scores_are_moved_to_where_the_linearised_loss_is_worst(radius, chance):
+def test_scores_are_moved_to_where_the_linearised_loss_is_worst(radius):
     """In the ball of each layer; the network gets the mask of the moved scores."""
     model, sparsifier = Toy(), SharpScores(sparsity=0.4, radius=radius)
     raw, state = weights_of(model), sparsifier.start(model)
@@ -353,7 +353,7 @@ def test_a_radius_is_not_negative(refusal):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.5, 0.9, 0.99])
-def test_a_random_mask_removes_an_exact_number_and_keeps_the_rest_as_it_is(share, chance):
+def test_a_random_mask_removes_an_exact_number_and_keeps_the_rest_as_it_is(share):
     model = Toy()
     before = weights_of(model)
     state = RandomMask(sparsity=share).start(model)
@@ -367,7 +367,7 @@ def test_a_random_mask_removes_an_exact_number_and_keeps_the_rest_as_it_is(share
     assert all((p != 0).all() for name, p in model.named_parameters() if name not in FAN_IN and "norm" not in name)
 
 
-def test_every_weight_of_every_layer_is_as_likely_to_go(chance):
+def test_every_weight_of_every_layer_is_as_likely_to_go():
     draws, share, model = 2000, 0.3, Toy()
     masks = [RandomMask(sparsity=share).start(model) for _ in range(draws)]
     counts = {name: torch.stack([mask[name].flatten() for mask in masks]) == 0 for name in FAN_IN}
@@ -399,7 +399,7 @@ def test_the_draw_is_that_of_the_run_s_seed(start, tiny_run, digits):
     assert same({name: p != 0 for name, p in model.named_parameters() if p.dim() > 1}, mask(seed=1))
 
 
-def test_zeros_of_before_are_drawn_like_other_weights(chance):
+def test_zeros_of_before_are_drawn_like_other_weights():
     model = nn.Linear(100, 100)
     with torch.no_grad():
         model.weight[:50] = 0

@@ -61,7 +61,7 @@ def test_a_ticket_that_keeps_its_weights_is_what_fine_tuning_at_a_fixed_mask_tra
 # ------------------------------------------------------------------------------------------------ histograms
 
 
-def test_matched_is_the_nearest_of_all_orders(chance):
+def test_matched_is_the_nearest_of_all_orders():
     for _ in range(20):
         w, values = torch.randn(2, 3), torch.randn(6).sort().values
         best = min((torch.tensor(order) for order in permutations(values.tolist())),

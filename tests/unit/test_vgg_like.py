@@ -9,8 +9,6 @@ from sparserobust import sparsity, training
 from sparserobust.models import VGG16, VGGLike
 from sparserobust.models.normalise import Normalise
 
-pytestmark = pytest.mark.usefixtures("chance")
-
 
 def written_out(channels: int, classes: int, pixels: int = 1) -> nn.Sequential:
     """Width 4, layer by layer, as the author's torch script goes."""

@@ -39,9 +39,6 @@ SMALL = NoisyWeights(model=PreActResNet(depth=8, width=2))
 SHAPE = (1, 8, 8)
 
 
-pytestmark = pytest.mark.usefixtures("chance")
-
-
 def drawn(seed: int, call, *arguments):
     """What a call returns if the dice begin at `seed`."""
     torch.manual_seed(seed)

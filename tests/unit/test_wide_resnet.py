@@ -22,8 +22,6 @@ SMALL = WideResNet(depth=16, widen=2, width=3)
 GATED = WideResNet(depth=16, widen=2, width=3, gated=True)
 every_net = pytest.mark.parametrize("model", [SMALL, GATED], ids=["plain", "gated"])
 
-pytestmark = pytest.mark.usefixtures("chance")
-
 
 # --- counts
 

@@ -34,9 +34,6 @@ every_network = pytest.mark.parametrize(("plain", "calls"), PLAIN.values(), ids=
 SHARES = [0.001, 0.1, 0.37, 0.5, 0.9]
 
 
-pytestmark = pytest.mark.usefixtures("chance")
-
-
 @pytest.fixture
 def every_relu(monkeypatch) -> list:
     """What each call of torch.relu gives, whoever makes it."""
