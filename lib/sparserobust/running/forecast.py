@@ -59,7 +59,11 @@ class Pace:
 
     def like(self, made: dict) -> bool:
         """Whether what was computed there (its provenance) says how long it takes here."""
-        return made["processor"] == provenance()["processor"]
+        return made["processor"] == self._processor
+
+    @cached_property
+    def _processor(self) -> str:
+        return provenance()["processor"]
 
     @cached_property
     def _medians(self) -> dict[tuple, float]:
