@@ -260,14 +260,11 @@ class Queue:
 
 
 def effort_table() -> str:
-    """What `Queue.effort` finds where nothing is trained, in Markdown, with its sums."""
+    """What `Queue.effort` finds where nothing is trained, in Markdown; without sums, since pages share runs."""
     with TemporaryDirectory() as empty:
         effort = Queue(empty, forecast.Core()).effort()
-    sums = {"scale": "all", "study": ""} | effort.sum(numeric_only=True).to_dict()
-    whole = pandas.concat([effort, pandas.DataFrame([sums])])
-    forms = {column: "{:.1f}" if "hours" in column else "{:.0f}" for column in whole.columns[2:]}
-    shown = {column: [form.format(value) for value in whole[column]] for column, form in forms.items()}
-    return tables.markdown(whole.assign(**shown).set_index("scale"))
+    hours = {column: effort[column].map("{:.1f}".format) for column in effort.columns if "hours" in column}
+    return tables.markdown(effort.assign(**hours).set_index("scale"))
 
 
 def _wall_time(units: list[Unit], workers: int) -> float:
