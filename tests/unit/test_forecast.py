@@ -28,7 +28,7 @@ def publish(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PROJECT", tmp_path)
 
     def publish(run, seconds, made=None, measurements=()):
-        where = (made or {"processor": provenance()["processor"], "device": "cpu"}) | {"seconds": seconds}
+        where = (made or provenance()) | {"seconds": seconds}
         files.write_json(paths.writable(tmp_path / "data/published/laptop") / f"{run.identity}.json",
                          published_entry(run, {m.identity: (m, {}) for m in measurements}, made=where))
 
@@ -61,6 +61,13 @@ def test_other_processors_count_only_if_nothing_is_published_for_this_one(publis
     publish(CIFAR, 3 * CIFAR.cost * 4.5, GPU, [PGD10])
     assert forecast.Pace().training(CIFAR) == pytest.approx(3 * CIFAR.cost * 4.5)
     assert forecast.Pace().measuring(CIFAR, PGD10) == pytest.approx(3 * CIFAR.cost * 4.5)
+
+
+def test_a_processor_of_this_name_with_other_instructions_is_another(publish):
+    publish(replace(CIFAR, seed=1), 9 * CIFAR.cost * 4.5, provenance() | {"instructions": "other"})
+    assert forecast.Pace().training(CIFAR) == pytest.approx(9 * CIFAR.cost * 4.5)
+    publish(replace(CIFAR, seed=2), 3 * CIFAR.cost * 4.5)
+    assert forecast.Pace().training(CIFAR) == pytest.approx(3 * CIFAR.cost * 4.5)
 
 
 def test_sizes_are_those_of_the_network():

@@ -23,7 +23,7 @@ from sparserobust.config import Dense, Measurement, Model, Run
 from sparserobust.errors import UserError
 from sparserobust.evaluation import BATCH
 from sparserobust.objectives import Natural
-from sparserobust.provenance import device, provenance, side_by_side, with_threads
+from sparserobust.provenance import device, processor, provenance, side_by_side, with_threads
 from sparserobust.running import records, sweep
 from sparserobust.running.experiment import Experiment
 from sparserobust.running.jobs import UNIT, measuring_cost, measuring_share, needed, training_cost
@@ -38,7 +38,7 @@ ARITHMETIC = 1e14  # operations a second by a wide network: a tenth of the H100'
 
 
 class Pace:
-    """Seconds by one process, as published runs took them on this processor: of a unit of cost the median for this
+    """Seconds by one process, as published runs took them on a processor like this: of a unit of cost the median for this
     kind of model and size of images; if there is none, for this kind of model, then for all models here; then for all
     that is known; then one second."""
 
@@ -59,11 +59,11 @@ class Pace:
 
     def like(self, made: dict) -> bool:
         """Whether what was computed there (its provenance) says how long it takes here."""
-        return made["processor"] == self._processor
+        return processor(made) == self._here
 
     @cached_property
-    def _processor(self) -> str:
-        return provenance()["processor"]
+    def _here(self) -> str:
+        return processor(provenance())
 
     @cached_property
     def _medians(self) -> dict[tuple, float]:
@@ -89,7 +89,7 @@ class Here(Pace):
     def __init__(self, gpus: int | None = None):
         self.timed: dict[tuple, float] = {}
         self.processor, self.processors = "GPU" if _on_gpu() else "core", gpus or side_by_side()
-        self.name = _named(self.processors, self.processor) + f" of this machine ({provenance()['processor']})"
+        self.name = _named(self.processors, self.processor) + f" of this machine ({processor(provenance())})"
 
     def unit(self, what, run):
         if _key(what, run) in self._medians and not _on_gpu():
