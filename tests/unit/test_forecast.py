@@ -70,6 +70,15 @@ def test_a_processor_of_this_name_with_other_instructions_is_another(publish):
     assert forecast.Pace().training(CIFAR) == pytest.approx(3 * CIFAR.cost * 4.5)
 
 
+def test_a_kind_of_model_that_was_never_run_here_takes_as_long_as_on_other_processors(publish):
+    """Kinds differ more than processors do."""
+    publish(replace(CIFAR, seed=1), 2 * CIFAR.cost * 4.5)
+    publish(WIDE, 40 * WIDE.cost * 4.5, GPU)
+    assert forecast.Pace().training(WIDE) == pytest.approx(2 * WIDE.cost * 4.5)  # a GPU tells nothing of it
+    publish(replace(WIDE, seed=1), 7 * WIDE.cost * 4.5, provenance() | {"processor": "another"})
+    assert forecast.Pace().training(WIDE) == pytest.approx(7 * WIDE.cost * 4.5)
+
+
 def test_sizes_are_those_of_the_network():
     """Multiply-accumulates of ResNet-20 for one image: 40.6 million, of a forward pass and twice as many backward."""
     size, net = forecast.size(CIFAR), CIFAR.model.build((3, 32, 32), 10)

@@ -38,9 +38,9 @@ ARITHMETIC = 1e14  # operations a second by a wide network: a tenth of the H100'
 
 
 class Pace:
-    """Seconds by one process, as published runs took them on a processor like this: of a unit of cost the median for this
-    kind of model and size of images; if there is none, for this kind of model, then for all models here; then for all
-    that is known; then one second."""
+    """Seconds by one process, as published runs took them: of a unit of cost the median for this kind of model and size
+    of images on a processor like this; if there is none, for this kind of model; then both on processors of any name;
+    then for all models here; then for all that is known; then one second."""
 
     def training(self, run: Run) -> float:
         return training_cost(run) * self.unit(TRAINING, run)
@@ -54,8 +54,9 @@ class Pace:
 
     def unit(self, what: str, run: Run) -> float:
         """Seconds that a unit of cost takes, in training or in measuring."""
-        return next((self._medians[key] for key in (_key(what, run), _key(what, run)[:2], (what,), (what, None))
-                     if key in self._medians), 1.0)
+        key = _key(what, run)
+        order = ((True, *key), (True, *key[:2]), (False, *key), (False, *key[:2]), (True, what), (what,))
+        return next((self._medians[each] for each in order if each in self._medians), 1.0)
 
     def like(self, made: dict) -> bool:
         """Whether what was computed there (its provenance) says how long it takes here."""
@@ -67,11 +68,14 @@ class Pace:
 
     @cached_property
     def _medians(self) -> dict[tuple, float]:
+        """By what it is that took the time; before it, whether on a processor like this or on any of this type."""
         found: dict[tuple, list[float]] = defaultdict(list)
         for what, made, run, seconds in _published():
-            found[what, None].append(seconds)
-            for end in (1, 2, 3) if self.like(made) else ():
-                found[_key(what, run)[:end]].append(seconds)
+            found[what,].append(seconds)
+            if made["device"] == device().type:
+                for near in {self.like(made), False}:
+                    for end in (1, 2, 3):
+                        found[near, *_key(what, run)[:end]].append(seconds)
         return {key: median(values) for key, values in found.items()}
 
 
@@ -92,7 +96,7 @@ class Here(Pace):
         self.name = _named(self.processors, self.processor) + f" of this machine ({processor(provenance())})"
 
     def unit(self, what, run):
-        if _key(what, run) in self._medians and not _on_gpu():
+        if (True, *_key(what, run)) in self._medians and not _on_gpu():
             return super().unit(what, run)
         key = (*_key(what, run), run.model.cost)
         if key not in self.timed:
