@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -378,7 +379,7 @@ def _torchvision(name: str):
 
         try:
             d = fetch(download=False)
-        except (ImportError, RuntimeError):  # it is not here
+        except (ImportError, RuntimeError, OSError):  # it is not here, or can't be read
             d = _fetched(fetch, name, f"its official files into {data_folder()}, as torchvision lays them out")
         images, labels = np.asarray(d.data), np.asarray(d.targets if name == "CIFAR100" else d.labels)
         read.append(_tensors(images.transpose(0, 3, 1, 2) if name == "CIFAR100" else images, labels))
@@ -391,7 +392,10 @@ def _moved(folder: Path, names: Iterable[str], download: Callable[[Path], object
     process may just have done it): what is not whole is never seen."""
     if all((folder / name).exists() for name in names):
         return
-    with TemporaryDirectory(dir=data_folder(), prefix=".download") as root:
+    prefix = f".download-{'-'.join(folder.relative_to(data_folder()).parts)}."
+    for left_over in data_folder().glob(f"{prefix}*"):  # by a process that was killed; those alive wait for the lock
+        rmtree(left_over)
+    with TemporaryDirectory(dir=data_folder(), prefix=prefix) as root:
         download(Path(root))
         made = Path(root) / folder.relative_to(data_folder())
         if not folder.exists():

@@ -475,8 +475,12 @@ def test_files_that_are_here_stay_when_others_are_downloaded(idx, monkeypatch, r
             (made / name).write_bytes(bytes_)
 
     monkeypatch.setattr("torchvision.datasets.MNIST", download)
+    killed, alive = (folder.parents[1] / f".download-{name}-raw.x" for name in ("MNIST", "FashionMNIST"))
+    for left_over in (killed, alive):  # of this data set, by a process that was killed; of another
+        (left_over / "MNIST/raw").mkdir(parents=True)
     assert len(data.load("mnist").test)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+    assert not killed.exists() and alive.exists()
 
 
 def test_an_unwritable_data_folder_is_named_before_any_download(fresh, tmp_path, monkeypatch, refusal):
