@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--again", action="store_true", help="compute every number anew, in a store of its own, and "
                          "show both")
 
-    command = commands.add_parser("networks", help="list the trained networks that come along")
+    command = commands.add_parser("networks", help="list the trained networks that are included")
     command.add_argument("--export", metavar="FOLDER", help="write each into a folder there, as model hubs lay it out: "
                          "config.json, model.safetensors, README.md")
 
@@ -532,7 +532,7 @@ def _chosen_experiments(chosen) -> dict:
 
 def _publish(chosen) -> None:
     from sparserobust import studies
-    from sparserobust.running import scales
+    from sparserobust.running import scales, sweep
     from sparserobust.running.store import Store
 
     scale, store, experiments = chosen.scale, Store(), studies.experiments(chosen.scale).values()
@@ -540,11 +540,16 @@ def _publish(chosen) -> None:
     if not asked:
         raise UserError(f"scale {scale} asks for no runs, so nothing is published")
     runs = {row["run"].identity: row["run"] for experiment in experiments for row in experiment.known(store).grid}
-    written = store.publish(list(runs.values()), scale)
+    grid = [row for experiment in experiments for row in experiment.grid]
+    in_part = {job["run"].identity for job in sweep.missing(grid, {}, store) if store.trained(job["run"])}
+    written = store.publish(list(runs.values()), scale, in_part)
     folder = paths.published_folder() / scale
     if left_out := [name for name in studies.modules() if not scales.has(scale, name)]:
         print(f"scale {scale} has no settings for {', '.join(left_out)}: left out")
     print(f"{len(written)} records in {folder}: commit them, and every figure redraws from them")
+    if in_part:
+        print(f"{len(in_part)} runs that are trained here are not measured as a whole: what was published of other "
+              f"weights stays. sparserobust compute --scale {scale} measures them")
     if others := sorted(path for path in folder.glob("*.json") if path.stem not in asked):
         told = f"{len(others)} more records that scale {scale} does not ask for, such as {others[0].name}"
         if chosen.prune:

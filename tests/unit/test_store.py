@@ -586,6 +586,18 @@ def test_publishing_keeps_what_another_machine_computed_and_whatever_else_is_the
     assert after.keys() - before.keys() == {published / "quick" / f"{ours.identity}.json"}
 
 
+def test_what_is_measured_in_part_does_not_replace_what_is_published_of_other_weights(fresh, published, tiny_run):
+    run = tiny_run()
+    fresh().train(run)
+    path = published / "quick" / f"{run.identity}.json"
+    files.write_json(path, published_entry(run, {Accuracy().identity: (Accuracy(), {})}))
+    before = path.read_text()
+    fresh().publish([run], "quick", in_part={run.identity})
+    assert path.read_text() == before
+    fresh().publish([run], "quick")
+    assert path.read_text() != before
+
+
 def test_nothing_is_written_unless_all_that_is_asked_for_is_known(fresh, published, tiny_run, refusal):
     fresh().train(tiny_run())
     files.write_json(published / "quick" / f"{tiny_run(seed=1).identity}.json", published_entry(tiny_run(seed=1)))

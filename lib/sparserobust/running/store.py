@@ -16,7 +16,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -254,14 +254,16 @@ class Store:
 
     # ---------------------------------------------------------------------------------------------- publishing
 
-    def publish(self, runs: list[Run], scale: str) -> list[Path]:
+    def publish(self, runs: list[Run], scale: str, in_part: Container[str] = ()) -> list[Path]:
         """Write what is known of these runs, weights apart, into `data/published/<scale>/`, and of
         those that they began with where that is known, since they cost training time, too. Returns
-        the files of these records; others in the folder stay. `UserError`, and nothing is written,
-        if one of `runs` is neither complete in the store nor published."""
+        the files of these records; others in the folder stay. Of runs that are measured `in_part`
+        (their identities) nothing replaces what is published of other weights. `UserError`, and
+        nothing is written, if one of `runs` is neither complete in the store nor published."""
         asked = {run.identity for run in runs}
         lineage = {each.identity: each for run in runs for each in run.lineage}
-        known = {identity: self._publishable(run, scale, identity in asked) for identity, run in lineage.items()}
+        known = {identity: self._publishable(run, scale, identity in asked and identity not in in_part)
+                 for identity, run in lineage.items()}
         if missing := sorted(identity for identity in asked if known[identity] is None):
             raise UserError(f"{len(missing)} of {len(asked)} runs are not complete in {self.folder}, "
                             f"such as run {missing[0]}: compute them before publishing")
