@@ -194,8 +194,9 @@ class Queue:
         return pandas.DataFrame(lines)
 
     def effort(self) -> pandas.DataFrame:
-        """One line per paper and scale: how many of its claims the ledger has decided and how many not, what was
-        computed for it until now [hours of a core, and of a GPU], and what it takes to judge the others once more."""
+        """One line per paper and scale: how many of its claims the ledger has decided and how many not, of how many of
+        these more seeds are queued, what was computed until now [hours of a core, and of a GPU], and what it takes to
+        judge the queued ones once more."""
         lines = []
         for (scale, paper), experiment in self.experiments.items():
             asked = [question for question in self.questions if (question.scale, question.paper) == (scale, paper)]
@@ -206,19 +207,20 @@ class Queue:
                 verdicts |= dict(zip(ledger["line"], ledger["verdict"], strict=True))
             units = [unit for question in asked for unit in self.units(question, verdicts[question.line])]
             decided, hours = sum(verdict in DECIDED for verdict in verdicts.values()), self._hours_spent(experiment)
-            lines.append({"scale": scale, "study": paper, "decided": decided,
-                          "not decided": len(verdicts) - decided, "core hours spent": hours["cpu"],
-                          "GPU hours spent": hours["cuda"], "core hours to come": self._together(units) / 3600})
+            queued = {unit.question for unit in units}
+            lines.append({"scale": scale, "study": paper, "decided": decided, "not decided": len(verdicts) - decided,
+                          "of these queued": len(queued), "core hours spent": hours["CPU"],
+                          "GPU hours spent": hours["GPU"], "core hours to come": self._together(units) / 3600})
         return pandas.DataFrame(lines)
 
     def _hours_spent(self, experiment: Experiment) -> dict[str, float]:
         """By device: of all that is published of an experiment. Many processes share a GPU."""
         runs = {run.identity: run for row in experiment.grid for run in row["run"].lineage}
-        hours = {"cpu": 0.0, "cuda": 0.0}
+        hours = {"CPU": 0.0, "GPU": 0.0}
         for entry in filter(None, map(self.store.known, runs.values())):
             for made in (entry["provenance"], *(measured["provenance"] for measured in entry["measured"].values())):
                 share = forecast.SHARING if made["device"] == "cuda" else 1
-                hours[made["device"]] += made["seconds"] / share / 3600
+                hours["CPU" if made["device"] == "cpu" else "GPU"] += made["seconds"] / share / 3600
         return hours
 
     def _together(self, units: list[Unit]) -> float:

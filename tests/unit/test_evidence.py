@@ -145,7 +145,7 @@ def test_it_works_until_all_is_decided_and_publishes_each_unit(pretended, tmp_pa
 def test_the_effort_is_what_was_spent_and_what_it_takes_to_judge_once_more(pretended, tmp_path, monkeypatch):
     """Judged as the ledger has it; what two claims need counts once, what is published not again."""
     pretended |= {("small", 3): claims.HOLDS, ("first", 3): claims.SAME}
-    ledger = pandas.DataFrame([("01_small", "C1", claims.OPEN), ("01_small", "C2", claims.OPEN),
+    ledger = pandas.DataFrame([*(("01_small", line, claims.OPEN) for line in ("C1", "C2", "C3")),
                                ("02_first", "C1", claims.FAILS)], columns=["notebook", "line", "verdict"])
     monkeypatch.setattr(evidence.artifacts, "has_ledger", lambda scale: True)
     monkeypatch.setattr(evidence.artifacts, "ledger", lambda scale: ledger)
@@ -153,7 +153,8 @@ def test_the_effort_is_what_was_spent_and_what_it_takes_to_judge_once_more(prete
     queue = evidence.Queue(tmp_path / "store")
     before = queue.effort().set_index("study")
     assert before["decided"].to_dict() == {"large": 0, "small": 0, "first": 1}
-    assert before["not decided"].to_dict() == {"large": 1, "small": 2, "first": 0}
+    assert before["not decided"].to_dict() == {"large": 1, "small": 3, "first": 0}
+    assert before["of these queued"].to_dict() == {"large": 1, "small": 2, "first": 0}
     assert not before[["core hours spent", "GPU hours spent"]].any(axis=None)
     units = {question.paper: queue.units(question) for question in queue.questions if question.line == "C1"}
     seconds = {paper: sum(unit.seconds for unit in some) for paper, some in units.items()}

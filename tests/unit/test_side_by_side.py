@@ -310,6 +310,12 @@ def quick():
 
 
 @pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The published results of one seed on digits."""
+    return runs.experiment("quick", [0]).results(Store(tmp_path_factory.mktemp("empty")))
+
+
+@pytest.fixture(scope="module")
 def rows(quick):
     return comparisons.judged(found(quick))
 
@@ -398,7 +404,8 @@ def test_the_ranking_keeps_most_methods_as_seeds_are_added(quick):
 
 
 def test_a_line_of_a_table_has_networks_that_answered_images_chosen_alike(quick):
-    """Drawn ones or the first of the test set, whichever are more; the caption says how many seeds that leaves."""
+    """Drawn ones or the first of the test set: as most methods have them, unless that leaves one with too few; the
+    caption says how many seeds that leaves, and a column which lines cannot be compared."""
     frame = found(runs.experiment("quick", [0, 1, 2, 3, 4])).frame
     first = (frame["method"] == m.RSR) & (frame["seed"] < 2)
     more = first | (frame["method"] == m.LASSO) & (frame["seed"] < 3)
@@ -406,6 +413,10 @@ def test_a_line_of_a_table_has_networks_that_answered_images_chosen_alike(quick)
     left = contest.alike(mixed)
     assert set(left[left["method"] == m.RSR]["seed"]) == {2, 3, 4}
     assert set(left[left["method"] == m.LASSO]["seed"]) == {0, 1, 2}
+    three_of_both = frame.assign(each=frame["each"].where(frame["seed"] < 3, imagewise.FIRST + frame["each"]))
+    but_rsr = frame.assign(each=mixed["each"].where(mixed["method"] == m.RSR, imagewise.FIRST + frame["each"]))
+    assert set(contest.alike(three_of_both)["seed"]) == {0, 1, 2}
+    assert set(contest.alike(but_rsr).query("method == @m.RSR")["seed"]) == {2, 3, 4}, "too few first ones"
     counts = contest.seed_counts(mixed)
     assert sorted(set(counts)) == [3, 5] and contest.alike(frame).equals(frame)
     assert tables.spread(range(5), counts) == "3 to 5 seeds: mean ± standard deviation"
@@ -420,6 +431,35 @@ def test_a_method_with_fewer_seeds_than_test_anything_takes_none_from_the_others
     assert m.LASSO in contest.answers(alone.frame, ATTACKED, "weights", 0.9)
     nothing = found(quick, lacks=lambda row, metric: row["cut"] == "channels")
     assert list(contest.rankings(nothing)) == ["90 % of the weights"]
+
+
+def test_the_table_says_which_lines_have_other_images_and_the_caption_who_is_not_ranked(published):
+    networks, frame = contest.networks(published), published.frame
+    assert "images" not in contest.table(published, networks)
+    assert contest.unranked(published, contest.rankings(published)) == ""
+    first = (frame["method"] == m.LASSO) & (frame["cut"] == m.WEIGHTS)
+    mixed = replace(published, frame=frame.assign(each=frame["each"].where(~first, imagewise.FIRST + frame["each"])))
+    shown = contest.table(mixed, networks)
+    assert set(shown.index[shown["images"] == "first"]) == {m.LASSO} and (shown["images"] == "first").sum() == 1
+    told = contest.unranked(mixed, contest.rankings(mixed))
+    assert told.endswith(f"of the others: 90 % of the weights: {m.LASSO}.")
+
+
+def test_a_run_that_is_measured_in_part_has_blanks(published):
+    experiment = published.experiment
+    lasso = experiment.row(method=m.LASSO, cut=m.WEIGHTS)
+    part = lasso | {"measurements": {k: v for k, v in lasso["measurements"].items() if k not in ("file", "deployable")}}
+    grid = [part if row is lasso else row for row in experiment.grid]
+    networks = contest.networks(replace(experiment, grid=grid).results(published.store)).set_index("run")
+    blank = networks.loc[lasso["run"].identity, ["latency_ms", "file_kb", "macs_left"]]
+    assert blank.isna().all() and not networks.drop(lasso["run"].identity)["file_kb"].isna().any()
+
+
+def test_who_is_in_the_ring_has_a_line_for_each_method_and_cut_whatever_its_seeds(quick, refusal):
+    whole = contest.overview(quick)
+    later = replace(quick, grid=[row for row in quick.grid if row["seed"] > 0 or row["method"] != m.LASSO])
+    assert len(contest.overview(later)) == len(whole) and set(contest.overview(later).index) == set(whole.index)
+    assert "nothing of scale quick" in refusal(contest.overview, replace(quick, grid=[]))
 
 
 def test_rankings_are_those_of_each_cut_and_the_dense_network_has_its_interval(quick):

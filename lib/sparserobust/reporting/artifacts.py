@@ -103,8 +103,8 @@ class Artifacts:
         self.computed_on[name] = [] if frame is None else sorted(set(frame["processor"]))
 
 
-CONTESTS = {"side_by_side": ("all five", "the same network, data and budget for all"),
-            "ring": ("and today's baselines", "the same; tuned alike on digits")}
+CONTESTS = {"side_by_side": ("the five side by side", "the same network, data and budget for all"),
+            "ring": ("today's baselines beside them", "the same; tuned alike on digits")}
 
 
 FINDINGS = {"01_fk_resnet": "C2b", "04_sparsity_theory": "C3.inf", "05_tscnc": "C1"}  # what the README begins with

@@ -37,7 +37,7 @@ def images(frame: pandas.DataFrame, metrics: Collection[str]) -> str:
     rows = on_common_images(frame, metrics)
     totals = sorted(set(rows.loc[rows["sampled"] & rows["count"].notna(), "total"].astype(int)))
     if len(totals) > 1:
-        return f"On {totals[0]:,} to {totals[-1]:,} test images."
+        return f"On {totals[0]:,} to {totals[-1]:,} test images: not all numbers are of the same ones."
     return f"All on the same {totals[0]:,} test images." if totals else ""
 
 

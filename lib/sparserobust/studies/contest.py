@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 
 from sparserobust import imagewise
+from sparserobust.errors import UserError
 from sparserobust.reporting import estimates, tables
 from sparserobust.running.experiment import Experiment, Results
 from sparserobust.running.store import Store
@@ -36,10 +37,16 @@ def network_name(row: dict) -> str:
 
 
 def overview(experiment: Experiment) -> pandas.DataFrame:
-    """One line per method and cut, of the first seed: what is trained, epoch by epoch, and what
-    that takes."""
+    """One line per method and cut, of the first seed that it has: what is trained, epoch by epoch,
+    and what that takes. `UserError` where nothing is known that could be shown."""
+    if not experiment.grid:
+        raise UserError(f"nothing of scale {experiment.scale} is published or computed yet: "
+                        "`sparserobust evidence --hours 2` begins with what is worth most")
     own, lines = experiment.settings, []
-    for row in experiment.rows(seed=experiment.seeds[0]):
+    shown: dict[tuple, dict] = {}
+    for row in experiment.grid:
+        shown.setdefault((row["method"], row["cut"], row["level"]), row)
+    for row in shown.values():
         stages = [f"{run.recipe.trained_epochs} {run.sparsifier.kind}"
                   + (", inherits" if run.inheritance else "") for run in row["run"].lineage]
         lines.append({"method": row["method"], "paper": own.paper(row["method"]),
@@ -63,8 +70,10 @@ def networks(results: Results) -> pandas.DataFrame:
         wide[name] = wide["run"].map(100 * (counted["total"] - counted["count"]) / whole)
     deployable = {row["run"].identity: found for row, found in results.details("deployable")}
     operations = results.detail("deployable", method=DENSE)["macs"]
-    wide["macs_left"] = [100 * deployable[run]["macs_left"] / operations for run in wide["run"]]
-    wide["latency_ms"] = [deployable[run]["latency_ms_left"] for run in wide["run"]]
+    nothing = {"macs_left": np.nan, "latency_ms_left": np.nan}
+    wide["macs_left"] = [100 * deployable.get(run, nothing)["macs_left"] / operations
+                         for run in wide["run"]]
+    wide["latency_ms"] = [deployable.get(run, nothing)["latency_ms_left"] for run in wide["run"]]
     wide["file_kb"] = wide["file"] / 1000
     lineages = {row["run"].identity: row["run"].lineage for row in results.experiment.grid}
     wide["seconds"] = [sum(map(store.seconds, lineages[run])) for run in wide["run"]]
@@ -73,14 +82,19 @@ def networks(results: Results) -> pandas.DataFrame:
 
 def alike(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The rows with of each method at each cut those seeds alone whose networks answered images that
-    were chosen alike, drawn or the first of the test set, under attack: whichever are more, drawn
-    ones if as many."""
+    were chosen alike under attack, drawn or the first of the test set: as most methods at this cut
+    have them (drawn ones if as many), unless this method has too few seeds of that kind to test
+    anything, and more of the other."""
     attacked = frame[(frame["metric"] == ATTACKED) & frame["each"].notna()]
     drawn = attacked.assign(drawn=attacked["each"].map(imagewise.is_sample).astype(bool))
     left_out: set[str] = set()
-    for _, rows in drawn.groupby(["method", "cut", "level"], dropna=False):
-        minority = rows["drawn"] != (rows["drawn"].mean() >= 0.5)
-        left_out |= set(rows.loc[minority, "run"])
+    for _, rows in drawn.groupby(["cut", "level"], dropna=False):
+        of_each = rows.groupby("drawn")["method"].nunique().reindex([True, False], fill_value=0)
+        usual = of_each[True] >= of_each[False]
+        for _, own in rows.groupby("method"):
+            as_usual = own["drawn"] == usual
+            enough = as_usual.sum() >= min(estimates.FEWEST, (~as_usual).sum())
+            left_out |= set(own.loc[as_usual != enough, "run"])
     return frame[~frame["run"].isin(left_out)]
 
 
@@ -97,12 +111,26 @@ def with_removed(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 def table(results: Results, networks: pandas.DataFrame) -> pandas.DataFrame:
     """One line per method and cut, mean ± standard deviation over seeds: accuracies and
-    diagnostics, as far as they were measured."""
+    diagnostics, as far as they were measured; and, if not all have test images that were chosen
+    alike, under `images` how. Only lines on images chosen alike can be compared."""
     measured = {heading: metric for heading, metric in (ACCURACIES | NO_NOISE).items()
                 if metric in set(results.frame["metric"])}
     seen = {heading: found for heading, found in DIAGNOSTICS.items() if found[0] in networks}
-    rates = tables.rates(with_removed(alike(results.frame)), ["removed", "method"], measured)
-    return _by_method(pandas.concat([rates, _means(networks, seen)], axis=1))
+    frame = with_removed(alike(results.frame))
+    rates = tables.rates(frame, ["removed", "method"], measured)
+    chosen = _chosen(frame)
+    columns = [rates, _means(networks, seen)] + ([chosen] if chosen.nunique() > 1 else [])
+    return _by_method(pandas.concat(columns, axis=1))
+
+
+def _chosen(frame: pandas.DataFrame) -> pandas.Series:
+    """How the test images of each line of `table` were chosen: `drawn`, or the `first` of the test
+    set."""
+    attacked = frame[(frame["metric"] == ATTACKED) & frame["each"].notna()]
+    drawn = attacked.groupby(["removed", "method"], sort=False)["each"].first().map(
+        imagewise.is_sample)
+    found = drawn.map({True: "drawn", False: "first"}).rename("images")
+    return found.set_axis([", ".join(line) for line in found.index])
 
 
 def costs(networks: pandas.DataFrame) -> pandas.DataFrame:
@@ -199,6 +227,19 @@ def rankings(results: Results[ContestSettings]) -> dict[str, pandas.DataFrame]:
     found = {named(cut, level): answers(results.frame, ATTACKED, cut, level)
              for cut, level in results.experiment.settings.cuts}
     return {removed: estimates.ranking(right) for removed, right in found.items() if right}
+
+
+def unranked(results: Results[ContestSettings], rankings: dict[str, pandas.DataFrame]) -> str:
+    """A sentence for a caption: the methods that `rankings` had to leave out; nothing if there are
+    none."""
+    left_out = []
+    for cut, level in results.experiment.settings.cuts:
+        tried = estimates.matching(results.frame, {"metric": ATTACKED, "cut": cut, "level": level})
+        ranked = rankings[named(cut, level)].index if len(tried) else []
+        if others := [method for method in tried["method"].unique() if method not in ranked]:
+            left_out.append(f"{named(cut, level)}: {', '.join(others)}")
+    return (" Not ranked, since too few of their seeds or images are those of the others: "
+            f"{'; '.join(left_out)}." if left_out else "")
 
 
 def dense_network(results: Results) -> pandas.Series:
