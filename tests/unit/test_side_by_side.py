@@ -435,11 +435,12 @@ def test_a_method_with_fewer_seeds_than_test_anything_takes_none_from_the_others
 
 def test_the_table_says_which_lines_have_other_images_and_the_caption_who_is_not_ranked(published):
     networks, frame = contest.networks(published), published.frame
-    assert "images" not in contest.table(published, networks)
+    assert "images" not in contest.table(published, networks) and contest.images_note(frame) == ""
     assert contest.unranked(published, contest.rankings(published)) == ""
     first = (frame["method"] == m.LASSO) & (frame["cut"] == m.WEIGHTS)
     mixed = replace(published, frame=frame.assign(each=frame["each"].where(~first, imagewise.FIRST + frame["each"])))
     shown = contest.table(mixed, networks)
+    assert "chosen alike" in contest.images_note(mixed.frame)
     assert set(shown.index[shown["images"] == "first"]) == {m.LASSO} and (shown["images"] == "first").sum() == 1
     told = contest.unranked(mixed, contest.rankings(mixed))
     assert told.endswith(f"of the others: 90 % of the weights: {m.LASSO}.")

@@ -116,21 +116,27 @@ def table(results: Results, networks: pandas.DataFrame) -> pandas.DataFrame:
     measured = {heading: metric for heading, metric in (ACCURACIES | NO_NOISE).items()
                 if metric in set(results.frame["metric"])}
     seen = {heading: found for heading, found in DIAGNOSTICS.items() if found[0] in networks}
-    frame = with_removed(alike(results.frame))
-    rates = tables.rates(frame, ["removed", "method"], measured)
-    chosen = _chosen(frame)
-    columns = [rates, _means(networks, seen)] + ([chosen] if chosen.nunique() > 1 else [])
+    frame = alike(results.frame)
+    columns = [tables.rates(with_removed(frame), ["removed", "method"], measured),
+               _means(networks, seen), *_two_kinds(frame)]
     return _by_method(pandas.concat(columns, axis=1))
 
 
-def _chosen(frame: pandas.DataFrame) -> pandas.Series:
-    """How the test images of each line of `table` were chosen: `drawn`, or the `first` of the test
-    set."""
-    attacked = frame[(frame["metric"] == ATTACKED) & frame["each"].notna()]
+def images_note(frame: pandas.DataFrame) -> str:
+    """A sentence for the caption of a figure that shows what `table` does."""
+    return (" Compare only networks whose test images were chosen alike (Table 1, images)."
+            if _two_kinds(alike(frame)) else "")
+
+
+def _two_kinds(frame: pandas.DataFrame) -> list[pandas.Series]:
+    """A column of `table`: how the test images of each line were chosen, `drawn`, or the `first` of
+    the test set. Only if both occur."""
+    attacked = with_removed(frame[(frame["metric"] == ATTACKED) & frame["each"].notna()])
     drawn = attacked.groupby(["removed", "method"], sort=False)["each"].first().map(
         imagewise.is_sample)
     found = drawn.map({True: "drawn", False: "first"}).rename("images")
-    return found.set_axis([", ".join(line) for line in found.index])
+    found = found.set_axis([", ".join(line) for line in found.index])
+    return [found] if found.nunique() > 1 else []
 
 
 def costs(networks: pandas.DataFrame) -> pandas.DataFrame:
@@ -237,9 +243,9 @@ def unranked(results: Results[ContestSettings], rankings: dict[str, pandas.DataF
         tried = estimates.matching(results.frame, {"metric": ATTACKED, "cut": cut, "level": level})
         ranked = rankings[named(cut, level)].index if len(tried) else []
         if others := [method for method in tried["method"].unique() if method not in ranked]:
-            left_out.append(f"{named(cut, level)}: {', '.join(others)}")
-    return (" Not ranked, since too few of their seeds or images are those of the others: "
-            f"{'; '.join(left_out)}." if left_out else "")
+            left_out.append(f" {named(cut, level)}: {'; '.join(others)}.")
+    return (" Not ranked, since too few of their seeds or images are those of the others:"
+            f"{''.join(left_out)}" if left_out else "")
 
 
 def dense_network(results: Results) -> pandas.Series:
