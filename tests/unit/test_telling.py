@@ -175,7 +175,8 @@ def test_tables_show_rates_on_the_same_images(attacked):
 def test_captions_say_on_how_many_images_the_rates_rest(attacked):
     assert tables.images(attacked, ["clean", "strong", "size"]) == "All on the same 4 test images."
     assert tables.images(attacked, ["clean"]) == "All on the same 8 test images."
-    assert tables.images(attacked, ["clean", "strong", "early"]) == "On 4 to 12 test images."
+    assert tables.images(attacked, ["clean", "strong", "early"]) == (
+        "On 4 to 12 test images: not all numbers are of the same ones.")
     assert tables.images(attacked, ["size", "distance"]) == ""
     thousands = pandas.DataFrame([sampled("clean", [1] * 2500)])
     assert tables.images(thousands, ["clean"]) == "All on the same 2,500 test images."
@@ -380,7 +381,7 @@ def test_the_table_of_the_readme_counts_verdicts_and_writes_nothing(lines, frame
     pages = ["01_fk_resnet", "02_iwi", "03_rsr", "04_sparsity_theory", "05_tscnc", "06_side_by_side",
              "08_ring"]
     assert list(counts) == [f"[{name}](notebooks/{name}.ipynb)" for name in pages]
-    assert [paper for paper, *_ in rows][::5] == ["Dinh et al. 2020", "all five"]
+    assert [paper for paper, *_ in rows][::5] == ["Dinh et al. 2020", "the five side by side"]
     told = {name: counts[f"[{name}](notebooks/{name}.ipynb)"] for name in pages}
     assert told.pop("01_fk_resnet") == ["2 hold, 1 does not, 1 no difference, 1 open, 2 not tested", ""]
     assert told.pop("03_rsr") == ["1 holds, 1 does not", "1 holds, 1 no difference, 1 open"]
