@@ -444,6 +444,9 @@ def test_the_table_says_which_lines_have_other_images_and_the_caption_who_is_not
     assert set(shown.index[shown["images"] == "first"]) == {m.LASSO} and (shown["images"] == "first").sum() == 1
     told = contest.unranked(mixed, contest.rankings(mixed))
     assert told.endswith(f"of the others: 90 % of the weights: {m.LASSO}.")
+    unknown = replace(published, frame=frame.assign(each=frame["each"].where(frame["cut"] != m.WEIGHTS)))
+    rankings = contest.rankings(unknown)  # no answers are known of a whole cut
+    assert "90 % of the weights" not in rankings and m.LASSO in contest.unranked(unknown, rankings)
 
 
 def test_a_run_that_is_measured_in_part_has_blanks(published):

@@ -241,9 +241,10 @@ def unranked(results: Results[ContestSettings], rankings: dict[str, pandas.DataF
     left_out = []
     for cut, level in results.experiment.settings.cuts:
         tried = estimates.matching(results.frame, {"metric": ATTACKED, "cut": cut, "level": level})
-        ranked = rankings[named(cut, level)].index if len(tried) else []
+        removed = named(cut, level)
+        ranked = rankings[removed].index if removed in rankings else ()
         if others := [method for method in tried["method"].unique() if method not in ranked]:
-            left_out.append(f" {named(cut, level)}: {'; '.join(others)}.")
+            left_out.append(f" {removed}: {'; '.join(others)}.")
     return (" Not ranked, since too few of their seeds or images are those of the others:"
             f"{''.join(left_out)}" if left_out else "")
 
