@@ -5,6 +5,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sparserobust import files, paths
@@ -127,7 +128,7 @@ def _records(experiment: Experiment, store: Store) -> Iterator[tuple]:
         for end in (row["run"], *(other for m in measurements for other in m.required_runs)):
             wanted.update(path for run in end.lineage for path in store.places(run))
     for path in wanted:
-        if path.exists():
+        with suppress(FileNotFoundError):
             status = path.stat()
             yield path.parts[-3:], status.st_size, status.st_mtime_ns
 

@@ -231,6 +231,16 @@ def test_a_task_that_is_given_up_need_not_find_its_mark(store, tiny_run):
     assert {path.suffix for path in (store.folder / ".locks").iterdir()} == {".lock"}
 
 
+def test_marks_that_a_worker_removes_meanwhile_do_not_trouble_whoever_clears(store, monkeypatch):
+    folder = store.folder / ".locks"
+    folder.mkdir(parents=True)
+    left = folder / "sweep-killed"
+    left.touch()
+    monkeypatch.setattr(Path, "glob", lambda here, pattern: [here / "sweep-ended", left])
+    jobs.clear(store, "sweep")
+    assert not left.exists()
+
+
 def test_a_class_of_the_notebook_itself_is_refused(store, tiny_run, monkeypatch, refusal):
     monkeypatch.setattr(WeightSparsity, "__module__", "__main__")
     assert "move it into a file" in refusal(jobs.modules, Task(tiny_run(), MEASURED, "", ()))

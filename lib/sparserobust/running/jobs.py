@@ -187,11 +187,11 @@ def _attempt(order: dict, sweep: str) -> Iterator[None]:
     """`UserError` if the processes that did this task in this sweep have died too often. An engine cannot tell which of
     the tasks that a worker had killed it; so each leaves a mark while it is under way."""
     marks = _marks(order["store"][0], sweep, order["key"])
-    if marks.exists() and marks.stat().st_size >= ATTEMPTS:
-        raise UserError(f"its worker process died {ATTEMPTS} times; was memory short?")
     with files.one_line(marks):
         marks.parent.mkdir(exist_ok=True)
         with marks.open("ab") as file:
+            if file.tell() >= ATTEMPTS:
+                raise UserError(f"its worker process died {ATTEMPTS} times; was memory short?")
             file.write(b".")
     try:
         yield
@@ -202,7 +202,7 @@ def _attempt(order: dict, sweep: str) -> Iterator[None]:
 def clear(store: Store, sweep: str) -> None:
     """Remove what tasks have left whose processes died in this sweep."""
     for marks in _marks(store.folder, sweep, "").parent.glob(f"{sweep}-*"):
-        marks.unlink()
+        marks.unlink(missing_ok=True)  # a worker that is through just now removes its own
 
 
 def _marks(folder: Path | str, sweep: str, key: str) -> Path:
