@@ -16,6 +16,8 @@ from sparserobust.running.store import Store
 
 LIBRARY = Path(__file__).parent
 NAMED = 12  # files that did not come out as committed
+DIFFERS = "differs"
+DRIFT = "(what a page trains or attacks by itself has other last digits on another kind of processor)"
 
 
 def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
@@ -73,7 +75,8 @@ def _listed(folder: Path) -> list[Path]:
 
 def compared(pages: list[str], scale: str) -> list[str]:
     """How many files of a scale came out byte for byte as committed, in one line; then, at most a dozen, those that
-    differ, are not committed, or are committed but were not made. `pages` are the notebooks that have made files."""
+    differ, are not committed, or are committed but were not made; and what may be why. `pages` are the notebooks that
+    have made files."""
     folder, committed = paths.figures_folder(scale, "."), _committed(scale)
     if not committed:
         return [f"nothing to compare with: no files of scale {scale} are known to be committed"]
@@ -82,8 +85,9 @@ def compared(pages: list[str], scale: str) -> list[str]:
     every = sorted(made.keys() | committed.keys())
     told = [f"  {name}: {why}" for name in every if (why := _unlike(made.get(name), committed.get(name)))]
     more = [f"  and {len(told) - NAMED} more"] if len(told) > NAMED else []
+    why = [f"  {DRIFT}"] if any(line.endswith(DIFFERS) for line in told) else []
     return [f"{len(every) - len(told)} of {len(every)} files came out byte for byte as committed",
-            *told[:NAMED], *more]
+            *told[:NAMED], *more, *why]
 
 
 def _committed(scale: str) -> dict[str, str]:
@@ -105,7 +109,7 @@ def _unlike(made: Path | None, committed: str | None) -> str:
         return "committed, but not made"
     if committed is None:
         return "made, but not committed"
-    return "" if _blob(made, len(committed)) == committed else "differs"
+    return "" if _blob(made, len(committed)) == committed else DIFFERS
 
 
 def _blob(path: Path, digits: int = 40) -> str:

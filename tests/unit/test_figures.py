@@ -219,10 +219,12 @@ def test_files_are_compared_with_those_that_are_committed(repository, where):
     assert compared("a", "b") == ["5 of 5 files came out byte for byte as committed"]
     (repository / where / "quick/a/t.csv").write_text("other")
     (repository / where / "quick/a/new.csv").write_text("no page lists it, so none has made it")
-    assert compared("a", "b") == ["4 of 5 files came out byte for byte as committed", "  a/t.csv: differs"]
+    assert compared("a", "b") == [
+        "4 of 5 files came out byte for byte as committed", "  a/t.csv: differs", f"  {freshness.DRIFT}"]
     assert compared("b")[1:] == ["  a/manifest.json: committed, but not made", "  a/t.csv: committed, but not made"]
     (repository / where / "quick/b/t.csv").unlink()
-    assert compared("a", "b")[1:] == ["  a/t.csv: differs", "  b/t.csv: committed, but not made"]
+    assert compared("a", "b")[1:] == [
+        "  a/t.csv: differs", "  b/t.csv: committed, but not made", f"  {freshness.DRIFT}"]
     assert compared("a", "b", scale="laptop") == [
         "nothing to compare with: no files of scale laptop are known to be committed"]
 
@@ -232,10 +234,10 @@ def test_at_most_a_dozen_files_are_named(repository):
     for name in names:
         files.write(repository / "figures/quick/a" / name, b"")
     made(repository / "figures", *names)
-    first, *named, more = freshness_of(repository / "figures")
+    first, *named, more, why = freshness_of(repository / "figures")
     assert first == "3 of 25 files came out byte for byte as committed"  # both manifests list the new ones
     assert named == [f"  a/{name}: made, but not committed" for name in names[:12]]
-    assert more == "  and 10 more"
+    assert [more, why] == ["  and 10 more", f"  {freshness.DRIFT}"]  # the manifests differ
 
 
 def freshness_of(folder):
@@ -252,4 +254,4 @@ def test_where_git_knows_nothing_other_places_are_compared_with_figures(project,
     made(project / "other")
     (project / "other/quick/b/t.csv").write_text("other")
     assert freshness_of(project / "other") == [
-        "4 of 5 files came out byte for byte as committed", "  b/t.csv: differs"]
+        "4 of 5 files came out byte for byte as committed", "  b/t.csv: differs", f"  {freshness.DRIFT}"]
