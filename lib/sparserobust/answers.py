@@ -1,4 +1,4 @@
-"""What a network answers, and which way its answers move: the only places where attacks and measurements ask.
+"""What a network answers, and which way its answers move: where attacks ask, in training and in measuring.
 
 What is not finite is never an answer. `NotFinite` is raised where nothing is left to go by; where something is, it is
 said under `flags`.

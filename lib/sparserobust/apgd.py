@@ -227,15 +227,22 @@ class Thrifty(Attack, kind="thrifty"):
         left = self._withstood(model, found, labels)
         if not (self.targets and len(left)):
             return found
-        order = nearest_classes(model, images[left], labels[left], self.candidates, self.norm, self.eot_draws)
+
+        def nearest(left: Tensor) -> Tensor:
+            return nearest_classes(model, images[left], labels[left], self.candidates, self.norm, self.eot_draws)
+
+        order = nearest(left)
         if order.shape[1] == 1:
             flag("thrifty without targets, which need 3 classes, not 2")
             return found
-        aims = torch.zeros(len(images), min(self.targets, order.shape[1]), dtype=torch.long, device=images.device)
+        aims = torch.full((len(images), min(self.targets, order.shape[1])), -1, device=images.device)
         aims[left] = order[:, :self.targets]
-        for aim in aims.unbind(1):
-            def towards_it(left: Tensor, aim: Tensor = aim) -> Tensor:
-                return ascent.towards(aim[left], model, images[left], labels[left], generator)
+        for place in range(aims.shape[1]):
+            def towards_it(left: Tensor, place: int = place) -> Tensor:
+                new = left[aims[left, 0] < 0]  # a random network answered them otherwise before
+                if len(new):
+                    aims[new] = nearest(new)[:, :aims.shape[1]]
+                return ascent.towards(aims[left, place], model, images[left], labels[left], generator)
 
             found = self._tried(model, found, labels, towards_it)
         return found

@@ -124,10 +124,12 @@ class Measurement(Settings):
 
     `revision` is raised when a measurement gives other numbers for the same settings: it enters the identity, so that
     results of an earlier revision are not taken for new ones. `sampled` says that the numbers depend on which images
-    were drawn, so that an interval has to know of images."""
+    were drawn, so that an interval has to know of images; `counts_images`, that what it counts then are images, and not
+    units of a network over images, which are not independent."""
 
     revision: ClassVar[int] = 1
     sampled: ClassVar[bool] = False
+    counts_images: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -216,11 +216,13 @@ class Queue:
     def _hours_spent(self, experiment: Experiment) -> dict[str, float]:
         """By device: of all that is published of an experiment. Many processes share a GPU."""
         runs = {run.identity: run for row in experiment.grid for run in row["run"].lineage}
+        known = list(filter(None, map(self.store.known, runs.values())))
+        training = {entry["provenance"]["seconds"]: entry["provenance"] for entry in known}  # a twin has its run's
+        measuring = [measured["provenance"] for entry in known for measured in entry["measured"].values()]
         hours = {"CPU": 0.0, "GPU": 0.0}
-        for entry in filter(None, map(self.store.known, runs.values())):
-            for made in (entry["provenance"], *(measured["provenance"] for measured in entry["measured"].values())):
-                share = forecast.SHARING if made["device"] == "cuda" else 1
-                hours["CPU" if made["device"] == "cpu" else "GPU"] += made["seconds"] / share / 3600
+        for made in (*training.values(), *measuring):
+            share = forecast.SHARING if made["device"] == "cuda" else 1
+            hours["CPU" if made["device"] == "cpu" else "GPU"] += made["seconds"] / share / 3600
         return hours
 
     def _together(self, units: list[Unit]) -> float:

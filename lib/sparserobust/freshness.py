@@ -85,9 +85,9 @@ def compared(pages: list[str], scale: str) -> list[str]:
     every = sorted(made.keys() | committed.keys())
     told = [f"  {name}: {why}" for name in every if (why := _unlike(made.get(name), committed.get(name)))]
     more = [f"  and {len(told) - NAMED} more"] if len(told) > NAMED else []
-    why = [f"  {DRIFT}"] if any(line.endswith(DIFFERS) for line in told) else []
+    reasons = [f"  {DRIFT}"] if any(line.endswith(DIFFERS) for line in told) else []
     return [f"{len(every) - len(told)} of {len(every)} files came out byte for byte as committed",
-            *told[:NAMED], *more, *why]
+            *told[:NAMED], *more, *reasons]
 
 
 def _committed(scale: str) -> dict[str, str]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from sparserobust.attacks import FGSM, check_radius, random_in_ball, under_attack
+from sparserobust.answers import gradient, under_attack
+from sparserobust.attacks import FGSM, check_radius, into_ball, random_in_ball
 from sparserobust.config import Attack, Objective
 from sparserobust.models.winners import recorded_activations
 from sparserobust.settings import settings
@@ -89,9 +90,8 @@ class TRADES(Objective, kind="trades"):
             for _ in range(self.steps):
                 x = x.detach().requires_grad_(True)
                 divergence = kl_div(log_softmax(model(x).float(), 1), target, reduction="sum", log_target=True)
-                (gradient,) = torch.autograd.grad(divergence, x)
-                x = x.detach() + self.step_size * gradient.sign()
-                x = torch.maximum(torch.minimum(x, images + self.epsilon), images - self.epsilon).clamp(0, 1)
+                step = self.step_size * gradient(divergence, x).sign()
+                x = into_ball(x.detach() + step, images, self.epsilon, "linf")
         clean, attacked = model(images).float(), model(x.detach()).float()
         drift = kl_div(log_softmax(attacked, 1), log_softmax(clean, 1), reduction="batchmean", log_target=True)
         return cross_entropy(clean, labels) + self.beta * drift

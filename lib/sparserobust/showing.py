@@ -185,8 +185,8 @@ def numbers(run: Run, entry: dict, rows: list[dict], again: Store | None = None)
             if anew:
                 line["again"] = _six_digits(anew["parts"][part] if part else anew["value"])
             if not part and "count" in result:
-                line["count"] = f"{result['count']:g} of {result['total']}"
-                if measurement.sampled:
+                line["count"] = f"{round(result['count'], 2):.15g} of {result['total']}"  # over trials it is a mean
+                if measurement.sampled and measurement.counts_images:
                     low, high = binomial_interval(result["count"], result["total"])
                     line["interval"] = f"[{low:.4f}, {high:.4f}]"
             lines.append(line | {"computed on": made["processor"], "commit": made["commit"]})

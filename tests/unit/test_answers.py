@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from scaffolding import Around, Backward, batch_sizes, seeded, splits_of
+from scaffolding import Around, Backward, batch_sizes, generator, seeded, splits_of
+from sparserobust.analysis import LocalLipschitz
 from sparserobust.answers import NotFinite, differ, flagged, gradient, is_random, mean_logits, mended, predicted
 from sparserobust.apgd import APGD
 from sparserobust.attacks import FGSM, PGD, AutoAttack, CarliniWagnerL2, CarliniWagnerReleased, DeepFool, normed
 from sparserobust.evaluation import Accuracy
 from sparserobust.models import NoisyWeights, PreActResNet
+from sparserobust.objectives import NFGSM, TRADES, Adversarial, SparseActivations
 from sparserobust.query_attacks import Square
 
 GRADIENTS = [FGSM(epsilon=1e-6), PGD(epsilon=1e-6, step_size=1e-6, steps=3), DeepFool(steps=5),
@@ -41,6 +43,21 @@ def test_an_attack_does_not_stand_still_before_gradients_that_are_none(attack, n
     with pytest.raises(NotFinite, match="not finite in any pixel"):
         Accuracy(attack=attack, images=10)(lost, digits)
     Accuracy(attack=Square(epsilon=0.1, queries=5), images=10)(lost, digits)  # needs no gradient
+
+
+@pytest.mark.parametrize("objective", [
+    Adversarial(attack=FGSM(epsilon=0.1)), NFGSM(epsilon=0.1), TRADES(epsilon=0.1, step_size=0.05, steps=2),
+    SparseActivations(objective=TRADES(epsilon=0.1, step_size=0.05, steps=2), lam=0.1)], ids=lambda o: o.kind)
+def test_no_objective_trains_on_images_that_an_attack_could_not_move(objective, net, digits):
+    lost = Around(net, before=lambda x: Backward.apply(x, lambda g: g * torch.nan)).train()
+    with pytest.raises(NotFinite, match="not finite in any pixel"):
+        objective(lost, digits.test.images[:10], digits.test.labels[:10], generator())
+
+
+def test_no_slope_is_bounded_from_images_that_could_not_be_moved(net, digits):
+    lost = Around(net, before=lambda x: Backward.apply(x, lambda g: g * torch.nan)).eval()
+    with pytest.raises(NotFinite, match="not finite in any pixel"):
+        LocalLipschitz(epsilon=0.1, step_size=0.05, steps=2, images=10)(lost, digits)
 
 
 def test_a_gradient_is_mended_entry_by_entry():

@@ -361,6 +361,21 @@ def test_a_random_network_keeps_the_first_part_where_no_other_fools(net, batch):
     assert (l2_norm(attacked - images) > 0).all() and attacked.isfinite().all()
 
 
+def test_a_random_network_is_not_sent_towards_the_label(net, batch, monkeypatch):
+    """Also where it answered wrongly when asked before."""
+    aimed, towards = [], APGD.towards
+
+    def watched(self, targets, model, images, labels, generator):
+        aimed.append((targets, labels))
+        return towards(self, targets, model, images, labels, generator)
+
+    monkeypatch.setattr(APGD, "towards", watched)
+    Thrifty(epsilon=0.02, steps=2, queries=0)(with_noise(net, 1.0), batch[0][:60], batch[1][:60], generator())
+    (first, _), *others = aimed
+    assert first is None and len({len(labels) for _, labels in others}) > 1  # the noise decides who is left
+    assert not any((targets == labels).any() for targets, labels in others)
+
+
 # --- settings
 
 

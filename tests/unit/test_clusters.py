@@ -56,6 +56,13 @@ def test_what_is_no_scheduler_file_is_told_in_one_line(content, told, tmp_path, 
     assert told in refusal(cluster._address, str(tmp_path / "file"))
 
 
+def test_workers_wait_for_a_scheduler_file_that_is_just_being_written(tmp_path, monkeypatch):
+    file, steps = tmp_path / "file", iter([lambda: file.touch(), lambda: file.write_text('{"address": "tls://a:1"}')])
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: next(steps)())
+    assert cluster._address(cluster._there(str(file))) == "tls://a:1"
+    assert not list(steps)
+
+
 def test_an_address_is_one_of_dask(refusal, caplog):
     for wrong in ("http://host:1", "tls://", "tls://host", "tls://[", "tcp://a:b", "tls://a b:1", "tls://h:-1",
                   "tls://:1", "tls://h:999999", "tls://h:1/x", "tls://h:1\n"):

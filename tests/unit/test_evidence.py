@@ -142,6 +142,20 @@ def test_it_works_until_all_is_decided_and_publishes_each_unit(pretended, tmp_pa
     assert list(again.table()["needs seeds"]) == [""] * 4
 
 
+def test_the_training_that_two_runs_share_is_spent_once(pretended, tmp_path, monkeypatch):
+    """Of a run and its twin, whose weights one training kept; measuring them takes time for each."""
+    def entry(seconds: float, measuring: float) -> dict:
+        made = {"device": "cpu", "seconds": 3600 * seconds}
+        return {"provenance": made, "measured": {"clean": {"provenance": made | {"seconds": 3600 * measuring}}}}
+
+    queue = evidence.Queue(tmp_path / "store")
+    runs = {"best": entry(1.5, 0.25), "last": entry(1.5, 0.25), "other": entry(2, 0.25), "unknown": None}
+    monkeypatch.setattr(queue.store, "known", lambda run: runs[run.identity])
+    named = [SimpleNamespace(identity=identity) for identity in runs]
+    experiment = SimpleNamespace(grid=[{"run": SimpleNamespace(lineage=named[:i + 1])} for i in range(4)])
+    assert queue._hours_spent(experiment) == pytest.approx({"CPU": 1.5 + 2 + 3 * 0.25, "GPU": 0})
+
+
 def test_the_effort_is_what_was_spent_and_what_it_takes_to_judge_once_more(pretended, tmp_path, monkeypatch):
     """Judged as the ledger has it; what two claims need counts once, what is published not again."""
     pretended |= {("small", 3): claims.HOLDS, ("first", 3): claims.SAME}

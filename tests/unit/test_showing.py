@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparserobust import Accuracy, cli, files, paths, provenance, showing
-from sparserobust.analysis import WeightSparsity
+from sparserobust.analysis import Activations, LayerTable, WeightSparsity
 from sparserobust.attacks import FGSM
 from sparserobust.reporting.estimates import binomial_interval
 from sparserobust.running import scales
@@ -71,6 +71,16 @@ def test_all_that_is_known_of_a_run_is_told(pruned, store, capsys):
     (line,) = re.findall(r"^ *sparsity +(.*)$", text, re.MULTILINE)
     assert "[" not in line  # no sample: no interval
     assert "no scale asks for it" in text
+
+
+@pytest.mark.parametrize("measurement", [Activations(images=1000), LayerTable()])
+def test_counts_are_whole_and_units_over_images_have_no_interval(pruned, measurement):
+    made = {"processor": "a processor", "commit": "a commit"}
+    result = {"value": 0.7, "count": 2_885_041, "total": 4_000_000}
+    entry = {"measured": {measurement.identity: {
+        "measurement": measurement.plain(), "result": result, "provenance": made}}}
+    line, = showing.numbers(pruned, entry, []).to_dict("records")
+    assert line["count"] == "2885041 of 4000000" and "interval" not in line
 
 
 def test_a_change_of_one_setting_is_told(pruned):

@@ -6,7 +6,14 @@ import pandas
 import pytest
 
 from sparserobust import Data, Measurement, Run, UserError
-from sparserobust.analysis import ChannelSparsity, RadiusOrder, RemainingParameters, WeightHistogram, WeightSparsity
+from sparserobust.analysis import (
+    Activations,
+    ChannelSparsity,
+    RadiusOrder,
+    RemainingParameters,
+    WeightHistogram,
+    WeightSparsity,
+)
 from sparserobust.attacks import PGD, CarliniWagnerL2, DeepFool
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.imagewise import unpack
@@ -113,6 +120,14 @@ def test_parts_of_a_measurement_are_rows_of_their_own(pretended, store, tiny_run
             assert row["value"] == value and pandas.isna(row["count"]) and pandas.isna(row["total"])
             assert (row["run"], row["where"]) == (tiny_run().identity, by_metric.loc[name, "where"])
     assert by_metric.loc["order", "count"] == store.find(tiny_run(), order)["count"]
+
+
+def test_the_frame_counts_no_units_over_images(store, tiny_run):
+    grid = [{"net": "a", "run": tiny_run(), "measurements": {"zero": Activations(images=60)}}]
+    rows = sweep.sweep(grid, MEASURED, store, workers=1).set_index("metric")
+    assert rows["count"].notna().to_dict() == rows["total"].notna().to_dict() == {
+        "clean": True, "sparsity": True, "zero": False, "zero dead": False}
+    assert rows.value["zero"] == store.find(tiny_run(), Activations(images=60))["value"]
 
 
 def test_the_frame_has_the_values_of_single_images_also_of_parts(pretended, store, tiny_run, digits):

@@ -30,6 +30,7 @@ class Activations(Measurement, kind="activations"):
     images: int | None = None
     revision: ClassVar[int] = 2  # the first one took the first images
     sampled: ClassVar[bool] = True
+    counts_images: ClassVar[bool] = False
 
     def check(self):
         self.require(self.images is None or self.images > 0, "images must be positive")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust.analysis.folding import folded_weights
-from sparserobust.answers import is_random, under_attack
+from sparserobust.answers import gradient, is_random, under_attack
 from sparserobust.attacks import random_in_ball
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
@@ -382,10 +382,10 @@ class LocalLipschitz(Measurement, kind="local_lipschitz"):
         for _ in range(self.steps + 1):  # the last step is taken in vain, where it leads is not looked at
             x = x.detach().requires_grad_(True)
             change = (model(x) - logits).abs().sum(1)
-            (gradient,) = torch.autograd.grad(change.sum(), x)
+            slope = gradient(change.sum(), x)
             with torch.no_grad():
                 distance = (x - images).abs().flatten(1).amax(1).clamp_min(torch.finfo(x.dtype).tiny)
                 best = torch.maximum(best, change / distance)
-                moved = x + self.step_size * gradient.sign() - images
+                moved = x + self.step_size * slope.sign() - images
                 x = (images + moved.clamp(-self.epsilon, self.epsilon)).clamp(0, 1)
         return best

@@ -112,6 +112,7 @@ class LayerTable(Measurement, kind="layers"):
 
     images: int | None = 100
     sampled: ClassVar[bool] = True
+    counts_images: ClassVar[bool] = False
 
     def check(self):
         self.require(self.images is None or self.images > 1, "images start at 2")

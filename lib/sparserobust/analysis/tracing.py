@@ -16,10 +16,8 @@ from sparserobust import inputs
 from sparserobust.analysis.shapes import random_images, uncompiled
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError, quoted
+from sparserobust.models.unknown import FACTORIES, memory
 
-# What they make of a tensor depends on its shape alone.
-FACTORIES = {"empty_like", "full_like", "ones_like", "zeros_like", "rand_like", "randn_like", "new_empty",
-             "new_empty_strided", "new_full", "new_ones", "new_zeros"}
 # Overloads that differ only in how the arguments are written. Any other may do something else: `view.dtype` reads bits.
 ALIKE = {"default", "Tensor", "Scalar", "dim", "dim_IntList", "dims", "int", "sizes", "vec"}
 WHOLE = torch._C.DispatchKey.CompositeImplicitAutograd  # operations that come in one piece in inference mode alone
@@ -183,14 +181,14 @@ class _Tape:
     def _renew(self, tensor: _Traced, value: Tensor, node: fx.Node) -> _Traced:
         node.meta |= {"shape": value.shape, "dtype": value.dtype, "device": value.device}
         tensor.value, tensor.node, tensor.tape = value, node, self
-        tensor.version = self.versions.get(_memory(value), 0)
+        tensor.version = self.versions.get(memory(value), 0)
         return tensor
 
     def node(self, tensor: Tensor) -> fx.Node | Tensor:
         """Where a tensor comes from; a constant as it is now."""
         if not isinstance(tensor, _Traced):
             return tensor.detach().clone()
-        if tensor.version != self.versions.get(_memory(tensor.value), 0):
+        if tensor.version != self.versions.get(memory(tensor.value), 0):
             raise UserError("no Lipschitz constant is known here of a tensor that was changed in part")
         return tensor.node
 
@@ -215,7 +213,7 @@ class _Tape:
             if not isinstance(args[0], _Traced) or found is not args[0].value or found.shape != args[0].shape:
                 raise UserError(f"no Lipschitz constant is known here of {name}, which writes into another tensor"
                                 + (", as circular padding does" if name == "copy_" else ""))
-            self.versions[_memory(found)] = self.versions.get(_memory(found), 0) + 1
+            self.versions[memory(found)] = self.versions.get(memory(found), 0) + 1
             return self._renew(args[0], found, node)
         if isinstance(found, Tensor):
             return self.noted(found, node)
@@ -226,7 +224,3 @@ class _Tape:
                  for i, part in enumerate(found)]
         node.meta |= parts[0].node.meta
         return type(found)(parts)
-
-
-def _memory(value: Tensor) -> int:
-    return value.untyped_storage()._cdata

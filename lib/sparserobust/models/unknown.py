@@ -49,7 +49,7 @@ class Unknown(TorchDispatchMode):
             return True
         if tensor.is_floating_point() or tensor.is_complex():
             return bool(tensor.isnan().any())
-        return _memory(tensor) in self.marked
+        return memory(tensor) in self.marked
 
     def refuse(self, how: str) -> None:
         self.failure = UserError(f"{self.name} decides by the numbers of its images what to do ({how}): what holds on "
@@ -87,7 +87,7 @@ class Unknown(TorchDispatchMode):
 
     def _mark(self, tensor: Tensor, places: Tensor | None, honest: bool) -> None:
         if not tensor.is_floating_point() and not tensor.is_complex():
-            self.marked[_memory(tensor)] = tensor.untyped_storage()
+            self.marked[memory(tensor)] = tensor.untyped_storage()
         elif places is not None:
             tensor.masked_fill_(places, torch.nan)
         elif not honest:
@@ -142,5 +142,6 @@ def _product(func: Any, args: tuple, kwargs: dict) -> Tensor:
     return found.masked_fill_(places, torch.nan)
 
 
-def _memory(tensor: Tensor) -> int:
+def memory(tensor: Tensor) -> int:
+    """Of tensors that share their numbers, the same."""
     return tensor.untyped_storage()._cdata

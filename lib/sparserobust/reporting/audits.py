@@ -14,7 +14,7 @@ from sparserobust import files
 from sparserobust.analysis import masking as names
 from sparserobust.analysis.audit import Audit
 from sparserobust.analysis.masking import unreliable
-from sparserobust.reporting.artifacts import Captioned, Picture, described, png
+from sparserobust.reporting.artifacts import described, png
 from sparserobust.reporting.axes import Figure, grid, styled
 from sparserobust.reporting.estimates import binomial_interval
 
@@ -67,7 +67,7 @@ class Report:
             low, high = binomial_interval(row["count"], row["total"])
             lines.append({"": name, HEADINGS[0]: f"{100 * row['count'] / row['total']:.1f}",
                           HEADINGS[1]: f"[{100 * low:.1f}, {100 * high:.1f}]",
-                          HEADINGS[2]: f"{row['count']:g} of {row['total']}", HEADINGS[3]: SAYS[name]})
+                          HEADINGS[2]: f"{round(row['count'], 2):.15g} of {row['total']}", HEADINGS[3]: SAYS[name]})
         for name in self.result["not_measured"]:
             if name in SAYS:
                 lines.append({"": name, HEADINGS[0]: NOT_TAKEN, HEADINGS[3]: SAYS[name]})
@@ -255,14 +255,6 @@ class Report:
     def _cell(row: dict) -> str:
         low, high = binomial_interval(row["count"], row["total"])
         return f"{100 * row['count'] / row['total']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-    def pictured(self) -> Picture:
-        """The figure with its caption, as a notebook shows it."""
-        return Picture(self.figure(), FIGURE)
-
-    def tabled(self) -> Captioned:
-        """The table of attacks with its caption, as a notebook shows it."""
-        return Captioned(self.attacks(), AFTER)
 
 
 FIGURE = ("Left: images that withstand each attack, with 95 % intervals. Right: along the radius, up to the whole box, "

@@ -88,7 +88,7 @@ def means(frame: pandas.DataFrame, by: list[str], columns: dict[str, tuple[str, 
     by to be shown, 100 for a rate: mean ± standard deviation over seeds, for one seed the value; rates on the same
     images (`on_common_images`)."""
     lines, frame = {}, on_common_images(frame, [metric for metric, _ in columns.values()])
-    for keys, group in frame.groupby(by, sort=False):
+    for keys, group in frame.groupby(by, sort=False, dropna=False):
         lines[", ".join(map(str, keys))] = {
             heading: mean(factor * group.loc[group["metric"] == metric, "value"].astype(float), factor)
             for heading, (metric, factor) in columns.items()}

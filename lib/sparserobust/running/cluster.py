@@ -116,11 +116,18 @@ def run_workers(where: str, count: int | None, per_gpu: int) -> None:
 
 
 def _there(where: str) -> str:
-    """The same, once a scheduler file is there; it may be a little late on a shared folder."""
+    """The same, once a scheduler file is written; it may be a little late on a shared folder, and is empty at first."""
     end = time.monotonic() + PATIENCE
-    while "://" not in where and not Path(where).exists() and time.monotonic() < end:
+    while "://" not in where and not _written(Path(where)) and time.monotonic() < end:
         time.sleep(0.5)
     return where
+
+
+def _written(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _until_stopped(serving) -> None:

@@ -21,7 +21,8 @@ def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None 
     the grid row's labels, `run` (its identity), `chance` (what guessing would get), `metric` (the measurement's name in
     `measurements`), `value`, `count`, `total`, `where` and `processor`; `sampled`, whether it depends on the images
     that were drawn, and `each`, the values of single images as `imagewise.unpack` reads them (None where they were not
-    kept). Where a measurement has `parts`, each is a row of its own, `<name> <part>`.
+    kept). Counts of units over images are left out: no interval of images follows from them. Where a measurement has
+    `parts`, each is a row of its own, `<name> <part>`.
 
     `workers` processes work side by side (default: one per core, or per GPU). A run that fails
     leaves the others alone; when all are through, `UserError` names the failed ones with their reasons.
@@ -91,6 +92,8 @@ def frame_of(grid: Grid, measurements: dict[str, Measurement], store: Store, kno
             if result is None:
                 continue
             each = result.get("each", {})
+            if measurement.sampled and not measurement.counts_images:
+                result = result | {"count": None, "total": None}
             rows.append(labels | {"metric": name, "sampled": measurement.sampled, "each": each.get("")}
                         | {k: result.get(k) for k in ("value", "count", "total", "where", "processor")})
             rows += [rows[-1] | {"metric": f"{name} {part}", "value": value, "count": None, "total": None,

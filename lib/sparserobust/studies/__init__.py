@@ -1,9 +1,10 @@
 """One folder for each study: what is special to one paper, or to the pages that begin and end with all of them.
 
-    runs.py       its settings and its grid: `experiment(scale, seeds)`
-    report.py     its tables, figures and comparisons: `judged(results)`
-    plots.py      figures that no other study has, if any
-    exercises.py  what checks the answers of its page
+    runs.py         its settings and its grid: `experiment(scale, seeds)`
+    report.py       its tables and figures
+    comparisons.py  what it compares: `judged(results)`
+    plots.py        figures that no other study has, if any
+    exercises.py    what checks the answers of its page
 """
 
 import importlib

@@ -81,7 +81,7 @@ def networks(results: Results) -> pandas.DataFrame:
 
 
 def alike(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The rows with of each method at each cut those seeds alone whose networks answered images that
+    """The rows of each method at each cut, of those seeds alone whose networks answered images that
     were chosen alike under attack, drawn or the first of the test set: as most methods at this cut
     have them (drawn ones if as many), unless this method has too few seeds of that kind to test
     anything, and more of the other."""

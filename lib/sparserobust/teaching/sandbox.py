@@ -20,7 +20,7 @@ from pathlib import Path
 from select import select
 
 NAMESPACES = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000 | 0x08000000  # user, mount, process, network, IPC
-READ_ONLY, NO_DEVICES, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 4, 32, 4096, 16384, 1 << 18
+READ_ONLY, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 32, 4096, 16384, 1 << 18
 FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 DIE_WITH_PARENT, NO_NEW_PRIVILEGES = 1, 38  # of prctl
 DEVICES = ("null", "zero", "full", "random", "urandom")

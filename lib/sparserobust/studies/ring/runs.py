@@ -1,5 +1,6 @@
-"""The five papers' methods and what anybody would try today, in one ring: the same network, images
-and budget, cut to the same size, and each tuned on a validation grid of the same size."""
+"""The five papers' methods and what anybody would try today, in one ring: the same network and images,
+the same budget but for one control (`LONGER_ENSEMBLE`), cut to the same size, and each tuned on a
+validation grid of the same size."""
 
 import json
 from collections.abc import Iterator, Mapping
