@@ -70,6 +70,16 @@ def finite(logits: Tensor) -> Tensor:
     return logits
 
 
+def untied(logits: Tensor) -> Tensor:
+    """The class that is answered leads, if only by the last digit: pyautoattack takes a tie for a wrong answer, and has
+    nothing left to attack, which it does not expect, where all are tied."""
+    first = logits.argmax(1, keepdim=True)
+    highest = logits.gather(1, first).detach()
+    tied = (logits == highest).sum(1, keepdim=True) > 1
+    step = highest.nextafter(torch.full_like(highest, torch.inf)) - highest
+    return torch.where(tied, logits.scatter_add(1, first, step), logits)
+
+
 def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
     """Logits (n, classes) averaged over `draws` forward passes, which differ if the network is random."""
     if draws == 1:

@@ -27,6 +27,7 @@ from sparserobust.answers import (
     mean_logits,
     mended,
     under_attack,
+    untied,
 )
 from sparserobust.answers import predicted as predicted  # who attacks wants to know what is answered
 from sparserobust.config import Attack
@@ -436,8 +437,8 @@ def _fit_to(suite, classes: int, square: bool) -> None:
 
 
 class _RowMajor(nn.Module):
-    """A model of float32 images whose input gradients are there, contiguous and finite, as pyautoattack takes for
-    granted; the model itself is given images of `dtype`."""
+    """A model of float32 images whose logits are not tied, and whose input gradients are there, contiguous and finite,
+    as pyautoattack takes for granted; the model itself is given images of `dtype`."""
 
     class Gate(torch.autograd.Function):
         @staticmethod
@@ -456,7 +457,7 @@ class _RowMajor(nn.Module):
         self.asked = self.reached = False  # whether a gradient was wanted, and whether one came to the pixels
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = finite(self.model(self.Gate.apply(x, self).to(self.dtype)).float())
+        logits = untied(finite(self.model(self.Gate.apply(x, self).to(self.dtype)).float()))
         if not x.requires_grad:
             return logits
         self.asked = True

@@ -62,7 +62,7 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
         raise UserError(f"the images have {channels} channels: give mean and std that many numbers each, not "
                         f"{len(mean)}")
     splits = replace(splits, test=splits.test.to(where))
-    begun = time.monotonic()
+    begun, content = time.monotonic(), foreign.fingerprint(model)  # before hours are spent: some cannot be told
     with _shown(len(judge.accuracies(random=False)) if progress else 0):
         result = judge(model, splits)
     from sparserobust.reporting.audits import Report
@@ -70,7 +70,7 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
     made = provenance(where)
     return Report(judge, result, name or _name(net, weights), {
         "architecture": type(given).__name__, "data": _data_name(data), "images": result["total"],
-        "content": foreign.fingerprint(model), "processor": made["processor"], "torch": made["torch"],
+        "content": content, "processor": made["processor"], "torch": made["torch"],
         "seconds": round(time.monotonic() - begun)})
 
 

@@ -62,6 +62,9 @@ def _scale(default: str = "quick") -> str:
     return f"one of {known}" + (f" (default: {default})" if default else "")
 
 
+KEEPING = {"run", "reproduce", "compute", "evidence", "refresh", "show"}  # commands that keep what they trained
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a mistake of the user is one line on standard error and exit code 1."""
     scale = _scale()
@@ -166,7 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         from sparserobust.running.progress import INTERRUPTED
 
         if INTERRUPTED not in getattr(end, "__notes__", ()):  # else the sweep's bar has ended with that line
-            print(INTERRUPTED, file=sys.stderr)
+            print(INTERRUPTED if chosen.command in KEEPING else "interrupted: what was not written yet is lost",
+                  file=sys.stderr)
         return 130
     return 0
 
@@ -261,8 +265,8 @@ def _add_audit(command) -> None:
         command.add_argument(f"--{name}", type=numbers, default=(), metavar="A,B,C", help="of the images that the "
                              "network expects, channel by channel, for pixels in [0, 1]")
     command.add_argument("--name", help="what the network is called (default: after its file)")
-    command.add_argument("-o", "--output", metavar="FOLDER", help="where NAME.html and NAME.json go (default: "
-                         "build/audits)")
+    command.add_argument("-o", "--output", metavar="FOLDER", help="where NAME.html and NAME.json go, or NAME-2 and "
+                         "so on beside another audit's (default: build/audits)")
 
 
 def _add_benchmark_row(command) -> None:
@@ -326,6 +330,15 @@ def _benchmark_row(chosen) -> None:
     print(f"\nwritten: {folder / name}.json and .md")
 
 
+def _labels(given: list[list[str]]) -> dict[str, str]:
+    """Of --label. `UserError` if a name has two values: no run has both."""
+    for name, value in (labels := dict(given)).items():
+        if others := [other for label, other in given if label == name and other != value]:
+            raise UserError(f"label {quoted(name)} is given as {quoted(others[0])} and as {quoted(value)}: no run has "
+                            "both")
+    return labels
+
+
 def _benchmark_runs(chosen) -> list[tuple]:
     """The runs that are meant, each once, and how many images AutoAttack usually gets with them. `UserError` where none
     is."""
@@ -334,7 +347,7 @@ def _benchmark_runs(chosen) -> list[tuple]:
 
     if not (chosen.run or chosen.study):
         raise UserError("say which runs: by identity, by --study and --label, or --network for one that comes along")
-    wanted = dict(chosen.label)
+    wanted = _labels(chosen.label)
     found: dict[str, tuple] = {}
     for name, experiment in _chosen_experiments(chosen).items():
         if chosen.study:
@@ -599,7 +612,7 @@ def _show(chosen) -> None:
     if chosen.run:
         run = showing.find(chosen.run, store)
     else:
-        found = showing.chosen(chosen.scale, chosen.study, dict(chosen.label))
+        found = showing.chosen(chosen.scale, chosen.study, _labels(chosen.label))
         if len(found) > 1 and again:
             raise UserError(f"{len(found)} runs have these labels: add some, until one is left to compute --again")
         if len(found) > 1:

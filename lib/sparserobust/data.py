@@ -20,8 +20,9 @@ import hashlib
 import io
 import urllib.error
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
@@ -217,10 +218,26 @@ IDX_FILES = {  # md5 sums of the unpacked official files
 ORDERED = ("mnist",)  # data sets whose official test images are not in random order (MNIST: easier ones first)
 
 
-@cache
-@torch.inference_mode(mode=False)  # who asks first does not decide what others may do with the images
+MOST_CLASSES = 100_000  # that no names are given of: larger labels are something else
+_held: dict[str, tuple[Splits, list[tuple]]] = {}  # what has been read, and as what
+
+
 def _load(name: str) -> Splits:
-    """Splits on the CPU, read once per process."""
+    """Splits on the CPU, read once per process; once more if somebody has written into them."""
+    if name not in _held or _state(_held[name][0]) != _held[name][1]:
+        splits = _read_anew(name)
+        _held[name] = splits, _state(splits)
+    return _held[name][0]
+
+
+def _state(splits: Splits) -> list[tuple]:
+    """What changes when somebody writes into the images or labels, through PyTorch or NumPy."""
+    tensors = [t for split in (splits.train, splits.validation, splits.test) for t in (split.images, split.labels)]
+    return [(0 if t.is_inference() else t._version, int(t.flatten().view(torch.int32).sum())) for t in tensors]
+
+
+@torch.inference_mode(mode=False)  # who asks first does not decide what others may do with the images
+def _read_anew(name: str) -> Splits:
     if outside.is_own_data(name):
         with located(outside.parsed(name).place):
             return _own(name)
@@ -250,9 +267,10 @@ def _own(name: str) -> Splits:
     else:
         given = _read(outside.located(place, content))
     names = given.pop("classes", None)
-    if isinstance(names, str) or not isinstance(names, Iterable | None):
+    with suppress(TypeError):  # also of an array without dimensions
+        names = names if names is None or isinstance(names, str) else tuple(names)
+    if not isinstance(names, tuple | None):
         raise UserError(f"classes should be their names, one for each, not of type {type(names).__name__}")
-    names = None if names is None else tuple(names)
     splits = {split: _checked_split(pair, split, names) for split, pair in given.items()}
     if not len(splits.get("test", ())):
         raise UserError("there are no test images: give images and labels under train, validation and test, or under "
@@ -266,6 +284,8 @@ def _own(name: str) -> Splits:
     else:
         train, validation = _carved(train, -(-len(train) // 10), outside.counted(name))
     count = 1 + max(int(split.labels.max()) for split in splits.values() if len(split))
+    if names is None and count > MOST_CLASSES:
+        raise UserError(f"label {count - 1} is none: labels number the classes, counted from 0")
     return Splits(train, validation, test, tuple(map(str, range(count) if names is None else names)))
 
 

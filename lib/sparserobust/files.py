@@ -107,6 +107,8 @@ def _json(content, what: object, indent: int | None = None) -> str:
         return json.dumps(content, indent=indent, sort_keys=True, allow_nan=False)
     except ValueError:
         raise UserError(f"{what}: one of its numbers is not finite, so that it is not stored") from None
+    except TypeError as error:  # such as a tensor in place of a number
+        raise UserError(f"{what} cannot be stored as JSON: {error}") from None
 
 
 def _not_json(name: str):

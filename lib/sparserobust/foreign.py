@@ -5,6 +5,7 @@
 Nothing is unpickled that could run code.
 """
 
+import dis
 import hashlib
 import inspect
 import os
@@ -189,7 +190,8 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
          ) -> None:
     """Put weights, name to tensor, into a network, in place. What differs in form alone is brought to the form of the
     network: prefixes that wrappers add, masks of `torch.nn.utils.prune`, weight and spectral norm, old or new, on
-    either side. Counters of norms may be missing, and constants by which the network normalises images.
+    either side. Counters of norms may be missing, and constants by which the network normalises images: a mean and a
+    standard deviation that are no parameters, in a layer of their own, and other than zeros and ones.
 
     `UserError` that names the first tensors that are missing, left over, or of another shape; also where the weights
     normalise images by other numbers than `mean` and `std`, and where the network then holds other numbers than the
@@ -218,7 +220,7 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
             fitting |= {name: made[role] for role, name in roles.items()}
     found = {own[name].data_ptr() for name in fitting}  # a tensor of two names may be stored under one
     told = {"missing": [name for name, t in own.items() if name not in fitting and t.data_ptr() not in found
-                        and not _is_counter(name) and not _is_scale(name, t)],
+                        and not _is_counter(name) and not _normalises(model, name, t)],
             "left over": [name for name in left if not _is_counter(name) and not _is_scale(name, weights[name])],
             "of another shape or type": [f"{name} {_kind(t)}, not {_kind(own[name])}" for name, t in fitting.items()
                                          if t.shape != own[name].shape
@@ -275,6 +277,19 @@ def _is_counter(name: str) -> bool:
 def _is_scale(name: str, t: Tensor) -> bool:
     """Whether this may be a constant by which images are normalised."""
     return name.rsplit(".", 1)[-1] in SCALES and 0 < t.numel() <= 4
+
+
+def _normalises(model: nn.Module, name: str, t: Tensor) -> bool:
+    """Whether a tensor of a network is a constant by which it normalises images, as its builder knows them: a buffer
+    beside the other one, in a layer that has nothing else. A norm that is learnt has them, too, and begins with zeros
+    and ones."""
+    place = name.rpartition(".")[0]
+    layer = model.get_submodule(place)
+    buffers = dict(layer.named_buffers(recurse=False))
+    scales = {own: t for own, t in buffers.items() if own in SCALES}
+    alone = not place or (scales.keys() == buffers.keys() and not dict(layer.named_parameters(recurse=False)))
+    begins = all(bool((t == (own in SCALES[2:])).all()) for own, t in scales.items())
+    return _is_scale(name, t) and len(scales) == 2 and alone and not begins
 
 
 def _check_scales(scales: Mapping[str, Tensor], mean: Sequence[float], std: Sequence[float]) -> None:
@@ -511,9 +526,10 @@ def _referred(function: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _names(code: CodeType) -> list[str]:
-    """All names in compiled code that may be global, those in functions within it too, in alphabetical order."""
+    """All names that compiled code looks up as global, those in functions within it too, in alphabetical order."""
     inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
-    return sorted({*code.co_names, *inner})
+    looked_up = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    return sorted({*looked_up, *inner})
 
 
 def _is_installed(module: str | None, file: str | None) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,18 +95,14 @@ def _check_logits(logits: Any, labels: Tensor) -> None:
 
 @contextmanager
 def watched(model: nn.Module, labels: Tensor) -> Iterator[None]:
-    """Whatever the network raises inside the block is one line; so is it if its first answer is none for these labels,
-    or is written over the images."""
-    asked: list[Tensor] = []  # not answered yet
-    first: list[Tensor] = []  # images as they were
+    """As `answering`; and one line if the first answer is none for these labels, or is written over the images."""
+    first: list[Tensor] = []  # images as they were, then the answer
 
     def before(module, given):
-        asked.extend(given[:1])
         if not first:
             first.append(given[0].detach().clone())
 
     def after(module, given, logits):
-        asked.clear()
         if first[1:]:
             return
         first.append(logits)
@@ -113,6 +110,20 @@ def watched(model: nn.Module, labels: Tensor) -> Iterator[None]:
         _check_logits(logits, labels)
 
     hooks = (model.register_forward_pre_hook(before), model.register_forward_hook(after))
+    try:
+        with answering(model):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def answering(model: nn.Module) -> Iterator[None]:
+    """Whatever the network raises inside the block is one line."""
+    asked: list[Tensor] = []  # not answered yet
+    hooks = (model.register_forward_pre_hook(lambda module, given: asked.extend(given[:1])),
+             model.register_forward_hook(lambda *answered: asked.clear()))
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
@@ -176,8 +187,10 @@ def measured(call: Callable) -> Callable:
                     raise UserError(f"{self.label()} is given no images: the {name} split is empty")
                 for net in (model, *others):
                     _check_logits(asked(net, split.images[:2]), split.labels)
-        with torch.inference_mode(False), torch.enable_grad():
-            result = call(self, model, splits, *others, **known)
+        with torch.inference_mode(False), torch.enable_grad(), answering(model):
+            result = _plain(call(self, model, splits, *others, **known))
+        if not isinstance(result, dict) or "value" not in result:
+            raise UserError(f"{self.label()} should return a dictionary with its number as 'value'")
         for where, value in _numbers(result):
             if not math.isfinite(value):
                 raise UserError(f"{self.label()}: {where} is not a finite number, so that nothing is measured: look at "
@@ -220,6 +233,17 @@ def asked(model: nn.Module, images: Tensor) -> Any:
         raise _not_taken(images, error) from error
     _check_unwritten(images, given)
     return logits
+
+
+def _plain(result: Any) -> Any:
+    """The same, with numbers of Python for those of NumPy and of tensors without dimensions."""
+    if isinstance(result, np.generic) or (isinstance(result, Tensor) and result.dim() == 0):
+        return result.item()
+    if isinstance(result, dict):
+        return {key: _plain(value) for key, value in result.items()}
+    if type(result) in (list, tuple):
+        return type(result)(map(_plain, result))
+    return result
 
 
 def _numbers(result: Any, where: str = "value") -> Iterator[tuple[str, float]]:

@@ -10,6 +10,7 @@ import numpy
 import torch
 from torch.nn.functional import one_hot
 
+from sparserobust.answers import untied
 from sparserobust.attacks import check_radius, fits_square, l2_norm, mean_logits, per_image, under_attack
 from sparserobust.config import Attack
 from sparserobust.errors import UserError
@@ -47,7 +48,7 @@ class Square(Attack, kind="square"):
         images = images.contiguous()
         adversarial = images.clone()
         with under_attack(model), torch.no_grad(), _chance(generator):
-            attack = SquareAttack(lambda x: _untied(mean_logits(model, x, 1)), eps=self.epsilon,
+            attack = SquareAttack(lambda x: untied(mean_logits(model, x, 1)), eps=self.epsilon,
                                   norm={"linf": "Linf", "l2": "L2"}[self.norm], n_queries=self.queries,
                                   device=images.device)
             attack.init_hyperparam(images)
@@ -55,15 +56,6 @@ class Square(Attack, kind="square"):
             if right.any():
                 adversarial[right] = attack.attack_single_run(images[right], labels[right])[1]
         return adversarial
-
-
-def _untied(logits: torch.Tensor) -> torch.Tensor:
-    """The class that is answered leads, if only by the last digit: pyautoattack takes a tie for a wrong answer, and has
-    nothing left to attack, which it does not expect, where all are tied."""
-    first = logits.argmax(1, keepdim=True)
-    highest = logits.gather(1, first)
-    tied = (logits == highest).sum(1, keepdim=True) > 1
-    return torch.where(tied, logits.scatter(1, first, highest.nextafter(torch.full_like(highest, torch.inf))), logits)
 
 
 @settings

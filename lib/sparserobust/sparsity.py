@@ -248,12 +248,12 @@ def channel_sparsity(model: nn.Module) -> float:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of trainable parameters. A tensor that is computed from others counts in their place."""
+    """Number of parameters, frozen ones among them. A tensor that is computed from others counts in their place."""
     return sum({_key(found): found.tensor.numel() for _, found in _all(model) if found.sources}.values())
 
 
 def remaining_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters that are not exactly zero, as they act where most of them do."""
+    """Number of parameters, frozen ones among them, that are not exactly zero, as they act where most of them do."""
     left: dict[tuple[int, ...], int] = {}
     for _, found in _all(model):
         if found.sources:

@@ -154,6 +154,18 @@ def test_a_record_has_the_keys_of_robustbench(report, result, tmp_path):
     assert (tried.record()["eps"], tried.record()["autoattack_acc"]) == ("8/255", "50.00")
 
 
+def test_no_audit_replaces_another(report, tmp_path):
+    first = report.save(tmp_path)
+    assert replace(report, result=report.result | {"value": 0.5}).save(tmp_path) == first  # the same once more
+    others = [replace(report, settings=replace(report.settings, epsilon=0.2)),
+              replace(report, about=report.about | {"content": "other weights"}), replace(report, name="a_net")]
+    assert [path.stem for each in others for path in each.save(tmp_path)] == [
+        "a_net-2", "a_net-2", "a_net-3", "a_net-3", "a_net", "a_net"]
+    (tmp_path / "a_net-4.html").write_text("somebody's")
+    assert replace(others[1], about=report.about | {"images": 7}).save(tmp_path)[0].stem == "a_net-5"
+    assert len(replace(report, name="n" * 300).save(tmp_path)[0].stem) == 100
+
+
 def test_a_row_stands_beside_those_of_another_table(report):
     table = pandas.DataFrame({"clean [%]": ["90.0"], "PGD, averaged [%]": ["50.0"], "kappa": ["3.0"]}, index=["dense"])
     both = beside(table, report)
@@ -276,6 +288,17 @@ class Locked(nn.Module):
 
     def forward(self, x):
         return self.net(x)
+
+
+def test_what_a_network_refers_to_is_looked_at_before_it_is_judged(digits, monkeypatch, refusal):
+    monkeypatch.setitem(globals(), "stream_of_numbers", (i for i in range(3)))  # of which nothing can be told
+
+    class Refers(nn.Module):
+        def forward(self, x):
+            return stream_of_numbers if x is None else x.flatten(1)[:, :10]  # noqa: F821
+
+    monkeypatch.setattr(Audit, "__call__", lambda *given: pytest.fail("it was judged"))
+    assert "of type generator" in refusal(sr.audit, Refers(), digits, 0.1, **ASKED)
 
 
 @pytest.mark.parametrize("build", [

@@ -105,6 +105,32 @@ def test_of_layers_that_are_transposed_or_called_twice():
     assert macs(model, (2, 5, 6)) == 2 * 2 * 9 * 5 * 6 + 2 * 4 * 4 * 9 * 11 * 13
 
 
+class Calls(nn.Module):
+    """A network of a function of flat images (n, 20) and a matrix (20, 3)."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call, self.matrix = call, nn.Parameter(torch.rand(20, 3))
+
+    def forward(self, x):
+        return self.call(x.flatten(1), self.matrix)
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, w: torch.zeros(len(x), 3).addmm_(x, w), lambda x, w: torch.zeros(3).addmv_(w.t(), x[0])[None],
+    lambda x, w: torch.zeros(1, len(x), 3).baddbmm_(x[None], w[None])[0]], ids=["addmm_", "addmv_", "baddbmm_"])
+def test_of_products_that_are_added_in_place(call):
+    assert macs(Calls(call), (1, 4, 5)) == 60
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, w: torch.addbmm(torch.zeros(len(x), 3), x[None], w[None]),
+    lambda x, w: torch._addmm_activation(torch.zeros(3), x, w),
+    lambda x, w: torch.from_numpy(x.numpy() @ w.detach().numpy()), lambda x, w: torch.tensor(x.tolist()) @ w])
+def test_what_would_not_be_counted_is_refused(call, refusal):
+    assert "not known here" in refusal(macs, Calls(call), (1, 4, 5))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v2", "vit_b_32", "densenet121"])
 def test_of_networks_of_torchvision_as_torch_counts_them(name):
     from torchvision import models
@@ -119,7 +145,7 @@ def test_of_networks_of_torchvision_as_torch_counts_them(name):
 
 
 def test_of_a_network_with_products_out_of_sight(refusal):
-    class Calls(nn.Module):
+    class Pairs(nn.Module):
         def __init__(self, layer):
             super().__init__()
             self.layer = layer
@@ -127,7 +153,7 @@ def test_of_a_network_with_products_out_of_sight(refusal):
         def forward(self, x):
             return self.layer(x[:, 0], x[:, 0])
 
-    assert "_trilinear" in refusal(macs, Calls(nn.Bilinear(4, 4, 2)), (1, 4, 4))
+    assert "_trilinear" in refusal(macs, Pairs(nn.Bilinear(4, 4, 2)), (1, 4, 4))
     assert "fft" in refusal(macs, Calls(lambda x, _: torch.fft.fft(x)), (1, 4, 4))
 
 

@@ -24,9 +24,9 @@ OFFICIAL = {"cifar10": (45000, 5000, 10000, (3, 32, 32)), "mnist": (55000, 5000,
 @pytest.fixture
 def fresh():
     """No data set is remembered, before and after."""
-    data._load.cache_clear()
+    data._held.clear()
     yield
-    data._load.cache_clear()
+    data._held.clear()
 
 
 def records(*splits, largest=255) -> list[bytes]:
@@ -59,10 +59,26 @@ def test_digits():
         row.tobytes() + bytes([label]) for row, label in zip(raw.data.astype(np.uint8), raw.target, strict=True))
 
 
+@pytest.mark.parametrize("write", [
+    lambda split: split.images.mul_(0.5), lambda split: split.images[3, 0, 2].fill_(0.3),
+    lambda split: split.images.copy_(split.images.flip(3)), lambda split: split.labels.__setitem__(0, 3),
+    lambda split: np.multiply(split.images.numpy(), 0.5, out=split.images.numpy())],
+    ids=["scaled", "one row", "mirrored", "label", "numpy"])
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_images_that_somebody_wrote_into_are_read_anew(write, part):
+    data._held.clear()
+    before = getattr(data.load("digits"), part)
+    kept = before.images.clone(), before.labels.clone()
+    assert getattr(data.load("digits"), part).images.data_ptr() == before.images.data_ptr()  # read once
+    write(before)
+    after = getattr(data.load("digits"), part)
+    assert torch.equal(after.images, kept[0]) and torch.equal(after.labels, kept[1])
+
+
 def test_splits_are_fixed_and_train_images_takes_the_first(fresh):
     torch.manual_seed(1)
     one = data.load("digits")
-    data._load.cache_clear()
+    data._held.clear()
     torch.manual_seed(2)
     other, few = data.load(Data()), data.load(Data(train_images=50))
     for part in ("train", "validation", "test"):

@@ -242,7 +242,7 @@ def test_a_folder_in_place_of_a_data_file_is_told_in_one_line(name, file, folder
         (folder / file).with_name(each).mkdir(parents=True)
     (folder / file).mkdir(exist_ok=True)
     monkeypatch.setenv("SPARSEROBUST_DATA", str(folder))
-    data._load.cache_clear()  # another test of this process may have read what is downloaded
+    data._held.clear()  # another test of this process may have read what is downloaded
     assert "cannot read" in told("data", name, leaves=(file.split("/")[0],))
 
 
@@ -287,9 +287,11 @@ def test_an_interrupt_is_told_once(said, monkeypatch, capsys):
     def interrupted(chosen):
         raise end
 
-    monkeypatch.setattr(cli, "_ledger", interrupted)
-    assert cli.main(["ledger"]) == 130
-    assert capsys.readouterr().err == ("" if said else f"{progress.INTERRUPTED}\n")
+    lost = "interrupted: what was not written yet is lost"
+    for command, told in (("compute", progress.INTERRUPTED), ("ledger", lost)):
+        monkeypatch.setattr(cli, f"_{command}", interrupted)
+        assert cli.main([command]) == 130
+        assert capsys.readouterr().err == ("" if said else f"{told}\n")
 
 
 # ------------------------------------------------------------------------------- nothing comes from the working folder

@@ -386,6 +386,37 @@ def test_a_network_that_normalises_by_itself_keeps_its_numbers_and_is_not_given_
     torch.testing.assert_close(logits(foreign.network(wrapped, saved(whole))), trained((IMAGES - 0.3) / 0.2))
 
 
+class Scaled(nn.Module):
+    """A network with numbers that are called as those by which images are normalised."""
+
+    def __init__(self, place, kind, mean, std):
+        super().__init__()
+        self.norm, self.head = nn.Module(), nn.Linear(64, 10)
+        holder = self.norm if "inner" in place else self
+        for name, value in (("mean", mean), ("std", std)):
+            if value is not None:
+                t = torch.full((3,), value)
+                setattr(holder, name, nn.Parameter(t) if kind is nn.Parameter else nn.Buffer(t))
+        if place == "inner, learnt":
+            holder.weight = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize(("place", "kind", "mean", "std", "told"), [
+    ("inner", nn.Parameter, 0.4, 0.2, "norm.mean, norm.std"), ("outer", nn.Parameter, 0.4, 0.2, "mean, std"),
+    ("inner", torch.Tensor, 0.0, 1.0, "norm.mean, norm.std"), ("inner, learnt", torch.Tensor, 0.4, 0.2, "norm.mean"),
+    ("outer", torch.Tensor, 0.4, None, "mean"), ("inner", torch.Tensor, 0.4, 0.2, None),
+    ("inner", torch.Tensor, 0.0, 0.2, None), ("outer", torch.Tensor, 0.4, 0.2, None)], ids=str)
+def test_only_constants_by_which_images_are_normalised_may_be_missing(place, kind, mean, std, told, here, refusal):
+    def build():
+        return Scaled(place, kind, mean, std)
+
+    saved({name: t for name, t in build().state_dict().items() if not name.endswith(("mean", "std"))})
+    if told is None:
+        foreign.network(build, "weights.pt")
+    else:
+        assert f"missing: {told}" in refusal(foreign.network, build, "weights.pt")
+
+
 @pytest.mark.parametrize("given", [{"mean": (0.4,)}, {"mean": (0.4, 0.4), "std": (0.2,)},
                                    {"mean": (0.4,), "std": (0.0,)}])
 def test_mean_and_std_go_together(given, here, refusal):
@@ -543,6 +574,20 @@ def test_what_forward_refers_to_is_part_of_a_fingerprint(trained, monkeypatch):
     third = foreign.fingerprint(trained)
     monkeypatch.setitem(globals(), "doubled", lambda x: x)
     assert len({first, second, third, foreign.fingerprint(trained)}) == 4
+
+
+def test_what_is_called_like_an_attribute_is_no_part_of_a_fingerprint(monkeypatch):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.results = nn.Flatten()
+
+        def forward(self, x):
+            return self.results(x)
+
+    first = foreign.fingerprint(Net())
+    monkeypatch.setitem(globals(), "results", [1, 2, (i for i in range(3))])  # a notebook's own list
+    assert foreign.fingerprint(Net()) == first
 
 
 def test_networks_that_hold_themselves_and_what_cannot_be_told(trained, refusal):

@@ -274,6 +274,12 @@ def test_a_gradient_that_is_not_finite_is_counted_and_moves_nothing():
     assert parts["zero_gradient"] == parts["fgsm"] == parts["pgd"] == 1
 
 
+def test_chance_is_known_without_the_names_of_classes(net, digits):
+    measure = replace(MEASURE, images=20, queries=20)
+    found = measure(net, replace(digits, classes=()))
+    assert found == measure(net, digits) and found["parts"]["chance"] == 0.1
+
+
 def test_the_same_twice_and_the_network_as_it_was(net, digits):
     model = Around(deepcopy(net), Noise(0.1)).train()
     model.net.members[0].norm.eval()

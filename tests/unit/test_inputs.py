@@ -1,5 +1,8 @@
 """What attacks and accuracies are given: right images in any form that is one, and one line for all others."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -145,6 +148,27 @@ def test_attacks_know_other_precisions_and_images_that_are_not_square(attack, fe
     assert attack(wide.float(), images, few[1]).shape == images.shape
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("classes", [2, 4, 10])
+def test_autoattack_goes_on_where_logits_are_tied(norm, classes):
+    """As behind layers that are dead on dark images."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, classes, bias=False)).eval()
+    with torch.no_grad():
+        net[1].bias.fill_(-2.0)  # all are
+        net[1].weight[0].fill_(0.06)  # but for one, on bright images
+    images = torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.9)])
+    assert net(images[:1]).eq(0).all()
+    moved = AutoAttack(epsilon=0.1, norm=norm)(net, images, net(images).argmax(1), torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape and bool(moved.isfinite().all())
+
+
+def test_a_last_batch_of_one_image_that_a_network_does_not_take_is_one_line(few, refusal):
+    alone = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, track_running_stats=False), nn.Linear(64, 10))
+    images, labels = few[0][:1].repeat(251, 1, 1, 1), few[1][:1].repeat(251)
+    assert "takes no float32 images of shape (1, 8, 8), 1 together" in refusal(
+        Accuracy(), alone, splits_of(images, labels))
+
+
 def test_autoattack_takes_no_images_float64_and_networks_without_gradients(few):
     model, (images, labels) = Answers(lambda z: z, 10).eval(), few
     attack = AutoAttack(epsilon=0.1, version="standard")
@@ -256,7 +280,7 @@ class Broken(Measurement, kind="broken"):
     given: dict
 
     def __call__(self, model, splits):
-        return self.given
+        return self.given.get("all of it", self.given)
 
 
 @pytest.mark.parametrize("given", [{"value": float("nan")}, {"value": 1.0, "parts": {"part": float("inf")}},
@@ -264,6 +288,16 @@ class Broken(Measurement, kind="broken"):
 def test_a_measurement_of_ones_own_gives_numbers_or_an_error(given, net, few, refusal):
     assert "is not a finite number" in refusal(Broken(given=given), net, splits_of(*few))
     assert Broken(given={"value": 1.0, "other": None})(net, splits_of(*few)) == {"value": 1.0, "other": None}
+
+
+def test_numbers_of_numpy_and_tensors_are_numbers_and_nothing_else_is_a_result(net, few, refusal):
+    given = {"value": np.float32(0.5), "parts": {"a": torch.tensor(0.25)}, "rows": [np.int64(3), (np.bool_(True),)]}
+    found = Broken(given=given)(net, splits_of(*few))
+    assert json.dumps(found) == '{"value": 0.5, "parts": {"a": 0.25}, "rows": [3, [true]]}'
+    assert "is not a finite number" in refusal(Broken(given={"value": np.float32("nan")}), net, splits_of(*few))
+    for given in (0.5, [0.5], {"count": 1}, None):
+        assert "should return a dictionary with its number as 'value'" in refusal(
+            Broken(given={"all of it": given}), net, splits_of(*few))
 
 
 def test_what_an_attack_of_ones_own_returns_are_images(net, few, refusal):

@@ -682,7 +682,7 @@ def test_batch_norm_is_folded_where_it_alone_reads_the_layer(norm):
     assert constant(lambda m, x: m.last(m.norm_1d(m.linear(x.mean((1, 2)))))) == pytest.approx(row * pixels * linear)
 
 
-def test_a_layer_used_twice_has_a_norm_for_each_shape():
+def test_a_layer_used_twice_has_a_norm_for_each_shape(refusal):
     def halves(m, x):
         return m.conv(functional.avg_pool2d(m.conv(x), 2))
 
@@ -691,6 +691,9 @@ def test_a_layer_used_twice_has_a_norm_for_each_shape():
                     for side in (4, 2))
     bound = lipschitz.margin_bound(model, (2, 4, 4), "frobenius")
     assert float(bound[0, 1]) == pytest.approx(2**0.5 * large * small / 2)
+    assert "it has several norms" in refusal(lipschitz.layer_norms, model, (2, 4, 4))
+    again = Calls(lambda m, x: m.conv(m.conv(x)))  # of one shape: one norm
+    assert lipschitz.layer_norms(again, (2, 4, 4), "frobenius").keys() == {"conv"}
 
 
 REFUSED = {

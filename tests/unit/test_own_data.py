@@ -184,6 +184,10 @@ CODE = {
         "label 5 is none of 2 classes",
     "import torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), torch.tensor([0, 1])), 'classes': 'ab'}":
         "classes should be their names",
+    "import torch\ndef it(): return {'test': (torch.zeros(1, 1, 2, 2), torch.zeros(1)), 'classes': torch.tensor(2)}":
+        "classes should be their names, one for each, not of type Tensor",
+    "import torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), torch.tensor([0, 1_700_000_003]))}":
+        "label 1700000003 is none",
     "import numpy, torch\ndef it(): return {'test': (torch.zeros(2, 1, 2, 2), numpy.array(['cat', 'dog']))}":
         "should be numbers",
     "class it:\n    def test(self): raise RuntimeError('no file')": "raised RuntimeError",
@@ -274,7 +278,7 @@ def test_a_run_that_only_starts_with_it_has_its_content_too(here):
 
 def test_a_file_that_changed_under_its_name_is_not_taken_for_what_it_was(here, refusal):
     settings = {what: make() for what, (make, _, _) in contents(here).items()}
-    data._load.cache_clear()
+    data._held.clear()
     for _, name, changed in contents(here).values():
         (here / name).write_text(changed)
     assert "my_data.py has changed" in refusal(data.load, settings["data"])

@@ -146,7 +146,8 @@ def test_a_published_run_is_found_without_a_store(pruned, store, capsys, tmp_pat
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["fffffffffffff"], ["0" * 12], ["--study", "rsrr"],
                                    ["--study", "rsr", "-l", "seeed", "0"], ["--study", "rsr", "-l", "seed", "77"],
-                                   ["../x"], ["abc", "--study", "rsr"]])
+                                   ["../x"], ["abc", "--study", "rsr"],
+                                   ["--study", "rsr", "-l", "seed", "0", "-l", "seed", "1"]])
 def test_what_is_no_run_is_one_line(words, store, capsys):
     assert cli.main(["show", *words]) == 1
     out, err = capsys.readouterr()

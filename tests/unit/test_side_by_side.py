@@ -226,6 +226,13 @@ def answers(rates, seeds=3, images=400, seed=0):
             for i, rate in enumerate(rates)}
 
 
+def test_what_was_not_answered_has_no_rank(refusal):
+    right = answers([0.2, 0.8])
+    right["m0"] = right["m0"].astype(float)
+    right["m0"][0, 0] = np.nan
+    assert "not finite" in refusal(estimates.ranking, right)
+
+
 def test_ranks_of_methods_that_lie_far_apart_are_certain():
     found = estimates.ranking(answers([0.2, 0.8, 0.5]))
     assert list(found.index) == ["m1", "m2", "m0"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sparserobust import imagewise
+from sparserobust import imagewise, inputs
 from sparserobust.answers import is_random, mean_logits, under_attack
 from sparserobust.attacks import check_radius, into_ball, random_in_ball
 from sparserobust.config import Measurement
@@ -84,6 +84,7 @@ class Health(Measurement, kind="health"):
     def _measured(self, model, splits) -> dict:
         split, found = splits.test.sample(self.images), []
         square = Square(epsilon=self.epsilon, queries=self.queries)
+        classes = len(splits.classes or ()) or inputs.asked(model, split.images[:1]).shape[1]
         with under_attack(model), global_seed(0, "health noise", self.identity):
             chance = stream(0, "health", self.identity, device=split.images.device)
             for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH),
@@ -106,7 +107,7 @@ class Health(Measurement, kind="health"):
             parts |= {f"loss_{k}": _mean(loss), f"accuracy_{k}": _mean(hits)}
         before, last = losses[-2:].double().mean(1)
         parts |= {"still_rising": _finite(last / before - 1),
-                  "zero_gradient": _mean(blocked[clean]), "chance": 1 / len(splits.classes),
+                  "zero_gradient": _mean(blocked[clean]), "chance": 1 / classes,
                   "images": len(split)}
         return {"value": parts["pgd"] / parts["fgsm"] if parts["pgd"] is not None and parts["fgsm"] else None,
                 "total": len(split), "parts": parts,

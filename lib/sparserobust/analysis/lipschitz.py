@@ -156,8 +156,14 @@ def margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def input_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> Shapes:
-    """Shape of what goes into each convolution and linear layer, without the batch."""
-    return {layer: taken for layer, taken, _ in shapes_of(model, image_shape)}
+    """Shape of what goes into each convolution and linear layer, without the batch. `UserError` for a layer that is
+    called with several: it has a norm for each."""
+    shapes: Shapes = {}
+    for layer, taken, _ in shapes_of(model, image_shape):
+        if shapes.setdefault(layer, taken) != taken:
+            raise UserError(f"a layer of {type(model).__name__} is called with inputs of shape {tuple(shapes[layer])} "
+                            f"and {tuple(taken)}: it has several norms, and none is given for it")
+    return shapes
 
 
 def operator_norm(layer: LAYERS, weight: Tensor, shape: torch.Size, norm: str) -> float:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparserobust import inputs
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError, quoted
 from sparserobust.models import noise_off
+from sparserobust.models.unknown import ESCAPES
 
 LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 Seen = tuple[nn.Module, torch.Size, torch.Size]
@@ -44,12 +46,12 @@ def each_operation(model: nn.Module, image_shape: tuple[int, int, int],
                    note: Callable[[Any, tuple, Any], None]) -> None:
     """Calls `note` with each operation of ATen, its arguments and its result, while one image (c, h, w) passes the
     network; attention, also in layers of torch.nn, is taken apart into products of matrices. `UserError` for a network
-    that takes no such images."""
+    that takes no such images, or leaves PyTorch on the way."""
     model = inputs.network(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with uncompiled(), sdpa_kernel(SDPBackend.MATH), Watch(note):
+        with uncompiled(), sdpa_kernel(SDPBackend.MATH), Watch(note), _Closed():
             _pass(model, image_shape)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -73,6 +75,15 @@ class Watch(TorchDispatchMode):
             found = func(*args, **(kwargs or {}))
             self.note(func, args, found)
         return found
+
+
+class _Closed(TorchFunctionMode):
+    """Inside the block, a network that takes numbers out of PyTorch, where nobody sees what it does, is refused."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if (name := getattr(func, "__name__", "")) in ESCAPES and isinstance(args[0], Tensor):
+            raise UserError(f"the network leaves PyTorch by {name}: what it does there is not known here")
+        return func(*args, **(kwargs or {}))
 
 
 def uncompiled() -> AbstractContextManager:

@@ -1,6 +1,7 @@
 """What an audit found of a network (`analysis.Audit`), as tables, figures, a page and a record."""
 
 import html
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ LAYER = {"name": "layer", "kind": "kind", "shape": "shape", "zeros": "zero weigh
 SHARES = {"zeros": "weights", "unused": "inputs", "dead": "units"}  # of what they are counts
 HEADINGS = ("withstand [%]", "95 % interval", "images", "what it is")
 NOT_TAKEN = "not measured"
+LONGEST = 100  # letters of a file's name
 BLUE = "#0072B2"
 
 
@@ -224,12 +226,26 @@ class Report:
         return known | {"audit": {"settings": self.settings.plain(), "about": self.about} | self.result}
 
     def save(self, folder: Path | str) -> list[Path]:
-        """Write `NAME.html` and `NAME.json` into a folder; returns the files."""
+        """Write `NAME.html` and `NAME.json` into a folder, or `NAME-2` and so on where another audit has that name;
+        returns the files."""
         stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in self.name).strip(".") or "_"
-        page, record = (Path(folder) / f"{stem}.{ending}" for ending in ("html", "json"))
+        stems = (stem[:LONGEST] + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+        page, record = next(found for stem in stems if self._may_be(
+            *(found := [Path(folder) / f"{stem}.{ending}" for ending in ("html", "json")])))
         files.write(page, self.page().encode())
         files.write(record, (json.dumps(self.record(), indent=1, allow_nan=False) + "\n").encode())
         return [page, record]
+
+    def _may_be(self, page: Path, record: Path) -> bool:
+        """Whether these files are not there yet, or are of the same network, judged by the same settings."""
+        if not (page.exists() or record.exists()):
+            return True
+        try:
+            found = files.read_json(record)["audit"]
+            return (found["settings"] == self.settings.plain()
+                    and all(found["about"].get(key) == self.about.get(key) for key in ("content", "data", "images")))
+        except (files.Corrupt, KeyError, TypeError):  # not what an audit writes
+            return False
 
     def row(self) -> pandas.DataFrame:
         """One line, with the headings of the tables of notebook 06 as far as an audit knows them."""

@@ -183,11 +183,13 @@ def ranking(right: dict[str, np.ndarray], draws: int = 2000) -> pandas.DataFrame
     The intervals hold the percentiles of a bootstrap that redraws seeds and images, the same ones for all methods. So
     two methods that are right on the same images are told apart sooner than their own intervals say. With few seeds
     their share of the doubt is understated: of three, one draw in nine holds the same seed three times. `UserError` if
-    the arrays are not alike."""
+    the arrays are not alike, or a number in them is not finite."""
     names, table = list(right), [np.asarray(a, float) for a in right.values()]
     if len({a.shape for a in table}) != 1 or table[0].ndim != 2:
         raise UserError("a ranking needs the same seeds and the same images of all methods")
     values = np.stack(table)
+    if not np.isfinite(values).all():
+        raise UserError("a ranking needs an answer of each method to each image: some are not finite")
     drawn = _redrawn(values, draws)
     ranks = (drawn[:, None, :] > drawn[:, :, None]).sum(2) + 1  # one more than those above
     first = ranks == 1
