@@ -233,7 +233,12 @@ def _load(name: str) -> Splits:
 def _state(splits: Splits) -> list[tuple]:
     """What changes when somebody writes into the images or labels, through PyTorch or NumPy."""
     tensors = [t for split in (splits.train, splits.validation, splits.test) for t in (split.images, split.labels)]
-    return [(0 if t.is_inference() else t._version, int(t.flatten().view(torch.int32).sum())) for t in tensors]
+    return [(0 if t.is_inference() else t._version, _sum_of_bits(t.flatten())) for t in tensors]
+
+
+def _sum_of_bits(t: Tensor) -> int:
+    """Of a flat tensor; in eights of bytes, where these come out even, twenty times as fast as in fours."""
+    return int(t.view(torch.int64 if t.nbytes % 8 == 0 else torch.int32).sum())
 
 
 @torch.inference_mode(mode=False)  # who asks first does not decide what others may do with the images
