@@ -514,6 +514,7 @@ def test_fronts_join_what_nothing_beats_and_name_it():
     assert [y for _, y in marks][:3] == pytest.approx([52, 50, 55])
     assert [x for x, _ in marks[:2]] == pytest.approx([1, 2])  # the front stays where it is
     assert marks[3][1] == axis.get_ylim()[0] + 3 > 10 and axis.texts[0].get_text() == "10"
+    assert marks[3][1] < axis.lines[1].get_ydata()[0] < 50  # a dotted line stands between
     faces = [mark.get_facecolors()[0].tolist() for mark in axis.collections]
     assert faces[1] == [1, 1, 1, 1] != faces[0] and said(figure)[-1] == "hollow: channels cut"
 

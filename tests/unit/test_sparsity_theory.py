@@ -424,7 +424,7 @@ def test_peaks_tell_the_gain_and_its_end(frame, quick):
     low, high = crossed.over_seeds([10.0, 10.1, 10.2]).interval()
     assert said(line["gain over dense"]) == pytest.approx([10.1, low, high], abs=0.11)  # shown to one digit
     assert said(line["gain over equal training"]) == [6.7] * 3  # as noisy as the pruned
-    assert line["clean accuracy lost there"] == "-4.9"
+    assert line["change of clean accuracy there"] == "-4.9"
     assert said(shown.loc["DeepFool", "gain over equal training"]) == pytest.approx([0.134] * 3, abs=0.002)
     assert shown.loc["DeepFool", "dense"] == "1.000 ± 0.000"
     assert shown.loc["C&W", "gain over equal training"] == ""  # nothing was measured on the control
@@ -432,7 +432,7 @@ def test_peaks_tell_the_gain_and_its_end(frame, quick):
     assert (one["dense"], one["gain over dense"], one["gain over equal training"]) == ("60.0", "+10.0", "+6.7")
     best = frame["value"].where(~((frame["method"] == MAGNITUDE) & (frame["metric"] == "fgsm")), 0.8)
     never = report.peaks(results(quick, frame.assign(value=best)), **LENET5).loc["FGSM"]
-    assert (never["below dense from"], never["clean accuracy lost there"]) == ("", "")
+    assert (never["below dense from"], never["change of clean accuracy there"]) == ("", "")
 
 
 def test_tables_say_percent_and_distances(frame):

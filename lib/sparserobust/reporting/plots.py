@@ -288,7 +288,8 @@ def claims(ledger: pandas.DataFrame) -> Figure:
             axis.set_xscale("symlog", linthresh=10, linscale=1.5)
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(xlabel=f"effect [{unit}]", ylabel="", ylim=(len(rows) - 0.4, -0.6))
+        beyond = "; logarithmic beyond 10" if unit == "percentage points" else ""
+        axis.set(xlabel=f"effect [{unit}{beyond}]", ylabel="", ylim=(len(rows) - 0.4, -0.6))
         axis.set_yticks(places, [fill(words, 62) for words in rows["words"]], fontsize=10)
     shown = [mark(color=palette[verdict], marker=markers[verdict], markersize=8, label=verdict)
              for verdict in palette if verdict in set(ran["verdict"])]

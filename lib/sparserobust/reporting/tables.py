@@ -136,6 +136,11 @@ def _cell_of(chosen: pandas.DataFrame, metric: str, mixed: bool) -> str:
     return cell(found.iloc[0], mixed) if len(found) else ""
 
 
+ABOUT_EFFECTS = ("95 % intervals over seeds and images; none for one seed, where all seeds agree, or where a network "
+                 "has collapsed. An effect is of all images that both networks answered, a table of accuracies of "
+                 "those that all its columns have in common.")
+
+
 def effects(frame: pandas.DataFrame, pairs: Pairs, columns: dict[str, str]) -> pandas.DataFrame:
     """One line per pair (treatment, reference), each named by the values of some columns of `frame`: what the treatment
     adds, in points, with the 95 % interval over seeds and images (`estimates.compared`); where there is none, the bare

@@ -48,8 +48,9 @@ def rankings(found: dict[str, pandas.DataFrame], reference: pandas.Series, xlabe
     return figure
 
 
-LOWEST = 6.0  # points below the second lowest method, beyond which a mark stands at the edge,
+LOWEST = 6.0  # points below the second lowest method, beyond which a mark is not drawn to scale,
 FEW = 0.1  # unless that were a larger share of all marks, and more than two
+STEP = 3.0  # points between the lowest mark that is drawn to scale and those that are not
 
 
 @styled
@@ -58,10 +59,10 @@ def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFra
     """A panel per heading: every row of `points` as a mark, `y` in percent against a column, on a
     logarithmic axis; rows of the front that is given with the column are joined, and named above
     from left to right. Hollow marks are rows whose `cut` is channels. Of marks that would cover
-    each other those that are not on the front move to the right; one far below all others stands at
-    the lower edge, with its value."""
+    each other those that are not on the front move to the right; one far below all others stands
+    below a dotted line, with its value."""
     tall = max(5.4, 0.13 * len(points))  # inches
-    figure, (axes,) = grid(1, len(panels), (4.6 * len(panels), tall), sharey=True)
+    figure, (axes,) = grid(1, len(panels), (max(4.6 * len(panels), 7), tall), sharey=True)
     look = styles.of(points["method"])
     lowest = 100 * points.groupby("method")[y].max().nsmallest(2).iloc[-1] - LOWEST
     few = max(2, int(FEW * len(points)))  # that may lie below
@@ -69,19 +70,21 @@ def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFra
     edge = max(lowest, 100 * points[y].min() - 1)
     for axis, (heading, (column, front)) in zip(axes, panels.items(), strict=True):
         axis.step(front[column], 100 * front[y], where="post", color="0.7", linewidth=1.5, zorder=1)
-        values = (100 * points[y]).clip(lower=edge)
+        far = 100 * points[y] < edge
+        values = (100 * points[y]).mask(far, edge - STEP)
+        if far.any():
+            axis.axhline(edge - STEP / 2, color="0.6", linewidth=1, linestyle=":")
         places = apart(points[column], values, points.index.isin(front.index), 0.216 / tall)
         for row, place, shown in zip(points.to_dict("records"), places, values, strict=True):
             colour, marker, _ = look[row["method"]]
-            value = 100 * row[y]
             axis.scatter(place, shown, marker=marker, s=70, linewidth=1.5, zorder=3,
                          facecolor="white" if row["cut"] == "channels" else colour,
                          edgecolor=colour)
-            if value < edge:
-                axis.annotate(f"{value:.0f}", (place, edge), (0, -12), ha="center", fontsize=8,
-                              textcoords="offset points")
+            if shown < edge:
+                axis.annotate(f"{100 * row[y]:.0f}", (place, shown), (0, -12), ha="center",
+                              fontsize=8, textcoords="offset points")
         axis.set(xlabel=heading, ylabel=ylabel if axis is axes[0] else "")
-        axis.set_ylim(edge - 3, None)
+        axis.set_ylim(edge - 3 - STEP * far.any(), None)
         names = "front: " + ", ".join(dict.fromkeys(front["method"]))
         axis.set_title("\n".join(wrap(names, 44)), fontsize=10)
         log_ticks(axis, "x")

@@ -153,8 +153,8 @@ def _marked(frame: pandas.DataFrame, metric: str, labels: dict) -> dict[str, flo
     if pruned.empty or dense.empty:
         return {}
     chosen = list(chosen_levels(frame, metric, method=MAGNITUDE, **labels).values())
-    return {BEST: max(chosen, key=chosen.count) if chosen else None,
-            BELOW: falls_below(pruned, dense)}
+    return {BELOW: falls_below(pruned, dense),
+            BEST: max(chosen, key=chosen.count) if chosen else None}
 
 
 def method_rows(results: Results, rows: Columns, methods: Sequence[str]) -> pandas.DataFrame:

@@ -155,7 +155,7 @@ def peaks(results: Results, net: str, training: str) -> pandas.DataFrame:
             "best at": ", ".join(dict.fromkeys(_percent(level) for level in best)),
             "gain over dense": gained[0], "gain over equal training": gained[1],
             "below dense from": "" if below is None else _percent(below),
-            "clean accuracy lost there": "" if below is None else f"{lost[below]:+.1f}"}
+            "change of clean accuracy there": "" if below is None else f"{lost[below]:+.1f}"}
     return pandas.DataFrame.from_dict(lines, orient="index")
 
 
