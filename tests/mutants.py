@@ -161,7 +161,7 @@ MUTANTS = (
            "merged(section, changes)", "merged(changes, section)",
            ("test_scales.py::test_scales_and_networks_say_only_what_differs",)),
     Mutant("a_tensor_changed_in_part_is_read", "analysis/tracing.py",
-           "if tensor.version != self.versions.get(_memory(tensor.value), 0):", "if tensor.version is None:",
+           "if tensor.version != self.versions.get(memory(tensor.value), 0):", "if tensor.version is None:",
            ("test_lipschitz.py::test_a_network_of_which_nothing_is_sure_is_refused",)),
     Mutant("transposed_convolutions_by_their_outputs", "analysis/cost.py",
            "(x if transposed else found)", "found", ("test_cost.py",)),
