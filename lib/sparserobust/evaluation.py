@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sparserobust import imagewise
+from sparserobust import imagewise, inputs
 from sparserobust.answers import flag, flagged, is_random, predicted
 from sparserobust.attacks import FGSM, PGD, l2_norm
 from sparserobust.config import Attack, Measurement, Run
@@ -118,12 +118,12 @@ class Accuracy(Measurement, kind="accuracy"):
                             adversarial = attack(attacked, images, labels, chance)
                     else:
                         adversarial = images
-                    right[trial, index] = (predicted(model, adversarial) == labels).cpu()
+                    right[trial, index] = _right(model, adversarial, labels).cpu()
                     lengths[trial, index] = l2_norm(adversarial - images).cpu()
             if attack is not None:
                 for index in torch.arange(len(split)).split(BATCH):
                     images = split.images[index.to(split.images.device)].contiguous(memory_format=torch.channels_last)
-                    clean[index] = predicted(model, images).cpu() == split.labels[index.to(split.labels.device)].cpu()
+                    clean[index] = _right(model, images, split.labels[index.to(split.labels.device)]).cpu()
         values = right.double().mean(1)
         count = float(right.double().mean(0).sum())
         moved = lengths > 0
@@ -140,10 +140,17 @@ class Accuracy(Measurement, kind="accuracy"):
         return result
 
 
+def _right(model, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image (n,) gets its label."""
+    model = inputs.network(model)
+    with inputs.answering(model):
+        return predicted(model, images) == labels
+
+
 def reached(model, attack: Attack, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The l2 length (n,) of what an attack adds to each image; infinite where the answer is right all the same."""
     adversarial = attack(model, images, labels, generator)
-    return torch.where(predicted(model, adversarial) != labels, l2_norm(adversarial - images), torch.inf)
+    return torch.where(_right(model, adversarial, labels), torch.inf, l2_norm(adversarial - images))
 
 
 @settings
@@ -176,7 +183,7 @@ class Distance(Measurement, kind="distance"):
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
             for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
-                right = predicted(model, images) == labels
+                right = _right(model, images, labels)
                 lengths.append(torch.where(right, reached(model, self.attack, images, labels, chance), 0.0))
         lengths = torch.cat(lengths)
         fooled = lengths.isfinite()

@@ -187,7 +187,7 @@ def measured(call: Callable) -> Callable:
                     raise UserError(f"{self.label()} is given no images: the {name} split is empty")
                 for net in (model, *others):
                     _check_logits(asked(net, split.images[:2]), split.labels)
-        with torch.inference_mode(False), torch.enable_grad(), answering(model):
+        with torch.inference_mode(False), torch.enable_grad():
             result = _plain(call(self, model, splits, *others, **known))
         if not isinstance(result, dict) or "value" not in result:
             raise UserError(f"{self.label()} should return a dictionary with its number as 'value'")

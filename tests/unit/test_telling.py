@@ -79,7 +79,7 @@ def test_means_have_the_digits_of_what_they_are(frame):
     frame = frame[frame["metric"] == "clean"].iloc[::-1]
     columns = {"rate": ("clean", 100), "share": ("clean", 1), "none": ("absent", 1)}
     shown = tables.means(frame, ["net", "level"], columns)
-    assert list(shown.index) == ["B, 0.1", "A, 0.1"]
+    assert list(shown.index) == ["B, 0.1", "B, nan", "A, 0.1", "A, nan"]
     assert shown.loc["A, 0.1"].tolist() == ["72.0 ± 2.8", "0.720 ± 0.028", ""]
     three = pandas.Series([1.0, 2.0, 6.0])
     assert tables.mean(three, 1) == f"3.000 ± {three.std():.3f}" and tables.mean(three[:1], 100) == "1.0"
@@ -233,7 +233,8 @@ def lines():
 
 def test_the_figure_of_claims_shows_each_line_that_was_run_with_its_interval(lines):
     figure = plots.claims(lines)
-    assert [axis.get_xlabel() for axis in figure.axes] == ["effect [percentage points]", "effect [log10 of the ratio]"]
+    assert [axis.get_xlabel() for axis in figure.axes] == [
+        "effect [percentage points; logarithmic beyond 10]", "effect [log10 of the ratio]"]
     assert [axis.get_xscale() for axis in figure.axes] == ["symlog", "linear"]
     ran = lines[lines["n_seeds"] > 0]
     for axis, unit in zip(figure.axes, ("percentage points", "log10 of the ratio"), strict=True):
