@@ -206,6 +206,16 @@ def test_the_control_of_equal_cost_is_trained_as_much_and_less_than_an_epoch_mor
             assert iwi <= longer < iwi + at.objective.cost
 
 
+def test_networks_that_nobody_has_measured_are_counted(quick):
+    """As narrow ones are, where only those that inherit from them are known."""
+    net, kappa = "ResNet", quick.settings.inheritance.kappa
+    found = runs_of(quick, net=net, part="inheritance")
+    heir, narrow = found[runs.IWI["narrow"], kappa], found[runs.SMALL, None]
+    measured, partly = costs_of(quick), costs_of(quick)
+    del partly._macs[narrow.model.identity]
+    assert partly.whole(heir, net) == measured.whole(heir, net) > measured.whole(narrow, net)
+
+
 def test_cost_counts_every_ancestor_once_and_narrow_ones_by_their_arithmetic(quick):
     kappa, net = quick.settings.inheritance.kappa, "ResNet"
     at = runs_of(quick, net=net, part="dense", retraining="adversarial")["dense", 0.0]

@@ -3,6 +3,8 @@ multiply-accumulates of its network, with all that a network begins with."""
 
 import pandas
 
+from sparserobust import data
+from sparserobust.analysis.cost import macs
 from sparserobust.config import Run
 from sparserobust.running.experiment import Results
 from sparserobust.studies.iwi.report import method_name, network_name, of_inheritance, watched
@@ -10,21 +12,27 @@ from sparserobust.studies.iwi.runs import EQUAL, FROM_NATURAL, IWI
 
 
 class Costs:
-    """Costs of runs, in passes of the dense network of their kind.
-
-    `macs` are the multiply-accumulates of every model for one image, by its identity; zeros count
-    in full, since no processor here skips them."""
+    """Costs of runs, in passes of the dense network of their kind: by multiply-accumulates for one
+    image. Zeros count in full, since no processor here skips them."""
 
     def __init__(self, results: Results):
         runs = {row["run"].identity: row["run"] for row in results.experiment.grid}
         measured = results.frame[results.frame["metric"] == "macs"].set_index("run")["value"]
-        self.macs = {runs[run].model.identity: float(n) for run, n in measured.items()}
-        self.wide = {row["net"]: row["run"].model.identity
-                     for row in results.experiment.rows(part="dense")}
+        self._macs = {runs[run].model.identity: float(n) for run, n in measured.items()}
+        self.wide = {row["net"]: row["run"] for row in results.experiment.rows(part="dense")}
+
+    def macs(self, run: Run) -> float:
+        """Of a run's network; counted here if nobody has measured them, as where a run is known by
+        what others began with it."""
+        if run.model.identity not in self._macs:
+            shape = data.image_shape(run.data)
+            self._macs[run.model.identity] = macs(
+                run.model.build(shape, data.classes(run.data)), shape)
+        return self._macs[run.model.identity]
 
     def epoch(self, run: Run, net: str) -> float:
         """Of one epoch of a run."""
-        return run.objective.cost * self.macs[run.model.identity] / self.macs[self.wide[net]]
+        return run.objective.cost * self.macs(run) / self.macs(self.wide[net])
 
     def whole(self, run: Run, net: str) -> float:
         """Of a run and all it begins with."""
