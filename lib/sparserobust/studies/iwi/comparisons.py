@@ -133,7 +133,7 @@ def contrasts(experiment: Experiment[IWISettings]) -> Iterator[Contrast]:
 def _compared(experiment: Experiment[IWISettings]
               ) -> Iterator[tuple[str, str, str, tuple[dict, dict], dict]]:
     """(claim, what of it, metric, (treatment, reference), what is different from the claim)."""
-    net, *others = experiment.nets
+    net, *others = experiment.settings_by_net  # also those of which nothing is known yet
     for name, pair in (pruning_methods(experiment, net) | tickets(experiment, net)).items():
         yield "C1", f"{net}, {name}", "pgd20", pair, {}
     for claim, compared in (("C2", starts), ("C3", trainings)):
@@ -166,6 +166,6 @@ def _compared(experiment: Experiment[IWISettings]
 def words(experiment: Experiment[IWISettings]) -> dict[str, str]:
     """What the names of the ledger's primary comparisons leave open: the networks, and the levels
     named beforehand, of tickets and of the zoo."""
-    (first, *others), primary = experiment.nets, experiment.settings.primary_levels
+    (first, *others), primary = list(experiment.settings_by_net), experiment.settings.primary_levels
     return {"net": first, "second": others[0] if others else "a second network",
             "level": f"{100 * primary.tickets:g} %", "pruned": f"{100 * primary.zoo:g} %"}
