@@ -153,7 +153,7 @@ def _marked(frame: pandas.DataFrame, metric: str, labels: dict) -> dict[str, flo
     if pruned.empty or dense.empty:
         return {}
     chosen = list(chosen_levels(frame, metric, method=MAGNITUDE, **labels).values())
-    return {BELOW: falls_below(pruned, dense),
+    return {BELOW: falls_below(pruned, dense),  # first: where both fall together, the other is shown
             BEST: max(chosen, key=chosen.count) if chosen else None}
 
 
