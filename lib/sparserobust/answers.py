@@ -20,6 +20,9 @@ ASKED = ((3, 32), (40, 1))  # when a network is asked whether it answers twice t
 SAME = 1e-5  # of how far logits lie apart: what rounding may make of one answer
 ROUNDING = 32 * torch.finfo(torch.float32).eps  # of the largest logit: likewise, however close to it all others are
 CHANCE_IN_EVAL = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)  # what PyTorch draws in eval mode, too
+CERTAIN = (nn.functional.relu, nn.functional.gelu)  # functions that layers of PyTorch hold, without chance
+STILL_RANDOM = ("noise: false silences the noise of this library alone, and this network still answers differently "
+                "when asked again: leave it out")
 CUT_OFF = "the loss does not depend on the pixels: its gradient is zero everywhere"
 MENDED = "gradients are not finite in some pixels: the attack went by the others"
 _flags: ContextVar[list[str] | None] = ContextVar("flags", default=None)
@@ -138,6 +141,7 @@ def _known(model: nn.Module) -> bool:
              for hook in getattr(each, f"_global_{held}" if each is module else f"_{held}").values()]
     return all(map(known, hooks)) and all(
         known(type(m)) and not isinstance(m, (inputs.Function, *CHANCE_IN_EVAL)) and "forward" not in vars(m)
+        and not any(callable(held) and held not in CERTAIN for held in vars(m).values())
         for m in model.modules())
 
 

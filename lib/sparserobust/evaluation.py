@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparserobust import imagewise, inputs
-from sparserobust.answers import flag, flagged, is_random, predicted
+from sparserobust.answers import STILL_RANDOM, flag, flagged, is_random, predicted
 from sparserobust.attacks import FGSM, PGD, l2_norm
 from sparserobust.config import Attack, Measurement, Run
 from sparserobust.errors import UserError
@@ -94,9 +94,7 @@ class Accuracy(Measurement, kind="accuracy"):
         if trials > 1 and (attack is None or isinstance(attack, FGSM)):  # no chance but that of the networks
             trials = trials if is_random(model, split.images) or is_random(attacked, split.images) else 1
         if not self.noise:
-            self.require(not any(is_random(net, split.images) for net in (model, attacked)),
-                         "noise: false silences the noise of this library alone, and this network still answers "
-                         "differently when asked again: leave it out")
+            self.require(not any(is_random(net, split.images) for net in (model, attacked)), STILL_RANDOM)
         tried = torch.arange(len(split))
         if self.after is not None:
             before = before or self.after._measured(model, attacked, splits)

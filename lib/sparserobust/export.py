@@ -77,7 +77,10 @@ def load(path: Path | str, into: nn.Module | None = None) -> nn.Module:
     if into is None and "run" not in card:
         raise UserError(f"{weights} did not come out of a run: build a {card['network']} as it was, and load into it")
     model = _fill(_built(card) if into is None else into, files.load_tensors(weights)[0], weights)
-    return model.to(memory_format=getattr(torch, card["memory_format"])).eval()
+    for t in (*model.parameters(), *model.buffers()):
+        if t.dim() == 4:  # torch knows no such layout of five dimensions
+            t.data = t.data.to(memory_format=getattr(torch, card["memory_format"]))
+    return model.eval()
 
 
 def onnx(model: nn.Module, path: Path | str, image_shape: tuple[int, int, int]) -> Path:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparserobust import files, outside
+from sparserobust import files, outside, sparsity
 from sparserobust.errors import UserError, quoted
 from sparserobust.models.normalise import Normalise
 
@@ -198,11 +198,13 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
     weights, beyond rounding, such as whole ones or one tensor for two."""
     if not isinstance(weights, Mapping):
         raise UserError(f"weights are a dictionary of names and tensors, not of type {type(weights).__name__}")
+    weights = {name: t for name, t in weights.items() if isinstance(t, Tensor) or not name.endswith("_extra_state")}
     for name, t in weights.items():
         if not isinstance(t, Tensor):
             raise UserError(f"weights are tensors by their names; {quoted(name)} is of type {type(t).__name__}")
         if t.is_meta:
             raise UserError(f"{quoted(name)} holds no numbers, being on the device meta: save the weights anew")
+    sparsity.check_hooks(model)
     if any(t.is_meta for t in model.parameters()):
         return  # a network without numbers, to be counted
     own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}

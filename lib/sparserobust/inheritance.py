@@ -1,19 +1,23 @@
 """Inverse weights inheritance: a network begins with the weights of a smaller one (Wang et al. 2020). The paper's
 algorithm is not on record; this is a reading of its claim."""
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from sparserobust.answers import differ, under_attack
 from sparserobust.config import Inheritance
 from sparserobust.errors import UserError
-from sparserobust.models.noise import WeightNoise
+from sparserobust.models.noise import WeightNoise, noise_off
 from sparserobust.models.resnet import Padded
+from sparserobust.models.winners import KWinners
 from sparserobust.sparsity import weights as acting_weights
 
 
 @torch.no_grad()
-def inherit(model: nn.Module, weights: dict[str, Tensor], settings: Inheritance) -> None:
+def inherit(model: nn.Module, weights: dict[str, Tensor], settings: Inheritance, images: Tensor | None = None) -> None:
     """Put `weights`, the state dictionary of a smaller network of the same topology, narrower or pruned, into the fresh
     `model`. Every tensor goes into the leading corner of its namesake, running statistics included; convolution and
     linear weights that are exactly zero count as not there. What the smaller network does not have:
@@ -27,9 +31,12 @@ def inherit(model: nn.Module, weights: dict[str, Tensor], settings: Inheritance)
     case: it may need a `kappa` above 0 to come back.
 
     `UserError` where the tensors do not fit, where channels cannot be told apart as inherited and new, and for weights
-    that are computed from other parameters.
+    that are computed from other parameters; with `images` (n, c, h, w) also where, with `kappa` 0, answers to them
+    depend on new channels after all, as behind a norm over groups of channels, or where two branches are joined.
     """
     _check_fit(model, weights)
+    if images is not None:
+        _check_apart(deepcopy(model), weights, images)
     layers = acting_weights(model)
     for name, large in model.state_dict().items():
         small = weights[name].to(large)
@@ -38,6 +45,25 @@ def inherit(model: nn.Module, weights: dict[str, Tensor], settings: Inheritance)
             large[:, small.shape[1]:] *= settings.kappa
             small = torch.where(small == 0, settings.kappa * corner, small)
         corner.copy_(small)
+
+
+def _check_apart(heir: nn.Module, weights: dict[str, Tensor], images: Tensor) -> None:
+    inherit(heir, weights, Inheritance(kappa=0))
+    if any(isinstance(layer, KWinners) for layer in heir.modules()):
+        return
+    with under_attack(heir), noise_off(heir):
+        before = heir(images)
+        for name, large in heir.state_dict().items():
+            old = weights[name].shape
+            new = torch.ones_like(large, dtype=torch.bool)
+            new[tuple(map(slice, old))] = False
+            if name in acting_weights(heir):
+                new[:, old[1]:] = False  # what reads new channels is zero, and stays so
+            if large.is_floating_point():
+                large[new] = 1.5 * large[new] + 0.1
+        if differ(heir(images), before):
+            raise UserError("inheritance: inherited channels see new ones, as behind a norm over groups of channels or "
+                            "where branches are joined: take a network in which each channel keeps its place")
 
 
 def _check_fit(model: nn.Module, weights: dict[str, Tensor]) -> None:

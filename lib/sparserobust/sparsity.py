@@ -18,13 +18,14 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparserobust.errors import UserError
 from sparserobust.inputs import asked, evaluated
 from sparserobust.provenance import double
+from sparserobust.watching import Watch, attention_in_parts
 
 CHANNEL_NORM_IS_ZERO = 1e-15  # Dinh et al. 2020, section 4: the norm below which a channel counts as removed
+HOOKS = BasePruningMethod, WeightNorm, SpectralNorm  # that compute a weight before its layer is called
 TABLES = nn.Embedding | nn.EmbeddingBag | nn.LayerNorm | nn.RMSNorm  # their weights multiply no vector as a matrix
 
 
@@ -82,8 +83,13 @@ def weights(model: nn.Module, shared: bool = False) -> dict[str, Acting]:
     transposed) and linear map, those of attention and recurrence included. Of other layers, tensors of 2
     dimensions or more count that have `weight` in their name; embeddings and norms do not. A weight that several layers
     share has its first name only, if it acts alike in them; with `shared`, all of them. `UserError` for a lazy layer
-    that no image has passed, for a quantised one, and where a hook that is not known here writes the weight."""
-    return {name: w for name, w in _all(model, shared) if _is_weight(name.rpartition(".")[2], w)}
+    that no image has passed, for a quantised one, for complex weights and programs of TorchScript, and where a hook
+    writes the weight that is not known here, or never called."""
+    found = {name: w for name, w in _all(model, shared) if _is_weight(name.rpartition(".")[2], w)}
+    for name, w in found.items():
+        if w.tensor.is_complex():
+            raise UserError(f"{name} is complex: weights are real numbers here")
+    return found
 
 
 def _is_weight(name: str, found: Acting) -> bool:
@@ -96,9 +102,13 @@ def _all(model: nn.Module, shared: bool = False) -> Iterator[tuple[str, Acting]]
     """Every parameter as it acts, by the name that it has in its layer, `weight` for `weight_orig`."""
     known: dict[tuple[bool, tuple[int, ...]], list[Tensor]] = {}  # the tensors that come out of the same sources
     inside: set[nn.Module] = set()  # what computes others
+    check_hooks(model)
     for prefix, layer in model.named_modules():
         if layer in inside:
             continue
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise UserError("a program of TorchScript does not tell its layers apart: give the network that it was "
+                            "made from")
         for chain in _computing(layer).values():
             inside |= set(chain.modules())
         for name, found in _of_layer(layer, prefix).items():
@@ -117,6 +127,17 @@ def _computing(layer: nn.Module) -> dict[str, nn.Module]:
     """Name of a tensor of a layer to the parametrisations that compute it."""
     chains = layer.parametrizations if is_parametrized(layer) else None
     return dict(chains.items()) if isinstance(chains, nn.ModuleDict) else {}
+
+
+def check_hooks(model: nn.Module) -> None:
+    """`UserError` for a hook that computes a weight which attention reads without calling its layer: then it is never
+    called either, and what acts is what the weight was before."""
+    for name, attention in model.named_modules():
+        hooks = attention.out_proj._forward_pre_hooks if isinstance(attention, nn.MultiheadAttention) else {}
+        if any(isinstance(hook, HOOKS) for hook in hooks.values()):
+            raise UserError(f"{name}.out_proj".lstrip(".") + " is never called, attention reads its weight alone, so "
+                            "that prune, weight_norm or spectral_norm do not act there: remove them, or use "
+                            "torch.nn.utils.parametrize")
 
 
 def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
@@ -265,24 +286,24 @@ def remaining_parameters(model: nn.Module) -> int:
 def check_acting(model: nn.Module, images: Tensor) -> None:
     """`UserError` where a network, asked for `images` (n, c, h, w), multiplies by other zeros than its weights have: a
     module or a hook on the way masks them, wherever it is. A layer of PyTorch or of this library that is called, and
-    before which nothing is done, needs no looking at."""
+    before which nothing is done, needs no looking at. `UserError` also where it multiplies by a parameter that is not
+    counted among `weights`, such as one of another name."""
     if all(_is_known(module) for module in model.modules()):
         return
     plain: set[nn.Module] = set()
     noted = register_module_forward_pre_hook(lambda module, _: plain.add(module) if _is_known(module) else None)
-    whole = torch.backends.mha.get_fastpath_enabled()  # attention in one operation, which does not tell its weights
-    torch.backends.mha.set_fastpath_enabled(False)
+    factors = _Factors()
     try:
-        with _Operands() as seen:
+        with attention_in_parts(), factors.watched():
             asked(model, images)
     finally:
-        torch.backends.mha.set_fastpath_enabled(whole)
         noted.remove()
     found = weights(model, shared=True)  # a hook may have written zeros into them just now
+    factors.check_counted(model, found)
     tensors = [w.tensor for w in found.values()]
-    made = [t for t in _distinct(seen.found) if not any(_is(t, w) for w in tensors)]  # of weights, or of images
+    made = [t for t in _distinct(factors.found) if not any(_is(t, w) for w in tensors)]  # of weights, or of images
     sizes = {t.numel() for t in made}
-    looked_at = {id(tensor) for tensor in tensors if any(_is(t, tensor) for t in seen.found)}
+    looked_at = {id(tensor) for tensor in tensors if any(_is(t, tensor) for t in factors.found)}
     for name, w in found.items():
         if w.layer not in plain and w.tensor.numel() in sizes and id(w.tensor) not in looked_at:
             looked_at.add(id(w.tensor))
@@ -299,18 +320,19 @@ def _check_acting(model: nn.Module) -> None:
         if _forward_is_known(w.layer):
             continue
         try:
-            with torch.random.fork_rng(devices=[]), _Operands() as seen:
+            factors = _Factors()
+            with torch.random.fork_rng(devices=[]), factors.watched():
                 w.layer.forward(torch.zeros(_sides(w), dtype=w.tensor.dtype, device=w.tensor.device))
         except Exception:  # a layer from elsewhere may want anything
-            seen.found = []
+            factors.found = []
         must = isinstance(w.layer, _ConvNd | nn.Linear) or _may_be_masked(w)
-        if (must or any(t.numel() == w.tensor.numel() for t in seen.found)) and not _take(seen.found, w.tensor):
+        if (must or any(t.numel() == w.tensor.numel() for t in factors.found)) and not _take(factors.found, w.tensor):
             raise _masked_on_the_way(name, w)
 
 
 def _is_known(module: nn.Module) -> bool:
     """Whether all that it does with its weights is written in PyTorch or here."""
-    return _forward_is_known(module) and all(isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
+    return _forward_is_known(module) and all(isinstance(hook, HOOKS)
                                       for hook in module._forward_pre_hooks.values())
 
 
@@ -340,22 +362,37 @@ def _masked_on_the_way(name: str, w: Acting) -> UserError:
                      "it by torch.nn.utils.prune")
 
 
-class _Operands(TorchDispatchMode):
-    """Notes what convolutions and products of matrices multiply by."""
+class _Factors:
+    """What convolutions and products of matrices multiply by, and where these lie in memory."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.found: list[Tensor] = []
+        self.places: list[tuple[int, ...]] = []  # of those of one operation
 
-    @classmethod
-    def _should_skip_dynamo(cls):
-        return False  # or else torch loads what compiles networks, which takes seconds
+    def watched(self) -> Watch:
+        return Watch(self._note)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
+    def _note(self, operation, args: tuple, result: object) -> None:
+        name = operation.overloadpacket.__name__
         if name in ("convolution", "mm", "addmm", "bmm", "baddbmm"):
-            self.found += [t.detach().clone() for t in (args[1:2] if name == "convolution" else args[-2:])]
-        return func(*args, **(kwargs or {}))
+            factors = args[:2] if name == "convolution" else args[-2:]
+            self.places.append(tuple(map(_place, factors)))
+            self.found += [t.detach().clone() for t in (factors[1:] if name == "convolution" else factors)]
+
+    def check_counted(self, model: nn.Module, found: dict[str, Acting]) -> None:
+        """`UserError` for a product of a parameter that is not in `found`, unless it is one with a weight that is: then
+        the parameter is what a network begins with, in place of an image."""
+        counted = {_place(t) for w in found.values() for t in (w.tensor, *w.sources)}
+        others = {_place(p): name for name, p in model.named_parameters() if p.dim() > 1} if found else {}
+        for places in self.places:
+            if not counted & set(places) and (names := [others[place] for place in places if place in others]):
+                raise UserError(f"the network multiplies by its parameter {names[0]}, which is not counted: give it a "
+                                "name with `weight` in it, or make it that of a layer")
+
+
+def _place(t: Tensor) -> int:
+    """Where its numbers lie in memory, whatever the view."""
+    return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 
 def _distinct(tensors: list[Tensor]) -> list[Tensor]:

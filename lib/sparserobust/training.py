@@ -64,7 +64,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
     if run.inheritance is not None:
         if start is None:
             raise UserError(f"run {run.identity} inherits weights: hand those of the smaller network over as `start`")
-        inherit(model, start, run.inheritance)
+        inherit(model, start, run.inheritance, (splits.train or splits.test).images[:2].to(next(model.parameters())))
     elif start is not None:
         model.load_state_dict(start)
     layout = fastest_layout(model, device)
@@ -113,11 +113,18 @@ def fastest_layout(model: nn.Module, device: torch.device) -> torch.memory_forma
     or the process dies. And not on Apple's GPU, whose convolutions have had wrong results so (pytorch issue 180984)."""
     if device.type == "mps":
         return torch.contiguous_format
+    usual = usual_layout(model)
     hit = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1)
            and m.in_channels // m.groups < 8]
     if hit and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         return torch.contiguous_format
-    return torch.channels_last
+    return usual
+
+
+def usual_layout(model: nn.Module) -> torch.memory_format:
+    """Channels last, which torch refuses where a tensor has five dimensions."""
+    tensors = (*model.parameters(), *model.buffers())
+    return torch.contiguous_format if any(t.dim() == 5 for t in tensors) else torch.channels_last
 
 
 def in_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
@@ -282,7 +289,7 @@ class TrainingState:
         run, model = self.run, self.model
         run.sparsifier.after_epoch(model, self.state)
         weights = self.exported_weights()
-        tensors = [*model.state_dict().values(), *weights.values()]
+        tensors = [t for t in (*model.state_dict().values(), *weights.values()) if isinstance(t, Tensor)]
         if not (math.isfinite(loss) and all(t.isfinite().all() for t in tensors)):
             raise self._diverged(epoch, loss)
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "gap": self._gap(weights)}

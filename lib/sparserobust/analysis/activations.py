@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust import sparsity
-from sparserobust.analysis.shapes import Watch
 from sparserobust.attacks import under_attack
 from sparserobust.config import Measurement
 from sparserobust.evaluation import BATCH
 from sparserobust.models.winners import recorded_activations
 from sparserobust.seeding import global_seed
 from sparserobust.settings import settings
+from sparserobust.watching import Watch, attention_in_parts
 
 
 @settings
@@ -58,7 +58,7 @@ class Activations(Measurement, kind="activations"):
         with under_attack(model), global_seed(0, "activations", self.identity), recorded_activations(model) as outputs:
             for batch in images.split(BATCH):
                 called.clear()
-                with watch:
+                with watch, attention_in_parts():
                     model(batch.contiguous(memory_format=torch.channels_last))
                 self.require(called["relu"] + called["relu_"] == sum(map(len, outputs.values())),
                              "this network calls ReLU as a function, which is not seen: make it a layer, nn.ReLU")

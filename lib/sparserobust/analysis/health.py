@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sparserobust import imagewise, inputs
-from sparserobust.answers import is_random, mean_logits, under_attack
+from sparserobust.answers import STILL_RANDOM, is_random, mean_logits, under_attack
 from sparserobust.attacks import check_radius, into_ball, random_in_ball
 from sparserobust.config import Measurement
 from sparserobust.evaluation import BATCH
@@ -78,6 +78,7 @@ class Health(Measurement, kind="health"):
     def __call__(self, model, splits):
         if not self.noise:
             with noise_off(model):
+                self.require(not is_random(model, splits.test.sample(self.images).images), STILL_RANDOM)
                 return self._measured(model, splits)
         return self._measured(model, splits)
 

@@ -95,6 +95,9 @@ def _units(model: nn.Module, named: dict[str, nn.Module], images: Tensor) -> dic
     finally:
         for hook in hooks:
             hook.remove()
+    if blocked and all(shut.all() for shut in blocked.values()):
+        raise UserError("nothing moves the answers of this network, as behind a softmax that is sure of itself: give "
+                        "it without that, or look at its weights")
     return {name: {"units": len(shut), "constant": int(constant[name].sum()), "blocked": int(shut.sum()),
                    "dead": int((constant[name] | shut).sum())} for name, shut in blocked.items()}
 

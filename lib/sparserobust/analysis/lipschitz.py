@@ -20,7 +20,7 @@ from sparserobust import inputs
 from sparserobust.analysis.linear import row_distances, smallest_radius
 from sparserobust.analysis.shapes import LAYERS, shapes_of
 from sparserobust.analysis.tracing import ROUNDED, alike, called, linear_layer, run, traced, ulp
-from sparserobust.answers import finite
+from sparserobust.answers import NotFinite, finite
 from sparserobust.attacks import margin, random_in_ball, runner_up, under_attack
 from sparserobust.errors import UserError, quoted
 from sparserobust.models import is_noisy
@@ -67,12 +67,14 @@ def margin_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str 
 
 
 @torch.inference_mode(False)
-def _graph_and_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str) -> tuple[fx.Node, Tensor]:
-    """The logits as a node of the network's graph, and `margin_bound`."""
+def _graph_and_bound(model: nn.Module, image_shape: tuple[int, int, int], norm: str,
+                     dtype: torch.dtype | None = None) -> tuple[fx.Node, Tensor]:
+    """The logits as a node of the network's graph, for images of this type (default: the model's), and `margin_bound`.
+    """
     if is_noisy(model):
         raise UserError("a noisy network has no Lipschitz constant: ask inside models.noise_off(model)")
     _check(norm)
-    logits: Any = traced(model, image_shape)
+    logits: Any = traced(model, image_shape, dtype)
     last, rounding, spread, place = logits, *(logits.meta[key] for key in ("rounding", "spread", "ulp"))
     if called(last) == "log_softmax" and last.args[1] in (1, -1):  # which leaves differences as they are
         last = last.args[0]
@@ -112,7 +114,7 @@ def guarantee(model: nn.Module, images: Tensor, labels: Tensor, norm: str) -> tu
     channels, height, width = images.shape[1:]
     with inputs.watched(model, labels), under_attack(model):
         logits = finite(model(images.clone()))
-    last, bound = _graph_and_bound(model, (channels, height, width), norm)
+    last, bound = _graph_and_bound(model, (channels, height, width), norm, images.dtype)
     for i in range(0, len(images), 2):  # the proof is about two images, as many as the graph has
         pair = torch.arange(i, i + 2).clamp_max(len(images) - 1)
         if not alike(logits[pair], run(last, images[pair]), 1e-2, last.meta["rounding"]):
@@ -142,6 +144,8 @@ def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor, radius: flo
             if not gap.requires_grad:
                 raise UserError(f"{type(model).__name__} has no gradients: its answers are cut off from the image")
             (gradient,) = torch.autograd.grad(gap.sum(), x)
+            if not gradient.isfinite().all():
+                raise NotFinite(f"{type(model).__name__} has a gradient that is not finite, so that it tells no slope")
             found.append(gradient.flatten(1).norm(p=1 if norm == "linf" else 2, dim=1))
     return torch.stack(found)
 
@@ -201,7 +205,9 @@ def _matrix_norm(matrix: Tensor, norm: str) -> float:
 
 
 def _finite(weight: Tensor) -> Tensor:
-    """The same in float64, without gradient; `UserError` if a number of it is NaN or infinite."""
+    """The same in float64, without gradient; `UserError` if a number of it is NaN or infinite, or complex."""
+    if weight.is_complex():
+        raise UserError("no norm is known of weights that are complex")
     if not weight.isfinite().all():
         raise UserError("no norm is known of weights that are not finite: look at the network's weights")
     return weight.detach().double()

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparserobust import inputs
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError, quoted
 from sparserobust.models import noise_off
 from sparserobust.models.unknown import ESCAPES
+from sparserobust.watching import Watch, attention_in_parts
 
 LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 Seen = tuple[nn.Module, torch.Size, torch.Size]
@@ -48,33 +48,8 @@ def each_operation(model: nn.Module, image_shape: tuple[int, int, int],
     network; attention, also in layers of torch.nn, is taken apart into products of matrices. `UserError` for a network
     that takes no such images, or leaves PyTorch on the way."""
     model = inputs.network(model)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with uncompiled(), sdpa_kernel(SDPBackend.MATH), Watch(note), _Closed():
-            _pass(model, image_shape)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-class Watch(TorchDispatchMode):
-    """Calls `note` with each operation of ATen inside the block, its arguments and its result."""
-
-    def __init__(self, note: Callable[[Any, tuple, Any], None]):
-        super().__init__()
-        self.note = note
-
-    @classmethod
-    def _should_skip_dynamo(cls):
-        return False  # or else torch loads what compiles networks, which takes seconds
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        with self:  # in inference mode, operations that consist of others come in one piece
-            found = func.decompose(*args, **(kwargs or {}))
-        if found is NotImplemented:
-            found = func(*args, **(kwargs or {}))
-            self.note(func, args, found)
-        return found
+    with uncompiled(), attention_in_parts(), sdpa_kernel(SDPBackend.MATH), Watch(note), _Closed():
+        _pass(model, image_shape)
 
 
 class _Closed(TorchFunctionMode):
@@ -105,8 +80,11 @@ def _pass(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
                             f"{quoted(str(error))}") from error
 
 
-def random_images(model: nn.Module, image_shape: tuple[int, int, int], n: int) -> Tensor:
-    """(n, c, h, w) in [0, 1], always the same, of the device and the precision of the model."""
+def random_images(model: nn.Module, image_shape: tuple[int, int, int], n: int, dtype: torch.dtype | None = None
+                  ) -> Tensor:
+    """(n, c, h, w) in [0, 1], always the same, of the device and, unless `dtype` is given, the precision of the model.
+    """
     images = torch.rand(n, *image_shape, generator=torch.Generator().manual_seed(0))
     floating = (t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
-    return images.to(next(floating, images))
+    images = images.to(next(floating, images))
+    return images if dtype is None else images.to(dtype)

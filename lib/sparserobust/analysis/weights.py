@@ -52,6 +52,11 @@ class RemainingParameters(Measurement, kind="remaining_parameters"):
         return {"value": left / total, "count": left, "total": total}
 
 
+def _wide(t: torch.Tensor) -> torch.Tensor:
+    """In float32 at least, whose sums and comparisons are not those of rounded numbers."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 @settings
 class WeightHistogram(Measurement, kind="weight_histogram"):
     """Share of convolution and linear weights with magnitude below `near_zero` (the value), and the counts of a
@@ -69,8 +74,7 @@ class WeightHistogram(Measurement, kind="weight_histogram"):
         return self._counted(torch.cat([w.detach().flatten() for w in sparsity.prunable(model).values()]).cpu())
 
     def _counted(self, weights: torch.Tensor) -> dict:
-        if weights.dtype == torch.bfloat16:  # which numpy does not know, and in which limits would be rounded
-            weights = weights.float()
+        weights = _wide(weights)  # numpy does not know bfloat16, and limits would be rounded
         near = int((weights.abs() < self.near_zero).sum())
         counts, _ = np.histogram(weights.clamp(-self.limit, self.limit), self.bins, (-self.limit, self.limit))
         return {"value": near / len(weights), "count": near, "total": len(weights),
@@ -94,7 +98,7 @@ class LayerWeights(WeightHistogram, kind="layer_weights"):
         name, w = layers[-1]
         picture = w.detach().double().pow(2).sum((2, 3)).sqrt().cpu()
         return self._counted(w.detach().flatten().cpu()) | {
-            "layer": name, "std": float(w.detach().std()),
+            "layer": name, "std": float(_wide(w.detach()).std()),
             "picture": [[round(v, 4) for v in row] for row in picture.tolist()]}
 
 
@@ -131,7 +135,7 @@ class LayerSparsity(Measurement, kind="layer_sparsity"):
             layers[name.removesuffix(".weight")] = {
                 "zero": int((size == 0).sum()), "total": size.numel(), "largest": float(size.max()),
                 "smallest": float(left.min()) if len(left) else 0.0,
-                "std": float(w.detach().std()) if w.numel() > 1 else 0.0}
+                "std": float(_wide(w.detach()).std()) if w.numel() > 1 else 0.0}
         return {"value": zero / total, "count": zero, "total": total, "layers": layers}
 
 

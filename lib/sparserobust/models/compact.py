@@ -16,6 +16,7 @@ from sparserobust.models.noise import NoisyConv2d, NoisyLinear
 from sparserobust.models.preact_resnet import Block, Ensemble, Member
 from sparserobust.models.removal import Trial, keep, without_unread
 from sparserobust.models.winners import KWinners
+from sparserobust.sparsity import check_hooks
 
 
 def compact(model: nn.Module, images: Tensor | None = None, *,
@@ -86,6 +87,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         raise UserError("layers cannot be changed in a program of TorchScript: give the network that it was made from")
     if not parts or any(isinstance(part, Function) for part in parts):
         raise UserError("the weights of a function are out of sight: give the network itself, a torch.nn.Module")
+    check_hooks(model)
     while isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(inner, "_orig_mod"):
         inner = getattr(inner, "_orig_mod", None) or inner.module
     computed: Any = {id(t): t.detach().clone() for layer in inner.modules() for t in vars(layer).values()

@@ -39,6 +39,9 @@ class Foreign(Model, kind="foreign"):
         net = foreign.built(self.builder, image_shape=image_shape, in_channels=channels, classes=classes,
                             num_classes=classes)
         net = foreign.normalised(net, self.mean, self.std)
+        for name, held in net.state_dict().items():
+            self.require(isinstance(held, torch.Tensor), f"{name} of {self.builder} is no tensor, and what is stored "
+                         "of a network are its tensors: leave get_extra_state out of it")
         like = next(net.parameters(), torch.zeros(()))
         try:
             with torch.no_grad():

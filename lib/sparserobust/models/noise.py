@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sparserobust.config import Model
 from sparserobust.models.gates import gated
 from sparserobust.settings import settings
+from sparserobust.sparsity import weights
 
 
 class Noise(nn.Module):
@@ -110,8 +111,8 @@ class NoisyLinear(nn.Linear):
 
 @settings
 class NoisyWeights(Model, kind="noisy_weights"):
-    """Any network with noise on the weights of all its convolutions and linear layers. Names of parameters stay what
-    they were; the scales are added as `<layer>.noise.scale`."""
+    """Any network with noise on the weights of all its convolutions and linear layers, which must be plain `nn.Conv2d`
+    and `nn.Linear`. Names of parameters stay what they were; the scales are added as `<layer>.noise.scale`."""
 
     model: Model
     granularity: str = "channel"  # one learned scale per: layer | channel | element
@@ -135,6 +136,9 @@ class NoisyWeights(Model, kind="noisy_weights"):
             if type(layer) in (nn.Conv2d, nn.Linear):
                 layer.__class__ = NoisyConv2d if type(layer) is nn.Conv2d else NoisyLinear
                 layer.noise = WeightNoise(layer.weight, self.granularity, self.initial_scale, self.masked)
+        for name, w in weights(net).items():
+            self.require(isinstance(w.layer, NoisyConv2d | NoisyLinear), f"{name} belongs to {type(w.layer).__name__}: "
+                         "noise goes on the weights of plain nn.Conv2d and nn.Linear layers")
         return net
 
 

@@ -1,5 +1,6 @@
 """Sparse activations: k-winners-take-all in place of ReLU, and looking at what the activation layers put out."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust.config import Model
+from sparserobust.inputs import evaluated
 from sparserobust.settings import settings
+from sparserobust.watching import Watch, attention_in_parts
 
 
 class KWinners(nn.Module):
@@ -56,10 +59,26 @@ class Winners(Model, kind="winners"):
 
     def build(self, image_shape, classes):
         net = self.model.build(image_shape, classes)
+        self.require(every_relu_is_a_layer(net, image_shape), "this network calls ReLU as a function, which cannot be "
+                     "replaced: make it a layer, nn.ReLU")
         for name, layer in list(net.named_modules(remove_duplicate=False)):
             if isinstance(layer, nn.ReLU):
                 net.set_submodule(name, KWinners(self.share))
         return net
+
+
+@torch.no_grad()
+def every_relu_is_a_layer(net: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Whether ReLUs are applied, to an image (c, h, w), by layers alone that `recorded_activations` sees. Torch's
+    chance is left as it was."""
+    called: Counter[str] = Counter()
+    watch = Watch(lambda operation, *_: called.update([operation.overloadpacket.__name__]))
+    like = next(net.parameters(), torch.zeros(()))
+    image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
+    chance = torch.random.fork_rng([image.device] if image.is_cuda else [])
+    with chance, evaluated(net), recorded_activations(net) as outputs, watch, attention_in_parts():
+        net(image)
+    return called["relu"] + called["relu_"] == sum(map(len, outputs.values()))
 
 
 @contextmanager

@@ -125,7 +125,8 @@ class Store:
         self.train(run)
         model = training.build(run, data.load(run.data))
         model.load_state_dict(self._weights(run))
-        return model.to(measuring_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        layout = training.usual_layout(model)
+        return model.to(measuring_device(), memory_format=layout).eval()  # type: ignore[call-overload]
 
     def trained(self, run: Run) -> bool:
         """Whether the trained network is here, in the store itself."""
