@@ -53,11 +53,11 @@ FRESH = "train and measure here what is published, too"
 
 def _scale(default: str = "quick") -> str:
     """Help of `--scale`."""
-    from sparserobust.running import scales
-
     try:
+        from sparserobust.running import scales
+
         known = ", ".join(scales.names())
-    except UserError:  # which any command will say
+    except (UserError, ModuleNotFoundError):  # which any command will say
         known = "those of notebooks/settings/scales.yaml"
     return f"one of {known}" + (f" (default: {default})" if default else "")
 
@@ -161,6 +161,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read what is printed has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: this command needs {error.name}, which is not installed here: pip install 'sparserobust[lab]'",
+              file=sys.stderr)
         return 1
     except (UserError, OSError) as error:  # an OSError says which file, and what is the matter with it
         print(f"error: {error}", file=sys.stderr)
@@ -577,14 +581,14 @@ def _evidence(chosen) -> None:
     from sparserobust import evidence
     from sparserobust.reporting import claims
 
-    queue = evidence.Queue()
+    queue = evidence.Queue(workers=chosen.workers)
     if minutes := chosen.minutes or 60 * (chosen.hours or 0):
         if hasattr(os, "nice"):
             os.nice(19)
-        for line in queue.work(60 * minutes, chosen.workers):
+        for line in queue.work(60 * minutes):
             print(line, flush=True)
         print()
-    table = queue.table(chosen.workers)
+    table = queue.table()
     print(table.to_string(index=False))
     for scale, rows in table.groupby("scale"):
         print(f"\nscale {scale}: {claims.counted(rows['verdict'])}")

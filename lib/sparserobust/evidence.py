@@ -8,7 +8,7 @@ so many looks (`claims`). What a unit has finished is published at once.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +18,9 @@ import pandas
 
 from sparserobust import paths, studies, yamls
 from sparserobust.errors import UserError
-from sparserobust.provenance import side_by_side
 from sparserobust.reporting import artifacts, claims, tables
 from sparserobust.reporting.estimates import FEWEST
-from sparserobust.running import forecast, scales, sweep
+from sparserobust.running import engine, forecast, scales, sweep
 from sparserobust.running.experiment import Experiment
 from sparserobust.running.progress import duration
 from sparserobust.running.store import Store
@@ -76,48 +75,56 @@ class Evidence(Checked):
 def load_questions() -> list[Question]:
     """The questions of the file, in its order. `UserError` for a mistake in it."""
     path, questions = paths.evidence_file(), []
+    judging = [name for name, module in studies.modules().items() if hasattr(module, "judged")]
     content = yamls.parsed(yamls.text(path), path.name)
     with located(path.name):
         for number, rank in enumerate(Evidence.parse(content).ranks, 1):
             scales.check(rank.scale)
             for paper, lines in rank.papers.items():
-                if paper not in studies.modules():
-                    raise UserError(f"no paper '{paper}'; known: {', '.join(studies.modules())}")
+                if paper not in judging:
+                    raise UserError(f"no paper '{paper}'; known: {', '.join(judging)}")
                 for line, rows in lines.items():
                     if not rows:
                         raise UserError(f"{paper} {line}: no rows are named")
                     questions.append(Question(number, rank.scale, paper, line, rows))
+        if not questions:
+            raise UserError("no claim of any paper is named")
     return questions
 
 
 class Queue:
-    """What is asked, what is known of it, and what comes next. Results of a measurement's first revision are no reason
-    not to compute; verdicts are those that the pages show."""
+    """What is asked, what is known of it, and what comes next, with so many `workers` (default: as many as this machine
+    affords). Results of a measurement's first revision are no reason not to compute: a claim that was judged by them is
+    judged anew by others, on which they have no bearing."""
 
-    def __init__(self, folder: Path | str | None = None, pace: forecast.Pace | None = None):
+    def __init__(self, folder: Path | str | None = None, pace: forecast.Pace | None = None, workers: int | None = None):
         self.store, self.questions = Store(folder, use_earlier=False), load_questions()
-        self.pace = pace or forecast.Pace()
+        self.pace, self.workers = pace or forecast.Pace(), engine.side_by_side(workers)
         modules = studies.modules()
         self.experiments: dict[tuple[str, str], Experiment] = {
             (scale, paper): modules[paper].experiment(scale)
             for scale, paper in dict.fromkeys((question.scale, question.paper) for question in self.questions)}
+        for (scale, _), experiment in self.experiments.items():
+            if not experiment.settings.redraw:
+                raise UserError(f"evidence.yaml: scale {scale} is computed as a whole: sparserobust compute --scale "
+                                f"{scale}. Claims are asked one by one where its settings say `redraw: true`")
         for question in self.questions:
-            grid = self._experiment(question).grid
+            grid, where = self._experiment(question).grid, f"evidence.yaml, {question.paper} {question.line}"
+            scales.checked(question.rows, grid, where)
             for wanted in question.rows:
-                labels = [row for row in grid if wanted.keys() <= row.keys()]
-                if not any(replace(question, rows=(wanted,)).matches(row) for row in labels):
-                    raise UserError(f"evidence.yaml, {question.paper} {question.line}: scale {question.scale} has no "
-                                    f"rows {wanted}")
-        self._lines: dict[tuple[str, str], pandas.DataFrame] = {}
+                if not any(scales.selected(row, [wanted]) for row in grid):
+                    raise UserError(f"{where}: scale {question.scale} has no rows {wanted}")
+        self._lines: dict[tuple[str, str, bool], pandas.DataFrame] = {}
 
     def _experiment(self, question: Question) -> Experiment:
         return self.experiments[question.scale, question.paper]
 
-    def verdict(self, question: Question) -> dict:
-        """The line of the ledger, by what is stored or published now."""
-        of = question.scale, question.paper
+    def verdict(self, question: Question, earlier: bool = True) -> dict:
+        """The line of the ledger as the pages show it, by what is stored or published now; without `earlier` by what
+        counts for the queue."""
+        of = question.scale, question.paper, earlier
         if of not in self._lines:
-            store = Store(self.store.folder)
+            store = Store(self.store.folder) if earlier else self.store
             known = self._experiment(question).known(store)
             if not known.grid:
                 return {"verdict": claims.UNTESTED, "n_seeds": 0}
@@ -126,18 +133,19 @@ class Queue:
             raise UserError(f"evidence.yaml: the ledger of {question.paper} has no line '{question.line}'")
         return self._lines[of].loc[question.line].to_dict()
 
-    def units(self, question: Question, verdict: str | None = None) -> list[Unit]:
+    def units(self, question: Question) -> list[Unit]:
         """What the question needs until it is next judged: of the fewest seeds those that are not complete, or one
-        more; nothing where it is decided, or where no seed is left. The `verdict` is that of now, unless it is given.
-        """
-        if (verdict or self.verdict(question)["verdict"]) in DECIDED:
+        more; nothing where it is decided, where no seed is left, or where the fewest test nothing, as of a network that
+        collapses."""
+        verdict, seeds = self.verdict(question, earlier=False)["verdict"], self._experiment(question).seeds
+        if verdict in DECIDED:
             return []
-        seeds = self._experiment(question).seeds
 
         def incomplete(some: list[int]) -> Iterator[Unit]:
             return (unit for seed in some if (unit := self._unit(question, seed)).grid)
 
-        return list(incomplete(seeds[:FEWEST])) or list(islice(incomplete(seeds[FEWEST:]), 1))
+        more = seeds[FEWEST:] if verdict == claims.OPEN else []
+        return list(incomplete(seeds[:FEWEST])) or list(islice(incomplete(more), 1))
 
     def in_order(self) -> list[list[Unit]]:
         """The units of each question that has some, the most valuable first: by rank, then by what it costs to judge it
@@ -146,27 +154,27 @@ class Queue:
                  if (units := self.units(question))]
         return [units for *_, units in sorted(found, key=lambda entry: entry[:2])]
 
-    def work(self, seconds: float, workers: int | None = None) -> Iterator[str]:
-        """Compute whole units for so long, with so many workers; yields what was decided, and what it cost. A unit
-        that is not expected to be through in time is left for another day; one that fails is named and left out. What
-        an earlier call finished and could not publish is published first."""
-        workers, end = workers or side_by_side(), time.monotonic() + seconds
+    def work(self, seconds: float) -> Iterator[str]:
+        """Compute whole units for so long; yields what was decided, and what it cost. A unit that is not expected to be
+        through in time is left for another day; one that fails is named and left out. What an earlier call finished
+        and could not publish is published first."""
+        end = time.monotonic() + seconds
         failed: set[Unit] = set()
         for question in self.questions:
             self._publish(question, self._rows(question))
         while True:
             left = end - time.monotonic()
-            batch = self._batch(left, workers, failed)
+            batch = self._batch(left, failed)
             if not batch:
                 yield f"nothing more fits into the {duration(max(left, 0))} that are left"
                 return
             before = {question: self.verdict(question)["verdict"] for question in self.questions}
             started = time.monotonic()
-            yield f"{'; '.join(map(str, batch))}: about {duration(_wall_time(batch, workers))}"
+            yield f"{'; '.join(map(str, batch))}: about {duration(self._wall_time(batch))}"
             rows = [row for unit in batch for row in unit.grid]
             try:
                 for _ in range(2):  # trained anew with other weights, a network loses what was published of it
-                    sweep.compute(rows, {}, self.store, workers)
+                    sweep.compute(rows, {}, self.store, self.workers)
             except UserError as error:
                 yield str(error)
             failed |= {unit for unit in batch if sweep.missing(unit.grid, {}, self.store)}
@@ -181,16 +189,16 @@ class Queue:
                     told = f", {claims.sentence(now)}" if now["n_seeds"] else ""
                     yield f"{question.paper} {question.line}: {now['verdict']}{changed}{told} [{took}]"
 
-    def table(self, workers: int | None = None) -> pandas.DataFrame:
+    def table(self) -> pandas.DataFrame:
         """One line per question, in the order of the file: verdict and seeds now, what it needs, and how long that
-        takes here with so many workers."""
-        workers, lines = workers or side_by_side(), []
+        takes here."""
+        lines = []
         for question in self.questions:
             verdict, units = self.verdict(question), self.units(question)
             lines.append({"rank": question.rank, "scale": question.scale, "claim": f"{question.paper} {question.line}",
                           "verdict": verdict["verdict"], "seeds": verdict["n_seeds"],
                           "needs seeds": ", ".join(str(unit.seed) for unit in units),
-                          "minutes": round(_wall_time(units, workers) / 60) if units else ""})
+                          "minutes": round(self._wall_time(units) / 60) if units else ""})
         return pandas.DataFrame(lines)
 
     def effort(self) -> pandas.DataFrame:
@@ -205,7 +213,8 @@ class Queue:
                 ledger = artifacts.ledger(scale)
                 ledger = ledger[ledger["notebook"].str.endswith(f"_{paper}")]
                 verdicts |= dict(zip(ledger["line"], ledger["verdict"], strict=True))
-            units = [unit for question in asked for unit in self.units(question, verdicts[question.line])]
+            units = [unit for question in asked if verdicts[question.line] not in DECIDED
+                     for unit in self.units(question)]
             decided, hours = sum(verdict in DECIDED for verdict in verdicts.values()), self._hours_spent(experiment)
             queued = {unit.question for unit in units}
             lines.append({"scale": scale, "study": paper, "decided": decided, "not decided": len(verdicts) - decided,
@@ -217,7 +226,7 @@ class Queue:
         """By device: of all that is published of an experiment. Many processes share a GPU."""
         runs = {run.identity: run for row in experiment.grid for run in row["run"].lineage}
         known = list(filter(None, map(self.store.known, runs.values())))
-        training = {entry["provenance"]["seconds"]: entry["provenance"] for entry in known}  # a twin has its run's
+        training = {entry["provenance"]["seconds"]: entry["provenance"] for entry in known}  # a twin has its run's own
         measuring = [measured["provenance"] for entry in known for measured in entry["measured"].values()]
         hours = {"CPU": 0.0, "GPU": 0.0}
         for made in (*training.values(), *measuring):
@@ -227,17 +236,16 @@ class Queue:
 
     def _together(self, units: list[Unit]) -> float:
         """Seconds of one process for all of these, what several need once."""
-        grid = list({row["run"].identity: row for unit in units for row in unit.grid}.values())
-        return self._seconds(sweep.missing(grid, {}, self.store))
+        return self._seconds(sweep.missing([row for unit in units for row in unit.grid], {}, self.store))
 
-    def _batch(self, left: float, workers: int, failed: set[Unit]) -> list[Unit]:
+    def _batch(self, left: float, failed: set[Unit]) -> list[Unit]:
         """The first units that fit into the time left, two for each worker, so that few workers wait for the last of
         them; none twice under two names."""
         batch: list[Unit] = []
         for unit in (unit for units in self.in_order() for unit in units):
             others = {row["run"].identity for other in batch for row in other.grid}
             new = any(row["run"].identity not in others for row in unit.grid)
-            if len(batch) < 2 * workers and new and unit not in failed and _wall_time([*batch, unit], workers) < left:
+            if len(batch) < 2 * self.workers and new and unit not in failed and self._wall_time([*batch, unit]) < left:
                 batch.append(unit)
         return batch
 
@@ -262,6 +270,10 @@ class Queue:
         self.store.publish([row["run"] for row in rows if self.store.trained(row["run"])
                             and not sweep.missing([row], {}, self.store)], question.scale)
 
+    def _wall_time(self, units: list[Unit]) -> float:
+        """How long units take side by side [s]: what a unit trains it mostly trains one after the other."""
+        return max([sum(unit.seconds for unit in units) / self.workers, *(unit.seconds for unit in units)])
+
 
 def effort_table() -> str:
     """What `Queue.effort` finds where nothing is trained, in Markdown; without sums, since pages share runs."""
@@ -269,8 +281,3 @@ def effort_table() -> str:
         effort = Queue(empty, forecast.Core()).effort()
     hours = {column: effort[column].map("{:.1f}".format) for column in effort.columns if "hours" in column}
     return tables.markdown(effort.assign(**hours).set_index("scale"))
-
-
-def _wall_time(units: list[Unit], workers: int) -> float:
-    """How long units take side by side [s]: what a unit trains it mostly trains one after the other."""
-    return max([sum(unit.seconds for unit in units) / workers, *(unit.seconds for unit in units)])

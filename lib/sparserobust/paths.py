@@ -179,6 +179,8 @@ def _moved_by(folder: Path) -> str:
     places = {"SPARSEROBUST_FIGURES": os.environ.get("SPARSEROBUST_FIGURES") or committed_figures(),
               "SPARSEROBUST_BUILD": build_folder(), "SPARSEROBUST_STORE": store_folder(),
               "SPARSEROBUST_DATA": data_folder()}
+    if folder.is_relative_to(published_folder()):
+        return ""
     return next((name for name, place in places.items() if folder.is_relative_to(place)), "")
 
 

@@ -278,6 +278,37 @@ def test_a_page_says_which_scales_it_has(refusal):
     assert refusal(studies.modules()["start_here"].experiment, "laptop").startswith("start_here has only quick:")
 
 
+@pytest.mark.parametrize("missing", ["yaml", "pandas"])
+def test_a_machine_with_torch_and_numpy_alone_is_told_what_to_install(missing):
+    code = f"""
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name}}", name=name)
+sys.meta_path.insert(0, Without())
+from sparserobust import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, "evidence"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (f"error: this command needs {missing}, which is not installed here: "
+                           "pip install 'sparserobust[lab]'\n")
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_that_no_variable_moves_is_not_said_to_be_moved_by_one(tmp_path, monkeypatch, refusal):
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.setenv("SPARSEROBUST_DATA", str(tmp_path / "data"))
+    published = tmp_path / "data" / "published" / "quick"
+    published.parent.mkdir(parents=True)
+    published.touch()  # a file in its place
+    assert refusal(paths.writable, published).endswith("free it, or name another folder")
+    (tmp_path / "data" / "other").touch()
+    assert "SPARSEROBUST_DATA" in refusal(paths.writable, tmp_path / "data" / "other")
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_an_interrupt_is_told_once(said, monkeypatch, capsys):
     end = KeyboardInterrupt()

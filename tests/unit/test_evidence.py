@@ -7,12 +7,12 @@ import pandas
 import pytest
 
 from scaffolding import experiment_of
-from sparserobust import UserError, cli, data, evidence, paths, studies
+from sparserobust import UserError, cli, data, evidence, paths, provenance, studies
 from sparserobust.config import Data
 from sparserobust.evaluation import Accuracy
 from sparserobust.files import read_json
 from sparserobust.reporting import claims, reported
-from sparserobust.running import forecast, scales, sweep
+from sparserobust.running import engine, forecast, scales, sweep
 from sparserobust.running.experiment import Results
 from sparserobust.running.store import Store
 
@@ -82,9 +82,9 @@ ranks:
             grid = [{"net": net, "seed": seed, "run": tiny_run(seed=seed, epochs=epochs, lr=lr),
                      "measurements": {"clean": Accuracy(images=20)}}
                     for seed in range(5) for net, lr in (("one", 0.1), ("two", 0.2))]
-            return experiment_of(grid, "pretended", range(5), redraw=True, study=name)
+            return experiment_of(grid, "pretended", range(5), redraw=said.get("redraw", True), study=name)
 
-        return SimpleNamespace(experiment=experiment)
+        return SimpleNamespace(experiment=experiment, judged=None)
 
     def ledger(results):
         name = results.experiment.study
@@ -94,7 +94,7 @@ ranks:
             known = int((networks >= (2 if line == "C1" and name != "first" else 1)).sum())
             lines.append({"line": line, "verdict": said.get((name, known), claims.OPEN), "n_seeds": known,
                           "words": "w", "ours": 1.0, "low": 0.0, "high": 2.0, "unit": "percentage points",
-                          "images": 20, "reported": None, "why": ""})
+                          "images": 20, "reported": None, "why": "", "direction": "increase", "threshold": 0.0})
         return pandas.DataFrame(lines)
 
     def check(scale):
@@ -127,8 +127,8 @@ def test_the_cheapest_of_a_rank_comes_first_with_the_fewest_seeds_that_test_anyt
 def test_it_works_until_all_is_decided_and_publishes_each_unit(pretended, tmp_path):
     pretended |= {("small", 3): claims.HOLDS, ("large", 3): claims.FAILS, ("first", 3): claims.OPEN,
                   ("first", 4): claims.SAME}
-    queue = evidence.Queue(tmp_path / "store")
-    told = list(queue.work(600, workers=2))
+    queue = evidence.Queue(tmp_path / "store", workers=2)
+    told = list(queue.work(600))
     assert "nothing more fits" in told[-1]
     assert {question.paper: queue.verdict(question)["verdict"] for question in queue.questions} == {
         "small": claims.HOLDS, "large": claims.FAILS, "first": claims.SAME}
@@ -187,10 +187,10 @@ def test_the_effort_is_what_was_spent_and_what_it_takes_to_judge_once_more(prete
 
 
 def test_what_does_not_fit_is_left(pretended, tmp_path, monkeypatch):
-    queue, done = evidence.Queue(tmp_path / "store"), []
+    queue, done = evidence.Queue(tmp_path / "store", workers=1), []
     monkeypatch.setattr(sweep, "compute", lambda grid, *more: done.append(grid))
     cheap = min(unit.seconds for units in queue.in_order() for unit in units)
-    told = list(queue.work(0.5 * cheap, workers=1))
+    told = list(queue.work(0.5 * cheap))
     assert len(told) == 1 and not done
 
 
@@ -205,16 +205,20 @@ def test_a_unit_that_fails_is_named_and_the_others_go_on(pretended, tmp_path, mo
 
     monkeypatch.setattr(sweep, "compute", compute)
     pretended |= {("large", 3): claims.HOLDS, ("first", 3): claims.HOLDS}
-    queue = evidence.Queue(tmp_path / "store")
-    told = list(queue.work(600, workers=3))
+    queue = evidence.Queue(tmp_path / "store", workers=3)
+    told = list(queue.work(600))
     assert "1 of 1 runs failed" in told and 1 <= len(refused) <= 3
     verdicts = queue.table().set_index("claim")["verdict"]
     assert verdicts["large C1"] == claims.HOLDS and verdicts["small C1"] == claims.UNTESTED
 
 
 @pytest.mark.parametrize(("old", "new", "told"), [
-    ("small:", "smal:", "no paper 'smal'"), ("net: one", "net: three", "scale pretended has no rows {'net': 'three'}"),
-    ("net: one", "nets: one", "scale pretended has no rows {'nets': 'one'}"),
+    ("small:", "smal:", "no paper 'smal'"),
+    ("net: one", "net: onne", "evidence.yaml, small C2: unknown net 'onne'; did you mean 'one'?"),
+    ("[one, two]", "[one, too]", "unknown net 'too'; did you mean 'two'?"),
+    ("net: one", "nets: one", "evidence.yaml, small C2: unknown label 'nets'; did you mean 'net'?"),
+    ("net: one", "net: one, seed: 7", "scale pretended has no rows {'net': 'one', 'seed': 7}"),
+    ("ranks:", "ranks: []\nothers:", "unknown setting 'others'"),
     ("scale: pretended", "scale: pretender", "did you mean 'pretended'"),
     ("scale: pretended", "scael: pretended", "evidence.yaml: Evidence: ranks: Rank: unknown setting 'scael'; did you"),
     ("[{net: one}]", "[]", "evidence.yaml: small C2: no rows are named"),
@@ -227,22 +231,64 @@ def test_a_mistake_in_the_file_is_one_line(old, new, told, pretended, tmp_path, 
     assert told in refusal(lambda: evidence.Queue(tmp_path / "store").table())
 
 
+def test_a_file_without_questions_says_so(pretended, tmp_path, refusal, monkeypatch):
+    path = tmp_path / "notebooks" / "evidence.yaml"
+    for nothing in ("ranks: []", "ranks: [{scale: pretended, papers: {}}]",
+                    "ranks: [{scale: pretended, papers: {small: {}}}]"):
+        path.write_text(nothing)
+        assert "evidence.yaml: no claim of any paper is named" in refusal(evidence.Queue, tmp_path / "store")
+    monkeypatch.delattr(studies.modules()["small"], "judged")  # a page that judges no claims
+    path.write_text("ranks: [{scale: pretended, papers: {small: {C1: [{seed: 0}]}}}]")
+    assert "no paper 'small'; known: large, first" in refusal(evidence.Queue, tmp_path / "store")
+
+
+def test_what_a_scale_computes_as_a_whole_is_not_asked_claim_by_claim(pretended, tmp_path, refusal):
+    pretended["redraw"] = False
+    assert "sparserobust compute --scale pretended" in refusal(evidence.Queue, tmp_path / "store")
+
+
+def test_what_three_seeds_cannot_test_gets_no_more_of_them(pretended, tmp_path):
+    pretended |= {("small", 3): claims.UNTESTED, ("large", 3): claims.OPEN, ("first", 3): claims.HOLDS}
+    list(evidence.Queue(tmp_path / "store", workers=2).work(600))
+    table = evidence.Queue(tmp_path / "store").table().set_index("claim")
+    assert table["seeds"].to_dict() == {"small C1": 3, "small C2": 3, "large C1": 5, "first C1": 3}
+    assert set(table["needs seeds"]) == {""}
+
+
+def test_earlier_results_are_shown_and_decide_nothing(pretended, tmp_path, monkeypatch):
+    def known(self, store):
+        return self if store.use_earlier else replace(self, grid=[])
+
+    pretended |= {("small", 5): claims.HOLDS}
+    queue = evidence.Queue(tmp_path / "store")
+    monkeypatch.setattr(type(next(iter(queue.experiments.values()))), "known", known)
+    question = next(question for question in queue.questions if question.paper == "small")
+    assert queue.verdict(question)["verdict"] == claims.HOLDS
+    assert [unit.seed for unit in queue.units(question)] == [0, 1, 2]
+
+
+def test_without_dask_one_comes_after_the_other(monkeypatch):
+    assert engine.side_by_side(3) == 3 and engine.side_by_side() == provenance.side_by_side()
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    assert engine.side_by_side(3) == engine.side_by_side() == 1
+
+
 def test_a_line_that_no_ledger_has_is_told_once_there_is_a_ledger(pretended, tmp_path, refusal):
     path = tmp_path / "notebooks" / "evidence.yaml"
     path.write_text(path.read_text().replace("C2", "C3"))
-    assert "small has no line 'C3'" in refusal(lambda: list(evidence.Queue(tmp_path / "store").work(60, workers=1)))
+    assert "small has no line 'C3'" in refusal(lambda: list(evidence.Queue(tmp_path / "store", workers=1).work(60)))
 
 
 def test_the_command_shows_what_is_needed_and_works_for_a_while(pretended, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "store"))
     worked = []
     monkeypatch.setattr(evidence.Queue, "work",
-                        lambda self, seconds, workers: worked.append((seconds, workers)) or ["done"])
+                        lambda self, seconds: worked.append((seconds, self.workers)) or ["done"])
     monkeypatch.setattr(cli.os, "nice", lambda by: by)
     assert cli.main(["evidence"]) == 0 and not worked
     assert "small C2" in capsys.readouterr().out
     assert cli.main(["evidence", "--hours", "0.5"]) == cli.main(["evidence", "--minutes", "12", "--workers", "8"]) == 0
-    assert worked == [(1800, None), (720, 8)] and "done\n" in capsys.readouterr().out
+    assert worked == [(1800, provenance.side_by_side()), (720, 8)] and "done\n" in capsys.readouterr().out
 
 
 def test_training_images_are_counted_without_the_files():

@@ -598,6 +598,23 @@ def test_what_is_measured_in_part_does_not_replace_what_is_published_of_other_we
     assert path.read_text() != before
 
 
+def test_what_replaces_more_than_was_measured_here_is_told_and_what_is_the_same_is_left(fresh, published, tiny_run,
+                                                                                        caplog):
+    run = tiny_run()
+    fresh().measure(run, Accuracy())
+    path = published / "quick" / f"{run.identity}.json"
+    files.write_json(path, published_entry(run, {Accuracy().identity: (Accuracy(), {})}))
+    fresh().publish([run], "quick")
+    assert not caplog.records  # all of it was measured anew
+    made = path.stat().st_mtime_ns
+    fresh().publish([run], "quick")
+    assert path.stat().st_mtime_ns == made
+    files.write_json(path, published_entry(run, {m.identity: (m, {}) for m in (Accuracy(), Accuracy(images=9))}))
+    fresh().publish([run], "quick")
+    (record,) = caplog.records
+    assert "1 published records" in record.getMessage() and path.name in record.getMessage()
+
+
 def test_nothing_is_written_unless_all_that_is_asked_for_is_known(fresh, published, tiny_run, refusal):
     fresh().train(tiny_run())
     files.write_json(published / "quick" / f"{tiny_run(seed=1).identity}.json", published_entry(tiny_run(seed=1)))

@@ -10,9 +10,8 @@ from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
-from sparserobust import outside
+from sparserobust import outside, provenance
 from sparserobust.errors import UserError
-from sparserobust.provenance import side_by_side
 from sparserobust.running import cluster, jobs
 from sparserobust.running.jobs import Task
 from sparserobust.running.progress import INTERRUPTED, Monitor
@@ -29,9 +28,9 @@ def work(tasks: list[Task], store: Store, workers: int | None,
     called after each one, with why it failed."""
     orders = {task.key: jobs.order(task, store) for task in tasks}
     monitor = Monitor(tasks, finished)
-    engine, sweep = _by_dask if importlib.util.find_spec("distributed") else _here, uuid4().hex
+    engine, sweep = _by_dask if _has_dask() else _here, uuid4().hex
     try:
-        engine(tasks, orders, workers or side_by_side(), monitor, sweep)
+        engine(tasks, orders, side_by_side(workers), monitor, sweep)
     except BaseException as end:  # an interrupt: finished work is kept, what is under way goes on from its checkpoint
         monitor.close(INTERRUPTED)
         end.add_note(INTERRUPTED)  # so that nobody says it again
@@ -40,6 +39,16 @@ def work(tasks: list[Task], store: Store, workers: int | None,
         jobs.clear(store, sweep)
     monitor.close()
     return monitor.failures
+
+
+def side_by_side(workers: int | None = None) -> int:
+    """How many tasks are done at a time: as many as asked for, or as this machine affords; one where Dask is not
+    installed."""
+    return (workers or provenance.side_by_side()) if _has_dask() else 1
+
+
+def _has_dask() -> bool:
+    return importlib.util.find_spec("distributed") is not None
 
 
 def _here(tasks: list[Task], orders: dict[str, dict], workers: int, monitor: Monitor, sweep: str) -> None:

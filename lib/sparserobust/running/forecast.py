@@ -23,8 +23,8 @@ from sparserobust.config import Dense, Measurement, Model, Run
 from sparserobust.errors import UserError
 from sparserobust.evaluation import BATCH
 from sparserobust.objectives import Natural
-from sparserobust.provenance import device, processor, provenance, side_by_side, with_threads
-from sparserobust.running import records, sweep
+from sparserobust.provenance import device, processor, provenance, with_threads
+from sparserobust.running import engine, records, sweep
 from sparserobust.running.experiment import Experiment
 from sparserobust.running.jobs import UNIT, measuring_cost, measuring_share, needed, training_cost
 from sparserobust.running.progress import duration
@@ -92,7 +92,7 @@ class Here(Pace):
 
     def __init__(self, gpus: int | None = None):
         self.timed: dict[tuple, float] = {}
-        self.processor, self.processors = "GPU" if _on_gpu() else "core", gpus or side_by_side()
+        self.processor, self.processors = "GPU" if _on_gpu() else "core", gpus or engine.side_by_side()
         self.name = _named(self.processors, self.processor) + f" of this machine ({processor(provenance())})"
 
     def unit(self, what, run):

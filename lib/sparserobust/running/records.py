@@ -38,9 +38,8 @@ def published(path: Path) -> dict | None:
     damaged."""
     try:
         entry = files.read_json(path)
-        if entry["record"]["format"] != FORMAT:
+        if check(entry["record"], path.stem, path)["format"] != FORMAT:
             return None
-        check(entry["record"], path.stem, path)
         check(entry["provenance"], path.stem, path)
         for identity, measured in entry["measured"].items():
             check(measured, identity, path)

@@ -259,8 +259,9 @@ class Store:
         """Write what is known of these runs, weights apart, into `data/published/<scale>/`, and of
         those that they began with where that is known, since they cost training time, too. Returns
         the files of these records; others in the folder stay. Of runs that are measured `in_part`
-        (their identities) nothing replaces what is published of other weights. `UserError`, and
-        nothing is written, if one of `runs` is neither complete in the store nor published."""
+        (their identities) nothing replaces what is published of other weights; where something
+        else does, and nobody measured that here, it is told. `UserError`, and nothing is written,
+        if one of `runs` is neither complete in the store nor published."""
         asked = {run.identity for run in runs}
         lineage = {each.identity: each for run in runs for each in run.lineage}
         known = {identity: self._publishable(run, scale, identity in asked and identity not in in_part)
@@ -271,8 +272,16 @@ class Store:
         entries = {paths.published_folder() / scale / f"{identity}.json": entry
                    for identity, entry in known.items() if entry}
         paths.writable(paths.published_folder() / scale)
+        gone = []
         for path, entry in entries.items():
+            before = records.published(path) if path.exists() else None
+            if before == entry:  # it stays as old as it is, and so do pages that were drawn from it
+                continue
+            gone += [path] * bool(before and before["measured"].keys() - entry["measured"].keys())
             files.write_json(path, entry)
+        if gone:
+            log.warning("%d published records, such as %s, were replaced by those of networks trained anew, on which "
+                        "less was measured: git restore brings the old ones back", len(gone), gone[0].name)
         return list(entries)
 
     def _publishable(self, run: Run, scale: str, asked: bool) -> dict | None:
