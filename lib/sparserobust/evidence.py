@@ -226,7 +226,7 @@ class Queue:
         """By device: of all that is published of an experiment. Many processes share a GPU."""
         runs = {run.identity: run for row in experiment.grid for run in row["run"].lineage}
         known = list(filter(None, map(self.store.known, runs.values())))
-        training = {entry["provenance"]["seconds"]: entry["provenance"] for entry in known}  # a twin has its run's own
+        training = {entry["provenance"]["seconds"]: entry["provenance"] for entry in known}  # a twin has its run's
         measuring = [measured["provenance"] for entry in known for measured in entry["measured"].values()]
         hours = {"CPU": 0.0, "GPU": 0.0}
         for made in (*training.values(), *measuring):

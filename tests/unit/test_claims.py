@@ -185,6 +185,9 @@ def test_a_ratio_of_means_over_images_is_one_of_logarithms():
     assert found.estimate.mean == pytest.approx(np.mean(found.effects))
     zero = compared(framed(RIGHT | {("old", 1): "0000000000"}), "pgd", NEW, OLD, log=True)
     assert zero.estimate is None and zero.effects == [] and "logarithm" in zero.why
+    fewer = {("old", seed): "10101" for seed in range(3)} | {("new", 1): "0000011111"}
+    zero = compared(framed(RIGHT | fewer), "pgd", NEW, OLD, log=True)  # on the images that both have
+    assert zero.estimate is None and len(zero.effects) == 3 and "logarithm" in zero.why
 
 
 # ---------------------------------------------------------------------------------------------------- collapse
@@ -333,7 +336,8 @@ def test_open_says_how_many_seeds_would_decide_it(estimate, margin):
     if seeds is not None:
         assert row["why"] == f"about {seeds} seeds would decide it" and seeds > estimate.seeds
     else:
-        assert row["why"] == ("more images would decide it, no number of seeds" if estimate.images
+        limit = estimate.images and not estimate.decided_by(10**9, margin=margin)
+        assert row["why"] == ("no number of seeds would decide it on so many images" if limit
                               else "no number of seeds up to 100 would decide it")
 
 
@@ -390,7 +394,7 @@ def test_an_estimate_with_its_own_interval_is_judged_by_its_p_value():
     assert (found["n_seeds"], found["where"], found["verdict"]) == (3, "here", HOLDS)
     assert claims.estimated(claim("increase"), -0.5, -0.9, -0.1, 0.02, 3)["verdict"] == FAILS
     unclear = claims.estimated(claim("decrease"), -0.5, -0.9, 0.1, 0.12, 3)
-    assert (unclear["verdict"], unclear["why"]) == (OPEN, "the interval holds zero")
+    assert (unclear["verdict"], unclear["why"]) == (OPEN, "the interval contains zero")
     for seeds, why in ((0, "not run at this scale"), (1, "one seed"), (2, "two seeds")):
         few = claims.estimated(claim("decrease"), -0.5, -0.9, -0.1, 0.02, seeds)
         assert (few["verdict"], few["why"]) == (UNTESTED, why) and math.isnan(few["low"])
@@ -399,7 +403,8 @@ def test_an_estimate_with_its_own_interval_is_judged_by_its_p_value():
 def test_a_row_says_what_was_claimed_and_where_to_look():
     found = claims.judged(claim("decrease", quantity="a minus b", margin=2.0), estimated(-1.5), "a table", "X more")
     said = {"claim": "X more", "statement": "s", "quantity": "a minus b", "unit": "percentage points", "margin": 2.0,
-            "direction": "decrease", "source": "somewhere", "where": "a table", "reported": 1.0, "n_seeds": 5,
+            "direction": "decrease", "threshold": 0.0, "source": "somewhere",
+            "where": "a table", "reported": 1.0, "n_seeds": 5,
             "images": 0, "verdict": HOLDS, "said": HOLDS, "why": ""}
     assert {key: found[key] for key in said} == said
     estimate = estimated(-1.5).estimate
@@ -713,6 +718,27 @@ def test_nothing_missing_is_printed(found):
     assert {int(total) for *_, total in counts} == {len(lines)}
 
 
+@pytest.mark.parametrize("changed, expected", [
+    ({}, "> 0"), ({"direction": "decrease"}, "< 0"), ({"direction": "no worse", "margin": 1.2}, "> -1.2"),
+    ({"direction": "no worse", "margin": 0.01, "unit": "l2 distance"}, "> -0.010"),
+    ({"lower_bound": True, "value": 30.0}, "> 30"), ({"direction": None}, "")])
+def test_for_which_effects_a_claim_holds_is_what_it_is_judged_by(changed, expected):
+    asked = claim(**changed)
+    row = claims.judged(asked, estimated(0.0))
+    assert claims.holds_if(row) == expected
+    for shift in (-50.0, 50.0) if expected else ():
+        found = claims.judged(asked, estimated(row["threshold"] + shift))
+        assert (found["verdict"] == HOLDS) == ((shift > 0) == expected.startswith(">")) and found["verdict"] != OPEN
+    every = claims.judge_universal(asked, 3, 3, 3)
+    assert claims.holds_if(every) == "= 100" and every["verdict"] == HOLDS and every["ours"] == 100
+
+
+def test_the_caption_counts_what_the_figure_cannot_show():
+    lines = pandas.DataFrame([LINE, LINE | {"n_seeds": 0}])
+    assert claims.caption(lines).endswith("1 of 2 claims were not run at this scale.")
+    assert "not run" not in claims.caption(lines[:1])
+
+
 def test_lines_stand_under_their_verdicts_in_one_order():
     rows = [LINE | {"verdict": said, "words": f"{said} {i}"} for i, said in
             enumerate((OPEN, HOLDS, UNTESTED, HOLDS, SAME, FAILS))]
@@ -729,13 +755,14 @@ def test_tables_have_a_line_per_claim_and_per_comparison():
                               LINE | {"n_seeds": 0, "images": 0, "p": math.nan, "p_holm": math.nan, "reported": None,
                                       "verdict": UNTESTED, "why": "not run", "words": "C beats D"}])
     first, second = claims.table(lines).reset_index().to_dict("records")
-    assert first == {"claim": "A beats B", "unit": "percentage points", "reported": "+1.0",
+    assert first == {"claim": "A beats B", "unit": "percentage points", "holds if": "> 0", "reported": "+1.0",
                      "ours": "+2.0 [+1.1, +2.9]", "seeds": 3, "images": 500, "p": "<0.0001", "p, adjusted": "0.023",
                      "verdict": LINE["verdict"], "why": LINE["why"], "where": "table 1"}
     assert [second[key] for key in ("claim", "reported", "ours", "seeds", "images", "p", "p, adjusted", "why")] == [
         "C beats D", "", "", "", "", "", "", "not run"]
     first, second = claims.short_table(lines).reset_index().to_dict("records")
-    assert first == {"claim": "A beats B", "reported": "+1.0", "ours": "+2.0 [+1.1, +2.9] points", "seeds": 3,
+    assert first == {"line": "one", "claim": "A beats B", "holds if": "> 0", "reported": "+1.0",
+                     "ours": "+2.0 [+1.1, +2.9] points", "seeds": 3,
                      "verdict": LINE["verdict"], "why": LINE["why"]}
     assert second["ours"] == second["reported"] == second["seeds"] == ""
     detail = claims.detail(lines)

@@ -186,8 +186,9 @@ def test_no_number_of_seeds_replaces_images():
     short = Estimate(0.5, 3, 500, 900, 900 + 3 * 900, 900)  # error due to images: 1.3 points
     assert short.seeds_needed() is None and short.seeds_needed(margin=1.0) is None
     assert short.seeds_needed(margin=4.0) is not None
+    assert not short.decided_by(10**9) and not short.decided_by(10**9, margin=1.0)
     varied = Estimate(1.0, 3, 500, 900 + 500 * 9, 900, 900)
-    assert varied.seeds_needed() > 20 and varied.seeds_needed(most=20) is None
+    assert varied.seeds_needed() > 20 and varied.seeds_needed(most=20) is None and varied.decided_by(10**9)
 
 
 def test_components_below_zero_count_as_zero():

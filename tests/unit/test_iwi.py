@@ -336,7 +336,7 @@ def test_every_line_begins_with_the_dense_net_trained_as_it_was_retrained(result
         assert set(line["pruning"]) <= {"", "adversarial"}
         assert name.startswith("weights: ") == (panel == "lottery tickets")
     assert set(drawn[drawn["col"] == "zoo"]["series"]) == {
-        runs.GLOBAL, runs.LAYERWISE, runs.FILTERS, runs.SLIMMING, runs.SCORES, runs.RANDOM}
+        runs.GLOBAL, runs.LAYERWISE, runs.FILTERS, runs.SLIMMING, runs.SCORES, f"mask: {runs.RANDOM}"}
     axis = plots.along_sparsity(drawn).axes[0]
     low, high = axis.get_ylim()
     assert 40 < low < high < 100  # percent

@@ -127,10 +127,20 @@ def test_a_point_of_one_seed_has_the_interval_of_its_images():
     assert said(figure) == ["A", plots.INTERVAL]
     several = pandas.concat([rows, tidy({"A": 0.0}, levels=(1, 2), count=40, total=100, sampled=True)[1:]])
     axis = plots.lines(several, factor=100).axes[0]
-    assert not spans(axis, "LineCollection", 2) and spans(axis, "LineCollection", 3)
+    ranges = several[several["level"] == 2].groupby("level")["value"].agg(["min", "max"]).iloc[0]
+    assert spans(axis, "LineCollection", 2) == [pytest.approx(tuple(100 * ranges))]  # not of images
+    assert spans(axis, "LineCollection", 3) == [pytest.approx(expected)] and not spans(axis, "FillBetween", 2)
+    assert said(axis.figure) == ["A", plots.BAND, plots.INTERVAL]
     for without in (rows.assign(sampled=False), rows.assign(count=math.nan)):
         assert said(plots.lines(without)) == ["A"]
     assert said(plots.lines(rows, spread="none")) == ["A"]
+
+
+def test_marks_of_one_level_can_stand_side_by_side():
+    rows = pandas.DataFrame({"series": ["A", "B", "A", "C"], "left": [50.0, 50.0, 10.0, 50.0], "col": [1, 1, 1, 2]})
+    beside = plots.side_by_side(rows)["left"]
+    assert beside[0] < 50 < beside[1] and beside[0] * beside[1] == pytest.approx(50 ** 2)
+    assert beside[2] / 10 == pytest.approx(beside[0] / 50) and beside[3] == 50  # alone in its panel
 
 
 def test_values_of_images_have_an_interval_too():
@@ -486,8 +496,8 @@ def test_the_band_of_mask_ratios_stays_on_a_logarithmic_axis(masks):
 def test_rankings_show_means_intervals_and_ranks():
     right = {"RSR": np.ones((2, 50)), "IWI": np.zeros((2, 50)), "lasso": np.tile([0, 1], (2, 25))}
     table = estimates.ranking(right)
-    reference = pandas.Series({"mean": 70.0, "low": 65.0, "high": 72.0}, name="dense, uncut")
-    figure = contest_plots.rankings({"cut": table}, reference, "x [%]")
+    dense = {"cut": pandas.Series({"mean": 70.0, "low": 65.0, "high": 72.0})}
+    figure = contest_plots.rankings({"cut": table, "other": table}, dense, "x [%]")
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["RSR", "lasso", "IWI"]
     assert axis.yaxis_inverted()  # the best on top
@@ -498,9 +508,10 @@ def test_rankings_show_means_intervals_and_ranks():
     bars = [c.get_segments()[0].tolist() for c in axis.collections if type(c).__name__ == "LineCollection"]
     assert bars == [[[row["low"], place], [row["high"], place]] for place, (_, row) in enumerate(table.iterrows())]
     assert [text.get_text() for text in axis.texts] == ["1 to 1", "2 to 2", "3 to 3", "rank"]
-    assert list(axis.lines[0].get_xdata()) == [70, 70] and said(figure) == ["dense, uncut, with its 95 % interval"]
+    assert list(axis.lines[0].get_xdata()) == [70, 70] and said(figure) == ["dense network, with its 95 % interval"]
     (span,) = axis.patches
     assert (span.get_x(), span.get_width()) == (65, 7)
+    assert not figure.axes[1].lines and not figure.axes[1].patches  # where it answered other images
 
 
 def test_fronts_join_what_nothing_beats_and_name_it():
@@ -510,13 +521,18 @@ def test_fronts_join_what_nothing_beats_and_name_it():
     figure = contest_plots.fronts(points, {"size": ("size", points[:2])}, "pgd", "y")
     axis = figure.axes[0]
     assert axis.get_title() == "front: IWI, RSR" and list(axis.lines[0].get_ydata()) == [52, 50]
-    marks = [mark.get_offsets().tolist()[0] for mark in axis.collections]
+    lines, *scatter = axis.collections
+    marks = [mark.get_offsets().tolist()[0] for mark in scatter]
+    for (place, _), ((left, _), (right, _)), size in zip(marks, lines.get_segments(), points["size"], strict=True):
+        assert {round(left, 6), round(right, 6)} == {round(size, 6), round(place, 6)}  # leads to where it belongs
     assert [y for _, y in marks][:3] == pytest.approx([52, 50, 55])
     assert [x for x, _ in marks[:2]] == pytest.approx([1, 2])  # the front stays where it is
     assert marks[3][1] == axis.get_ylim()[0] + 3 > 10 and axis.texts[0].get_text() == "10"
     assert marks[3][1] < axis.lines[1].get_ydata()[0] < 50  # a dotted line stands between
-    faces = [mark.get_facecolors()[0].tolist() for mark in axis.collections]
-    assert faces[1] == [1, 1, 1, 1] != faces[0] and said(figure)[-1] == "hollow: channels cut"
+    assert min(axis.get_yticks()) > axis.lines[1].get_ydata()[0]
+    faces = [mark.get_facecolors()[0].tolist() for mark in scatter]
+    assert faces[1] == [1, 1, 1, 1] != faces[0]
+    assert said(figure)[-2:] == ["hollow: channels cut", "below: not to scale, value beneath"]
 
 
 def test_of_many_marks_a_tenth_at_most_stands_at_the_edge():

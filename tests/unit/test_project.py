@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -137,6 +138,31 @@ print(sr.attacks.FGSM(epsilon=8 / 255)(m, torch.rand(2, 1, 8, 8), torch.tensor([
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "torch.Size([2, 1, 8, 8])", done.stderr
+
+
+def test_evidence_needs_little_more_than_torch_and_numpy(tmp_path):
+    """What docs/cluster.md says has to be carried to a machine without internet; Dask and all else are not there."""
+    text = (PROJECT / "docs" / "cluster.md").read_text()
+    named = re.search("it needs ([^;]*); AutoAttack", text.replace("\n", " "))[1].replace(" and ", ", ").split(", ")
+    allowed = needed(["torch", "numpy", *named]) | {"sparserobust"}
+    others = sorted(module for module, packages in metadata.packages_distributions().items()
+                    if not allowed & set(map(normal, packages)))
+    assert {"distributed", "seaborn", "torchvision"} < set(others)
+    code = f"""
+import importlib.util, sys
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {others}:
+            raise ModuleNotFoundError(f"No module named {{name}}", name=name)
+sys.meta_path.insert(0, Only())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name.split(".")[0] in {others} else found(name, *more)
+from sparserobust import cli
+sys.exit(cli.main(["evidence", "--minutes", "0.001"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {
+        "SPARSEROBUST_STORE": str(tmp_path / "store")})
+    assert done.returncode == 0 and "scale laptop" in done.stdout, done.stderr[-2000:]
 
 
 def test_environment_and_lock_are_in_step_with_the_project():

@@ -199,16 +199,20 @@ def test_only_what_is_asked_for_is_left(results):
     assert len(ring.frame) == 2 * len(ring.experiment.grid) < len(results.frame)
 
 
-def test_the_dense_network_stands_beside_a_control_that_answered_other_images(results):
+def test_the_dense_network_stands_beside_those_that_answered_images_chosen_as_it_did(results):
     ring = results.only(part=runs.RING)
-    frame, first = ring.frame.copy(), ring.frame["method"] == m.DENSE
-    frame.loc[first, "each"] = [imagewise.FIRST + "".join(str(int(right)) for right in imagewise.unpack(text))
-                                for text in frame.loc[first, "each"]]
-    moved = frame[first | (frame["method"] == runs.TWO_STAGES)]
-    fewer = moved[(moved["method"] != m.DENSE) | (moved["seed"] > 0)]  # of which there are less than of the control
-    usual = contest.dense_network(ring)["mean"]
-    assert contest.dense_network(replace(ring, frame=frame))["mean"] == pytest.approx(usual)
-    assert contest.dense_network(replace(ring, frame=fewer))["mean"] > 0
+    usual = contest.dense_networks(ring)
+    assert list(usual) == list(contest.rankings(ring)) and all(found["mean"] > 0 for found in usual.values())
+    frame, dense = ring.frame.copy(), ring.frame["method"] == m.DENSE
+
+    def first(rows):
+        frame.loc[rows, "each"] = [imagewise.FIRST + "".join(str(int(right)) for right in imagewise.unpack(text))
+                                   for text in ring.frame.loc[rows, "each"]]
+        return contest.dense_networks(replace(ring, frame=frame))
+
+    assert first(dense) == {}  # the others were drawn
+    at_one_cut = ring.frame["cut"] == m.CHANNELS
+    assert list(first(at_one_cut | dense)) == [name for name in usual if "channels" in name]
 
 
 def test_a_gap_is_what_is_forgotten_image_by_image(results):

@@ -283,9 +283,10 @@ def test_the_front_holds_what_nothing_beats():
 
 
 def test_no_mark_covers_another_and_those_of_the_front_stay():
-    x, y = pandas.Series([10.0, 10.0, 10.0, 100.0]), pandas.Series([50.0, 50.0, 30.0, 70.0])
-    places = contest_plots.apart(x, y, first=np.array([False, True, False, True]))
-    assert places[1:] == pytest.approx([10, 10, 100]) and 11 < places[0] < 13  # room: 4.5 % of the axis
+    x, y = pandas.Series([10.0, 10.0, 10.0, 100.0, 10.0]), pandas.Series([50.0, 50.0, 30.0, 70.0, 50.0])
+    right, *places, left = contest_plots.apart(x, y, first=np.array([False, True, False, True, False]))
+    assert places == pytest.approx([10, 10, 100])
+    assert 11 < right < 13 and left == pytest.approx(100 / right)  # room: 4.5 % of the axis, on either side
 
 
 # -------------------------------------------------------------------------------------------- claims and joining
@@ -479,8 +480,8 @@ def test_rankings_are_those_of_each_cut_and_the_dense_network_has_its_interval(q
     assert list(rankings) == ["90 % of the weights", "50 % of the channels"]
     assert all(ranking.index[0] == m.RSR and m.DENSE not in ranking.index for ranking in rankings.values())
     assert len(contest.ranks(rankings)) == sum(map(len, rankings.values()))
-    dense = contest.dense_network(results)
-    assert dense["mean"] == pytest.approx(60) and 45 < dense["low"] < 55 and 65 < dense["high"] < 75
+    for dense in contest.dense_networks(results).values():
+        assert dense["mean"] == pytest.approx(60) and 45 < dense["low"] < 55 and 65 < dense["high"] < 75
 
 
 def test_best_of_some_at_the_first_cut():

@@ -173,7 +173,8 @@ def test_tables_show_rates_on_the_same_images(attacked):
 
 
 def test_captions_say_on_how_many_images_the_rates_rest(attacked):
-    assert tables.images(attacked, ["clean", "strong", "size"]) == "All on the same 4 test images."
+    assert tables.images(attacked, ["clean", "strong", "size"]) == (
+        "All on the same 4 test images; figures and effects have up to 8.")
     assert tables.images(attacked, ["clean"]) == "All on the same 8 test images."
     assert tables.images(attacked, ["clean", "strong", "early"]) == (
         "On 4 to 12 test images: not all numbers are of the same ones.")
@@ -217,11 +218,12 @@ def lines():
     line = {"claim": "C", "unit": "percentage points", "reported": None, "ours": 1.0, "low": 0.5, "high": 1.5,
             "p": 1 / 70, "p_same": 0.5, "p_holm": 0.1, "n_seeds": 3, "images": 500, "why": "", "where": "table 1",
             "said": "", "margin": 1.0, "alone": claims.HOLDS, "statement": "s, and \"t\"", "quantity": "q",
-            "source": "nan", "direction": "increase"}
+            "source": "nan", "direction": "increase", "threshold": 0.0}
     found = [
         {"verdict": claims.HOLDS, "reported": 2.0},
-        {"verdict": claims.FAILS, "ours": -30.0, "low": -35.0, "high": -25.0},
-        {"verdict": claims.SAME, "ours": 0.1, "low": -0.2, "high": 0.4},
+        {"verdict": claims.FAILS, "ours": -30.0, "low": -35.0, "high": -25.0, "direction": "no worse",
+         "threshold": -1.0},
+        {"verdict": claims.SAME, "ours": 0.1, "low": -0.2, "high": 0.4, "direction": "decrease"},
         {"verdict": claims.HOLDS, "unit": "log10 of the ratio", "ours": 0.3, "low": 0.2, "high": 0.4, "reported": 0.35},
         {"verdict": claims.OPEN, "ours": 3.0, "low": -1.0, "high": 7.0, "why": "about 9 seeds would decide it"},
         {"verdict": claims.UNTESTED, "ours": 4.0, "low": math.nan, "high": math.nan, "n_seeds": 1, "why": "one seed"},
@@ -241,7 +243,13 @@ def test_the_figure_of_claims_shows_each_line_that_was_run_with_its_interval(lin
         rows = ran[ran["unit"] == unit]
         names = [label.get_text().replace("\n", " ") for label in axis.get_yticklabels()]
         assert names == rows["words"].tolist() and axis.yaxis_inverted()  # the first on top
-        bars, points, hollow = axis.collections
+        bars, points, hollow, *shaded = axis.collections
+        ends = axis.get_xlim()
+        for place, (row, area) in enumerate(zip(rows.to_dict("records"), shaded, strict=True)):
+            (low, bottom), (high, top) = area.get_paths()[0].get_extents().get_points()
+            assert bottom < place < top < bottom + 1
+            assert (low, high) == ((ends[0], row["threshold"]) if row["direction"] == "decrease" else
+                                   (row["threshold"], ends[1]))
         places = range(len(rows))
         expected = [[[row["low"], place], [row["high"], place]]
                     for place, row in zip(places, rows.to_dict("records"), strict=True) if row["low"] == row["low"]]
@@ -253,7 +261,6 @@ def test_the_figure_of_claims_shows_each_line_that_was_run_with_its_interval(lin
         for of, colours in (("points", points.get_facecolors()), ("bars", bars.get_colors())):
             wanted = [to_rgb(styles.VERDICTS[verdict][0]) for verdict in rows["verdict"]]
             np.testing.assert_allclose([colour[:3] for colour in colours], wanted, err_msg=of)
-        assert [text.get_text() for text in axis.texts] == ["one seed"] * (rows["n_seeds"] == 1).sum()
     for looks in zip(*styles.VERDICTS.values(), strict=True):
         assert len(set(looks)) == 5  # neither colour nor marker twice
     assert set(styles.VERDICTS) == set(claims.SHORT)
@@ -262,11 +269,11 @@ def test_the_figure_of_claims_shows_each_line_that_was_run_with_its_interval(lin
 def test_the_legend_of_claims_names_the_verdicts_that_are_there(lines):
     (legend,) = plots.claims(lines).legends
     told = [text.get_text() for text in legend.get_texts()]
-    assert told == [*claims.SHORT, "reported by the paper"]
+    assert told == [*claims.SHORT, "where the claim holds", "reported by the paper"]
     for said, handle in zip(claims.SHORT, legend.legend_handles, strict=False):
         assert (handle.get_color(), handle.get_marker()) == styles.VERDICTS[said]
     (legend,) = plots.claims(lines[2:3]).legends
-    assert [text.get_text() for text in legend.get_texts()] == [claims.SAME]
+    assert [text.get_text() for text in legend.get_texts()] == [claims.SAME, "where the claim holds"]
 
 
 def test_artifacts_know_where_they_come_from(frame, tmp_path, monkeypatch):

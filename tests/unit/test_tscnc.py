@@ -239,10 +239,11 @@ def test_what_a_reader_appends_enters_table_and_figures(quick):
 def test_curves_can_be_drawn(frame):
     accuracy = report.accuracy_curves(frame, NET)
     assert list(accuracy["col"].unique()) == ["clean", "PGD-20"] and set(accuracy["factor"]) == {100}
-    assert (accuracy["left"] / (100 * (1 - accuracy["level"])) - 1).abs().max() < 0.09  # side by side
-    assert accuracy.groupby(["series", "level"])["left"].nunique().max() == 1
-    assert accuracy.groupby("level")["left"].nunique().min() == len(runs.METHODS)
-    assert len(plots.along_sparsity(accuracy).axes) == 2
+    beside = plots.side_by_side(accuracy)
+    assert (beside["left"] / (100 * (1 - accuracy["level"])) - 1).abs().max() < 0.09
+    assert beside.groupby(["series", "level"])["left"].nunique().max() == 1
+    assert beside.groupby("level")["left"].nunique().min() == len(runs.METHODS)
+    assert len(plots.along_sparsity(beside).axes) == 2
     curves = report.matrix_curves(frame, NET)
     assert list(curves["col"].unique()) == list(report.CURVES)
     for heading, (metric, factor, of_null) in report.CURVES.items():
@@ -410,10 +411,10 @@ def test_the_thesis_finds_slopes_that_were_put_in(quick):
     assert list(found["kappa, norms, weights left"].index) == ["log kappa folded", "kappa log_norms", "log left"]
     assert list(found["effective rank, weights left"].index) == ["kappa effective_rank", "log left"]
     assert found["effective rank, weights left"].loc["log left", "slope"] > 0
-    assert found["lipschitz"].loc["log kappa folded", "slope"] > 0 > found["lipschitz"].loc["kappa log_norms", "slope"]
+    assert found["Lipschitz"].loc["log kappa folded", "slope"] > 0 > found["Lipschitz"].loc["kappa log_norms", "slope"]
     table = slopes.slopes_table(results_of(quick, frame))
     assert len(table) == sum(map(len, found.values()))
-    assert table.loc["kappa, norms; within levels: log kappa folded", "slope [sd per sd]"].startswith("-")
+    assert table.loc["kappa, norms; within levels: log10 of kappa", "slope [sd per sd]"].startswith("-")
 
 
 def test_regressions_with_too_few_conditions_are_left_out(quick):

@@ -40,6 +40,8 @@ HOLDS, FAILS, SAME, OPEN, UNTESTED = "holds", "does not hold", "no difference", 
 SHORT = {HOLDS: "hold", FAILS: "do not", SAME: "no difference", OPEN: "open", UNTESTED: "not tested"}
 OF_ONE = SHORT | {HOLDS: "holds", FAILS: "does not"}
 LEVEL = 0.05
+ANY_NUMBER = 10**9  # of seeds: what is left of the error is due to images
+ALWAYS = "always"  # the direction of a claim that something is so every time
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ def judge(frame: pandas.DataFrame, contrasts: Iterable[Contrast]) -> pandas.Data
 def judged(claim: Claim, found: Comparison, where: str = "", row: str = "") -> dict:
     """One row: a comparison, held against its claim. `row` names it (default: the claim's id). A claim that says "at
     least" is held against the number it names, any other against zero; one without a direction cannot be tested."""
-    threshold = claim.reported if claim.lower_bound and claim.reported is not None else 0.0
     estimate, why = found.estimate, found.why
     if claim.direction is None:
         estimate, why = None, "what the paper claims is not on record"
@@ -79,16 +80,15 @@ def judged(claim: Claim, found: Comparison, where: str = "", row: str = "") -> d
     if math.isnan(low):
         return result | {"images": estimate.images, "why": _without_scatter(ours), "verdict": OPEN,
                          "margin": claim.margin}
-    side = claim.margin if claim.direction == "no worse" else None
-    held = threshold if side is None else -side
+    held, margin = result["threshold"], None if claim.direction == "no worse" else claim.margin
     p = estimate.p(held)
-    same = estimate.p_within(claim.margin, held) if claim.margin and side is None else math.nan
+    same = estimate.p_within(margin, held) if margin else math.nan
     above = estimate.mean > held
     result |= {"ours": estimate.mean, "low": low, "high": high, "images": estimate.images, "p": p, "p_same": same,
                "said": HOLDS if above != (claim.direction == "decrease") else FAILS, "margin": claim.margin}
     result["verdict"] = _said(result["said"], p, same)
     if result["verdict"] == OPEN:
-        result["why"] = _wanted(estimate, held, None if side is not None else claim.margin)
+        result["why"] = _wanted(estimate, held, margin)
     return result
 
 
@@ -111,8 +111,9 @@ def _wanted(estimate: Estimate, threshold: float, margin: float | None) -> str:
     seeds = estimate.seeds_needed(threshold, margin)
     if seeds is not None:
         return f"about {seeds} seeds would decide it"
-    return ("more images would decide it, no number of seeds" if estimate.images
-            else "no number of seeds up to 100 would decide it")
+    if estimate.images and not estimate.decided_by(ANY_NUMBER, threshold, margin):
+        return "no number of seeds would decide it on so many images"
+    return "no number of seeds up to 100 would decide it"
 
 
 def judge_universal(claim: Claim, count: int, total: int, n_seeds: int, where: str = "", row: str = "") -> dict:
@@ -120,7 +121,8 @@ def judge_universal(claim: Claim, count: int, total: int, n_seeds: int, where: s
     three seeds bear out nothing; `ours` is the share [%] of times it was so. There is no chance in it, so it enters no
     family."""
     share = 100 * count / total if total else math.nan
-    result = _row(claim, share, n_seeds if total else 0, where, row) | {"low": share, "high": share}
+    result = _row(claim, share, n_seeds if total else 0, where, row) | {
+        "low": share, "high": share, "direction": ALWAYS, "threshold": 100.0}
     if not total:
         return result
     if count < total:
@@ -139,12 +141,21 @@ def estimated(claim: Claim, ours: float, low: float, high: float, p: float, n_se
     said = HOLDS if (ours > 0) == (claim.direction == "increase") else FAILS
     verdict = _said(said, p, math.nan)
     return result | {"low": low, "high": high, "p": p, "said": said, "verdict": verdict,
-                     "why": "the interval holds zero" if verdict == OPEN else ""}
+                     "why": "the interval contains zero" if verdict == OPEN else ""}
+
+
+def threshold(claim: Claim) -> float:
+    """What an effect is held against, in the claim's unit: the number of a claim of "at least", the loss that a claim
+    of "no worse" allows, or zero."""
+    if claim.direction == "no worse" and claim.margin is not None:
+        return -claim.margin
+    return claim.reported if claim.lower_bound and claim.reported is not None else 0.0
 
 
 def _row(claim: Claim, ours: float, n_seeds: int, where: str, row: str) -> dict:
     return {"claim": row or claim.id, "statement": claim.statement, "quantity": claim.quantity or "",
-            "unit": claim.unit or "", "direction": claim.direction, "reported": claim.reported, "source": claim.source,
+            "unit": claim.unit or "", "direction": claim.direction, "threshold": threshold(claim),
+            "reported": claim.reported, "source": claim.source,
             "ours": ours, "low": math.nan, "high": math.nan, "n_seeds": n_seeds, "images": 0, "p": math.nan,
             "p_same": math.nan, "margin": None, "said": "", "verdict": UNTESTED,
             "why": "" if n_seeds else NOT_RUN, "where": where}
@@ -224,6 +235,14 @@ def effect(row: dict, digits: int = 1) -> str:
     return with_interval(row["ours"], row["low"], row["high"], digits) if row["n_seeds"] else ""
 
 
+def holds_if(row: dict) -> str:
+    """For which effects a claim holds, in its unit: `> 0`, `< 0`, `> -1.0` where such a loss is allowed; nothing where
+    it has no direction."""
+    sign = {"increase": ">", "no worse": ">", "decrease": "<", ALWAYS: "="}.get(row["direction"])
+    value = row["threshold"]
+    return f"{sign} {value:.{digits(row['unit']) if value % 1 else 0}f}" if sign else ""
+
+
 def number(value: float | None, digits: int = 1) -> str:
     """With its sign, nothing for none."""
     return "" if value is None or pandas.isna(value) else f"{value:+.{digits}f}"
@@ -236,25 +255,26 @@ def digits(unit: str | None) -> int:
 
 def table(lines: pandas.DataFrame) -> pandas.DataFrame:
     """A ledger as a table: one line per claim, in words."""
-    shown = [{"claim": row["words"], "unit": row["unit"], **_numbers(row), "p": _p(row["p"]),
+    shown = [{"claim": row["words"], "unit": row["unit"], "holds if": holds_if(row), **_numbers(row), "p": _p(row["p"]),
               "p, adjusted": _p(row["p_holm"]), **_verdict(row)} for row in lines.to_dict("records")]
     return pandas.DataFrame(shown).set_index("claim")
 
 
 def short_table(lines: pandas.DataFrame) -> pandas.DataFrame:
-    """The same for a page, narrow enough for a window: what the paper reports, what was measured in how many seeds, the
-    verdict and its reason."""
-    shown = [{"claim": row["words"], "reported": number(row["reported"], digits(row["unit"])),
+    """The same for a page, narrow enough for a window: for which effects each line holds, what the paper reports, what
+    was measured in how many seeds, the verdict and its reason."""
+    shown = [{"line": row["line"], "claim": row["words"], "holds if": holds_if(row),
+              "reported": number(row["reported"], digits(row["unit"])),
               "ours": f"{effect(row, digits(row['unit']))} {_short(row['unit'])}".strip() if row["n_seeds"] else "",
               "seeds": row["n_seeds"] or "", "verdict": row["verdict"], "why": row["why"]}
              for row in lines.to_dict("records")]
-    return pandas.DataFrame(shown).set_index("claim")
+    return pandas.DataFrame(shown).set_index("line")
 
 
 def detail(rows: pandas.DataFrame) -> pandas.DataFrame:
     """All comparisons as a table, those of the ledger among them, each by itself."""
-    shown = [{"comparison": row["claim"], "quantity": row["quantity"], "unit": row["unit"], **_numbers(row),
-              **_verdict(row)} for row in rows.to_dict("records")]
+    shown = [{"comparison": row["claim"], "quantity": row["quantity"], "unit": row["unit"], "holds if": holds_if(row),
+              **_numbers(row), **_verdict(row)} for row in rows.to_dict("records")]
     return pandas.DataFrame(shown).set_index("comparison")
 
 
@@ -289,16 +309,26 @@ def in_words(lines: pandas.DataFrame) -> str:
 
 
 def sentence(row: dict) -> str:
-    """One line of a ledger in one sentence: claim, effect with interval, seeds, images, what the paper reports."""
+    """One line of a ledger in one sentence: claim, effect with interval, seeds, images, for which effects it holds
+    unless that is any above or below zero, what the paper reports."""
     facts = [f"{effect(row, digits(row['unit']))} {_short(row['unit'])}".strip()] if row["n_seeds"] else []
     if row["n_seeds"]:
         facts.append(f"{row['n_seeds']} seed{'s' if row['n_seeds'] > 1 else ''}"
                      + (f", {row['images']:,} images" if row["images"] else ""))
+    if row["threshold"] and row["direction"] != ALWAYS:
+        facts.append(f"holds if {holds_if(row)}")
     if number(row["reported"]):
         facts.append(f"the paper: {number(row['reported'], digits(row['unit']))}")
     if row["why"]:
         facts.append(row["why"])
     return f"{row['words']}: {'; '.join(facts)}."
+
+
+def caption(lines: pandas.DataFrame) -> str:
+    """What the figure of a ledger shows, and how many of its lines it cannot show."""
+    missing = int((lines["n_seeds"] == 0).sum())
+    said = "Effects, with 95 % intervals over seeds and images, where they could be tested."
+    return said + (f" {missing} of {len(lines)} claims were not run at this scale." if missing else "")
 
 
 def counted(verdicts: Sequence[str]) -> str:

@@ -105,19 +105,21 @@ class Estimate:
         """The least number of seeds with which, at this mean and these variance components, the
         95 % interval excludes `threshold`, or the 90 % interval lies within `margin` of it.
 
-        None if no number up to `most` does (then images are too few) or if there is no interval.
-        Components below zero count as zero. A new experiment of that size decides in about half of
-        all cases, since its mean varies too."""
+        None if no number up to `most` does or if there is no interval. A new experiment of that size
+        decides in about half of all cases, since its mean varies too."""
+        return next((seeds for seeds in range(2, most + 1)
+                     if self.decided_by(seeds, threshold, margin)), None)
+
+    def decided_by(self, seeds: int, threshold: float = 0.0, margin: float | None = None) -> bool:
+        """Whether so many seeds would do that. Components of the variance below zero count as
+        zero."""
         if math.isnan(self.error):
-            return None
+            return False
         by_image = (self.ms_images - self.ms_residual) / self.seeds  # variance of b
-        for seeds in range(2, most + 1):
-            planned = replace(self, seeds=seeds, ms_seeds=max(self.ms_seeds, self.ms_residual),
-                              ms_images=self.ms_residual + seeds * by_image)
-            if planned.p(threshold) < 0.05 or (margin is not None
-                                               and planned.p_within(margin, threshold) < 0.05):
-                return seeds
-        return None
+        planned = replace(self, seeds=seeds, ms_seeds=max(self.ms_seeds, self.ms_residual),
+                          ms_images=self.ms_residual + seeds * by_image)
+        return planned.p(threshold) < 0.05 or (margin is not None
+                                               and planned.p_within(margin, threshold) < 0.05)
 
     def _tail(self, gap: float) -> float:
         return float(tail(gap, *self.variances, self.seeds, self.images))

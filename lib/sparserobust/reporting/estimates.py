@@ -105,7 +105,10 @@ def compared_runs(frame: pandas.DataFrame, metric: str, pairs: dict[int, tuple[s
     if len({imagewise.is_sample(text) for text in packed}) > 1:
         return untested(OTHER_IMAGES)
     one, other = np.split(common(packed), 2)
-    estimate = crossed(log_ratio(one, other) if log else factor * (one - other))
+    try:
+        estimate = crossed(log_ratio(one, other) if log else factor * (one - other))
+    except UserError:  # on the images that both have
+        return untested(NO_LOGARITHM)
     return Comparison(estimate, effects.tolist()) if estimate.images > 1 else untested(FEW_IMAGES)
 
 

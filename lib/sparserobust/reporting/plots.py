@@ -1,7 +1,7 @@
 """Tidy frame in, figure out, drawn with seaborn. A method looks alike in all figures
 (`reporting.styles`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from textwrap import fill
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 import seaborn
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -104,13 +105,17 @@ def _line(axis: Axes, rows: pandas.DataFrame, columns: tuple[str, str, str], sty
     several = bool((seeds > 1).any())
     band, points = several and spread == "band", several and spread == "seeds"
     joined = dash != "" and (len(seeds) > 2 or not markers)
+    filled = joined and bool((seeds > 1).all())  # beside a point of one seed a band has no width
     seaborn.lineplot(
         rows.assign(**{x: rows.groupby(at)[x].transform("mean")}), x=x, y=y, color=colour, ax=axis,
         marker=marker if markers and marker else None, linestyle=dash if joined else "none",
-        legend=False, errorbar=("pi", 100) if band else None,
-        err_style="band" if joined else "bars",
-        err_kws={"alpha": 0.2, "linewidth": 0} if joined else {"elinewidth": 2},
+        legend=False, errorbar=("pi", 100) if band and filled else None,
+        err_kws={"alpha": 0.2, "linewidth": 0},
         **({"markersize": 11 if marker == "*" else 7, "zorder": 2 if marker else 3} | kwargs))
+    if band and not filled:
+        ranges = rows[rows[at].map(seeds) > 1].groupby(at).agg({x: "mean", y: ["min", "max"]})
+        axis.vlines(ranges[x, "mean"], ranges[y, "min"], ranges[y, "max"], color=colour, alpha=0.35,
+                    linewidth=8)
     if points:
         seaborn.scatterplot(rows, x=x, y=y, color=colour, marker=marker, s=18, alpha=0.45,
                             linewidth=0, ax=axis, legend=False)
@@ -164,6 +169,16 @@ def along_sparsity(data: pandas.DataFrame, xlabel: str = "weights removed [%]", 
         row, data = None, data.assign(col=data["row"])
     return lines(data, "left", row=row, col="col", at="level", removed=True, xlabel=xlabel,
                  **({} if row else {"share": {"sharey": False}}) | kwargs)
+
+
+def side_by_side(data: pandas.DataFrame) -> pandas.DataFrame:
+    """Rows for `along_sparsity`, moved along what is `left` so that the marks of the `series` of one `col` stand side
+    by side where these have lost as much."""
+    def place(series: pandas.Series) -> np.ndarray:
+        codes, names = pandas.factorize(series)
+        return codes - (len(names) - 1) / 2
+
+    return data.assign(left=data["left"] * 1.04 ** data.groupby("col")["series"].transform(place))
 
 
 def by_metric(data: pandas.DataFrame, columns: Mapping[str, str]) -> pandas.DataFrame:
@@ -225,9 +240,9 @@ def weight_histograms(data: pandas.DataFrame, results: Sequence[dict], hue: str)
 
 @styled
 def scatter(data: pandas.DataFrame, y: str, hue: str, columns: Mapping[str, str],
-            ylabel: str) -> Figure:
+            ylabel: str, log: Collection[str] = ()) -> Figure:
     """A mark for each row, `y` in percent: a panel per heading in `columns`, which maps it to a
-    column of `data`."""
+    column of `data`; the axes of columns in `log` are logarithmic."""
     look = styles.of(data[hue])
     figure, (axes,) = grid(1, len(columns), (3.9 * len(columns), 4.4), sharey=True)
     for axis, (heading, column) in zip(axes, columns.items(), strict=True):
@@ -236,6 +251,8 @@ def scatter(data: pandas.DataFrame, y: str, hue: str, columns: Mapping[str, str]
                             markers={name: style.marker for name, style in look.items()},
                             s=55, alpha=0.8, legend=False, ax=axis)
         axis.set(xlabel=heading, ylabel=ylabel)
+        if column in log:
+            log_ticks(axis, "x")
     legend(figure, [handle(name, style._replace(dash="")) for name, style in look.items()])
     return figure
 
@@ -255,11 +272,15 @@ def images(pictures: Sequence[torch.Tensor], titles: Sequence[str]) -> Figure:
     return figure
 
 
+END = {"decrease": 0, "increase": 1, "no worse": 1}  # of an axis, at which a claim holds
+
+
 @styled
 def claims(ledger: pandas.DataFrame) -> Figure:
     """The lines of a ledger that were run, in words, by unit: measured with its 95 % interval,
-    reported (hollow). Colour and marker tell the verdict. Points lie on an axis that is linear up
-    to ten and logarithmic beyond, so that one large effect does not hide the others."""
+    reported (hollow), and shaded where the claim holds. Colour and marker tell the verdict. Points
+    lie on an axis that is linear up to ten and logarithmic beyond, so that one large effect does
+    not hide the others."""
     ran = ledger[ledger["n_seeds"] > 0]
     if ran.empty:
         figure, ((axis,),) = grid(1, 1, (6, 1))
@@ -279,20 +300,23 @@ def claims(ledger: pandas.DataFrame) -> Figure:
                             palette=palette, markers=markers, s=75, legend=False, zorder=3)
         axis.scatter(rows["reported"], places, s=75, facecolors="none", edgecolors="black",
                      zorder=4)
-        for place, (ours, seeds) in enumerate(zip(rows["ours"], rows["n_seeds"], strict=True)):
-            if seeds == 1:
-                axis.annotate("one seed", (ours, place), (8, -4), textcoords="offset points",
-                              fontsize=9, color="0.4")
         if unit == "percentage points":
             ticks = [-50, -10, -5, 0, 5, 10, 50]
             axis.set_xscale("symlog", linthresh=10, linscale=1.5)
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
+        ends = axis.get_xlim()
+        for place, said, threshold in zip(places, rows["direction"], rows["threshold"], strict=True):
+            if said in END:
+                axis.fill_betweenx([place - 0.42, place + 0.42], threshold, ends[END[said]],
+                                   color="0.93", linewidth=0, zorder=0)
+        axis.set_xlim(ends)
         beyond = "; logarithmic beyond 10" if unit == "percentage points" else ""
         axis.set(xlabel=f"effect [{unit}{beyond}]", ylabel="", ylim=(len(rows) - 0.4, -0.6))
         axis.set_yticks(places, [fill(words, 62) for words in rows["words"]], fontsize=10)
-    shown = [mark(color=palette[verdict], marker=markers[verdict], markersize=8, label=verdict)
+    shown: list[Artist] = [mark(color=palette[verdict], marker=markers[verdict], markersize=8, label=verdict)
              for verdict in palette if verdict in set(ran["verdict"])]
+    shown.append(Patch(color="0.93", label="where the claim holds"))
     if ran["reported"].notna().any():
         shown.append(mark(color="black", marker="o", markerfacecolor="none", markersize=8,
                           label="reported by the paper"))

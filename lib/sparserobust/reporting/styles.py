@@ -49,6 +49,7 @@ METHODS: dict[tuple[str, str], tuple[str, ...]] = {
     (BLACK, "v"): ("filters, L1 norm",),
     (RED, "P"): ("network slimming",),
     (GREY, "X"): ("random", "weights: random"),
+    (BLACK, "X"): ("mask: random",),
     (RED, "^"): ("surgery",),
     # splitting (Dinh et al. 2020); networks by the paper's name and by that of what stands for them
     (ORANGE, "P"): ("splitting", "RVSM"),

@@ -33,12 +33,17 @@ def on_common_images(frame: pandas.DataFrame, metrics: Collection[str]) -> panda
 
 
 def images(frame: pandas.DataFrame, metrics: Collection[str]) -> str:
-    """On how many images the rates of these metrics rest in a table, for its caption."""
+    """On how many images the rates of these metrics rest in a table, for its caption; and on how many they may rest
+    where fewer metrics are compared."""
     rows = on_common_images(frame, metrics)
-    totals = sorted(set(rows.loc[rows["sampled"] & rows["count"].notna(), "total"].astype(int)))
-    if len(totals) > 1:
-        return f"On {totals[0]:,} to {totals[-1]:,} test images: not all numbers are of the same ones."
-    return f"All on the same {totals[0]:,} test images." if totals else ""
+    kept = rows["sampled"] & rows["count"].notna()
+    totals = sorted(set(rows.loc[kept, "total"].astype(int)))
+    if not totals:
+        return ""
+    said = (f"All on the same {totals[0]:,} test images" if len(totals) == 1 else
+            f"On {totals[0]:,} to {totals[-1]:,} test images: not all numbers are of the same ones")
+    most = int(frame.loc[rows.index[kept], "total"].max())
+    return f"{said}; figures and effects have up to {most:,}." if most > totals[-1] else f"{said}."
 
 
 def summary(frame: pandas.DataFrame, by: list[str], exact: tuple[str, ...] = ()) -> pandas.DataFrame:

@@ -206,15 +206,20 @@ def answers(frame: pandas.DataFrame, metric: str, cut: str | None,
     classified correctly, on seeds that all of them have, and on images that were chosen alike: those
     seeds, three at least if any method has so many, on which most methods can be compared. The
     others are left out, and so are networks of which no answers were kept."""
+    packed = _packed(frame, metric, cut, level)
+    if packed.empty:
+        return {}
+    values = estimates.common(packed.to_numpy().T.ravel().tolist())
+    return dict(zip(packed.columns, values.reshape(packed.shape[1], len(packed), -1), strict=True))
+
+
+def _packed(frame: pandas.DataFrame, metric: str, cut: str | None, level: float) -> pandas.DataFrame:
+    """What `answers` unpacks (seeds, methods)."""
     rows = estimates.matching(frame, {"metric": metric, "cut": cut, "level": level})
     rows = rows.dropna(subset="each")
     drawn = rows["each"].map(imagewise.is_sample).astype(bool)
     found = [_on_most_seeds(some) for some in (rows[drawn], rows[~drawn]) if len(some)]
-    if not found:
-        return {}
-    packed = max(found, key=lambda each: (each.shape[1], len(each)))
-    values = estimates.common(packed.to_numpy().T.ravel().tolist())
-    return dict(zip(packed.columns, values.reshape(packed.shape[1], len(packed), -1), strict=True))
+    return max(found, key=lambda each: (each.shape[1], len(each)), default=pandas.DataFrame())
 
 
 def _on_most_seeds(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -249,11 +254,18 @@ def unranked(results: Results[ContestSettings], rankings: dict[str, pandas.DataF
             f"{''.join(left_out)}" if left_out else "")
 
 
-def dense_network(results: Results) -> pandas.Series:
-    """Accuracy under attack [%] of the dense network: `mean`, and its 95 % interval `low` to `high`
-    over seeds and images."""
-    found = estimates.ranking(answers(results.only(method=DENSE).frame, ATTACKED, None, 0.0))
-    return found.loc[DENSE].rename("dense network")
+def dense_networks(results: Results[ContestSettings]) -> dict[str, pandas.Series]:
+    """Accuracy under attack [%] of the dense network, `mean` and its 95 % interval `low` to `high` over seeds and
+    images, beside each of `rankings`: on images chosen as they are there. Left out where it answered none of these."""
+    found, dense = {}, results.frame[results.frame["method"] == DENSE].dropna(subset="each")
+    for cut, level in results.experiment.settings.cuts:
+        packed = _packed(results.frame, ATTACKED, cut, level)
+        if not packed.empty:
+            drawn = imagewise.is_sample(packed.iat[0, 0])
+            chosen = dense[[imagewise.is_sample(text) == drawn for text in dense["each"]]]
+            if right := answers(chosen, ATTACKED, None, 0.0):
+                found[named(cut, level)] = estimates.ranking(right).loc[DENSE]
+    return found
 
 
 def ranks(rankings: dict[str, pandas.DataFrame]) -> pandas.DataFrame:

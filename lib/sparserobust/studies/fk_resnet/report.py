@@ -24,7 +24,7 @@ from sparserobust.studies.fk_resnet.runs import (
 
 ACCURACIES = {"A1 clean": "clean", "A2 FGSM": "fgsm", "A3 I-FGSM20": "ifgsm20", "A4 C&W": "cw"}
 FEW_DRAWS = {"PGD-20, few draws": "pgd20_eot"}  # in tables 1 to 4, though not in the paper's
-TRADEOFF = {"clean": "clean", "I-FGSM20": "ifgsm20", "PGD-20, averaged gradients": "pgd20_eot"}
+TRADEOFF = {"clean": "clean", "I-FGSM20": "ifgsm20"} | FEW_DRAWS
 SPARSITIES = {"RVSM": ("sparsity", "sparsity"), "RGSM": ("channel sparsity", "channel_sparsity")}
 GRANULARITIES = {"unstructured": "sparsity", "channel": "channel_sparsity"}
 SIZES = {"parameters left": "remaining_parameters", "MACs left": "deployable"}  # counts

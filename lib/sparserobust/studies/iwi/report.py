@@ -27,7 +27,7 @@ EXACT = ("sparsity", "near_zero")  # properties of a network, not estimated from
 THEORY = {"margin [logits]": ("margins", 1.0), "slope [logits / l2 length]": ("margins slope", 1.0),
           "margin / slope [l2 length]": ("margins ratio", 1.0),
           "margin / slope [l-inf length]": ("margins_linf ratio", 1.0),
-          "bound [1000 logits / l2 length]": ("margins bound", 0.001),
+          "bound [10^6 logits / l2 length]": ("margins bound", 1e-6),
           "best - last epoch [points]": ("overfitting", 100.0)}  # metric and factor
 
 
@@ -185,7 +185,8 @@ def along_sparsity(results: Results) -> pandas.DataFrame:
     zoo = rows[(rows["part"] == "zoo") & (rows["method"] != LONGER)]["method"].unique()
     lines = {"lottery tickets": {f"weights: {start}": {"part": "tickets", "method": start}
                                  for start in STARTS},
-             "zoo": {method: {"part": "zoo", "method": method} for method in zoo}}
+             "zoo": {"mask: random" if method == "random" else method: {"part": "zoo", "method": method}
+                     for method in zoo}}
     return pandas.concat([
         _line(rows, metric, labels | adversarial).assign(row=heading, col=title, series=name,
                                                          factor=100)

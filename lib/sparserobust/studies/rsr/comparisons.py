@@ -61,10 +61,11 @@ def contrasts(black_box_net: str) -> Iterator[Contrast]:
 
 
 def _own(claim: Claim, suffix: str) -> Claim:
-    """A question of this project's own, next to a claim."""
+    """A question of this project's own, next to a claim; next to that of a share, one of what such a share costs."""
+    quantity = "accuracy: RSR, pruned, minus the baseline" if claim.unit == "percent" else claim.quantity
     return claim if not suffix else replace(
         claim, id=f"{claim.id} {suffix}", value=None, derived=False, operands={}, unit="percentage points",
-        quantity=f"{claim.quantity} ({suffix})", source="this project's question")
+        quantity=f"{quantity} ({suffix})", source="this project's question")
 
 
 def _compared(claim: str, black_box_net: str) -> list[tuple[str, str, tuple[dict, dict], str]]:

@@ -66,8 +66,7 @@ def conditions(experiment: Experiment[TheorySettings]) -> str:
         nets.setdefault(alike, []).append(net)
     alike = ". ".join(f"{', '.join(same)}: {what}" for what, same in nets.items())
     return (f"Scale {experiment.scale}. l-infinity attacks, {alike}. Rates in percent, distances "
-            "in units of the pixel range, zero for misclassified images; "
-            f"{tables.spread(experiment.seeds)}.")
+            "in units of the pixel range, zero for misclassified images.")
 
 
 def of_networks(results: Results[TheorySettings], *methods: str) -> pandas.DataFrame:

@@ -33,6 +33,8 @@ from sparserobust.studies.tscnc.runs import (
 KAPPA_SLOPE = "log kappa folded"
 LOGARITHMS = {KAPPA_SLOPE: "kappa folded", "log lipschitz": "lipschitz"}
 DOUBLED = 0.3  # log10
+CALLED = {KAPPA_SLOPE: "log10 of kappa", NORMS: "log10 of norms", RELATIVE_NORMS: "log10 of norms, scale-free",
+          "log left": "log10 of weights left", "kappa effective_rank": "effective rank"}
 STANDING = 0.5  # of what the best network classifies of the clean images: one below has collapsed
 
 
@@ -69,11 +71,18 @@ def observations(frame: pandas.DataFrame, net: str) -> pandas.DataFrame:
 
 
 def points(frame: pandas.DataFrame, net: str) -> pandas.DataFrame:
-    """Figure 6: the same, with the method under `kind`, variations of single settings together."""
+    """Figure 6: the same, with the share of weights that is `left` [%], and the method under `kind`, variations of
+    single settings together."""
     found, kinds = observations(frame, net), [TRADES, LONGER, *METHODS, GATES, *CONTROLS]
     kind = found["method"].where(found["method"].isin(kinds), "other settings")
-    return found.assign(kind=kind).sort_values(
+    return found.assign(kind=kind, left=10 ** found["log left"]).sort_values(
         "kind", key=lambda names: names.map([*kinds, "other settings"].index), kind="stable")
+
+
+def conditioned(points: pandas.DataFrame) -> str:
+    """Of how many of these networks the folded condition number is known, in words."""
+    known = points[KAPPA_SLOPE].notna().sum()
+    return "of all" if known == len(points) else f"known of {known} of the {len(points)} networks"
 
 
 def whole_seeds(frame: pandas.DataFrame, net: str) -> list[int]:
@@ -93,7 +102,7 @@ def regressions(frame: pandas.DataFrame, net: str) -> dict[str, pandas.DataFrame
     networks; without those whose every layer was constrained, which lie far out; with those alone
     that still stand (`STANDING`); and with each column and the target centred within the levels, so
     that nothing but what differs at the same sparsity counts. Others take norms that no rescaling
-    changes, how much is left, or the effective rank. `lipschitz`: of the logarithm of the local
+    changes, how much is left, or the effective rank. `Lipschitz`: of the logarithm of the local
     Lipschitz constant."""
     rows = observations(frame[frame["seed"].isin(whole_seeds(frame, net))], net)
     both = [KAPPA_SLOPE, NORMS]
@@ -108,10 +117,10 @@ def regressions(frame: pandas.DataFrame, net: str) -> dict[str, pandas.DataFrame
         "kappa, scale-free norms": (rows, [KAPPA_SLOPE, RELATIVE_NORMS]),
         "kappa, norms, weights left": (rows, [*both, "log left"]),
         "effective rank, weights left": (rows, ["kappa effective_rank", "log left"]),
-        "lipschitz": (rows, both)}
+        "Lipschitz": (rows, both)}
     found = {}
     for name, (data, columns) in asked.items():
-        target = "log lipschitz" if name == "lipschitz" else "pgd20"
+        target = "log lipschitz" if name == "Lipschitz" else "pgd20"
         known = data.dropna(subset=[target, *columns])
         if len(known[["method", "level"]].drop_duplicates()) >= 4 * len(columns):
             with suppress(UserError):  # where the runs do not determine the slopes
@@ -126,7 +135,7 @@ def slopes_table(results: Results) -> pandas.DataFrame:
     for net in nets:
         for name, slopes in regressions(results.frame, net).items():
             for column, row in slopes.iterrows():
-                line = f"{name}: {str(column).removeprefix('kappa ')}"
+                line = f"{name}: {CALLED[str(column)]}"
                 lines[f"{net}, {line}" if len(nets) > 1 else line] = {
                     "slope [sd per sd]":
                         f"{row['slope']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
