@@ -204,7 +204,6 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
             raise UserError(f"weights are tensors by their names; {quoted(name)} is of type {type(t).__name__}")
         if t.is_meta:
             raise UserError(f"{quoted(name)} holds no numbers, being on the device meta: save the weights anew")
-    sparsity.check_hooks(model)
     if any(t.is_meta for t in model.parameters()):
         return  # a network without numbers, to be counted
     own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
@@ -237,6 +236,7 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], mean: Sequence[float] 
             raise UserError(f"{first} and {name} are one tensor in the network and two different ones in the weights")
         _check_held(name, own[name].detach().clone().copy_(t), t)
     model.load_state_dict(fitting, strict=False)
+    sparsity.renew(model)
     for name, t in model.state_dict().items():
         if name in fitting:  # whatever else the network does to it
             _check_held(name, t, fitting[name])

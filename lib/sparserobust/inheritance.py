@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from sparserobust.answers import differ, under_attack
+from sparserobust.answers import differ, is_random, under_attack
 from sparserobust.config import Inheritance
 from sparserobust.errors import UserError
 from sparserobust.models.noise import WeightNoise, noise_off
@@ -35,7 +35,7 @@ def inherit(model: nn.Module, weights: dict[str, Tensor], settings: Inheritance,
     depend on new channels after all, as behind a norm over groups of channels, or where two branches are joined.
     """
     _check_fit(model, weights)
-    if images is not None:
+    if images is not None and any(t.shape != weights[name].shape for name, t in model.state_dict().items()):
         _check_apart(deepcopy(model), weights, images)
     layers = acting_weights(model)
     for name, large in model.state_dict().items():
@@ -49,15 +49,16 @@ def inherit(model: nn.Module, weights: dict[str, Tensor], settings: Inheritance,
 
 def _check_apart(heir: nn.Module, weights: dict[str, Tensor], images: Tensor) -> None:
     inherit(heir, weights, Inheritance(kappa=0))
-    if any(isinstance(layer, KWinners) for layer in heir.modules()):
-        return
-    with under_attack(heir), noise_off(heir):
+    layers, devices = acting_weights(heir), [images.device] if images.is_cuda else []
+    with torch.random.fork_rng(devices), under_attack(heir), noise_off(heir):
+        if is_random(heir, images) or any(isinstance(layer, KWinners) for layer in heir.modules()):
+            return
         before = heir(images)
         for name, large in heir.state_dict().items():
             old = weights[name].shape
             new = torch.ones_like(large, dtype=torch.bool)
             new[tuple(map(slice, old))] = False
-            if name in acting_weights(heir):
+            if name in layers:
                 new[:, old[1]:] = False  # what reads new channels is zero, and stays so
             if large.is_floating_point():
                 large[new] = 1.5 * large[new] + 0.1

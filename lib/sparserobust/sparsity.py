@@ -7,7 +7,7 @@ sparsity: as Dinh et al. 2020 count it, the share of *input* channels, over all 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,11 @@ def weights(model: nn.Module, shared: bool = False) -> dict[str, Acting]:
     dimensions or more count that have `weight` in their name; embeddings and norms do not. A weight that several layers
     share has its first name only, if it acts alike in them; with `shared`, all of them. `UserError` for a lazy layer
     that no image has passed, for a quantised one, for complex weights and programs of TorchScript, and where a hook
-    writes the weight that is not known here, or never called."""
+    writes the weight that is not known here, or is never called."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UserError("a program of TorchScript does not tell its layers apart: give the network that it was made "
+                        "from")
+    check_hooks(model)
     found = {name: w for name, w in _all(model, shared) if _is_weight(name.rpartition(".")[2], w)}
     for name, w in found.items():
         if w.tensor.is_complex():
@@ -102,13 +106,9 @@ def _all(model: nn.Module, shared: bool = False) -> Iterator[tuple[str, Acting]]
     """Every parameter as it acts, by the name that it has in its layer, `weight` for `weight_orig`."""
     known: dict[tuple[bool, tuple[int, ...]], list[Tensor]] = {}  # the tensors that come out of the same sources
     inside: set[nn.Module] = set()  # what computes others
-    check_hooks(model)
     for prefix, layer in model.named_modules():
         if layer in inside:
             continue
-        if isinstance(layer, torch.jit.ScriptModule):
-            raise UserError("a program of TorchScript does not tell its layers apart: give the network that it was "
-                            "made from")
         for chain in _computing(layer).values():
             inside |= set(chain.modules())
         for name, found in _of_layer(layer, prefix).items():
@@ -129,15 +129,28 @@ def _computing(layer: nn.Module) -> dict[str, nn.Module]:
     return dict(chains.items()) if isinstance(chains, nn.ModuleDict) else {}
 
 
-def check_hooks(model: nn.Module) -> None:
-    """`UserError` for a hook that computes a weight which attention reads without calling its layer: then it is never
-    called either, and what acts is what the weight was before."""
+def check_hooks(model: nn.Module, moved: bool = False) -> None:
+    """`UserError` where attention reads a weight without calling its layer, so that a hook which computes it is never
+    called, and the weight is not what it would make now; or, if parameters are to be `moved`, will not be."""
     for name, attention in model.named_modules():
-        hooks = attention.out_proj._forward_pre_hooks if isinstance(attention, nn.MultiheadAttention) else {}
-        if any(isinstance(hook, HOOKS) for hook in hooks.values()):
-            raise UserError(f"{name}.out_proj".lstrip(".") + " is never called, attention reads its weight alone, so "
-                            "that prune, weight_norm or spectral_norm do not act there: remove them, or use "
-                            "torch.nn.utils.parametrize")
+        layer: Any = attention.out_proj if isinstance(attention, nn.MultiheadAttention) else None
+        if layer is None or not any(isinstance(hook, HOOKS) for hook in layer._forward_pre_hooks.values()):
+            continue
+        if moved or not torch.equal(layer.weight, _of_layer(layer, name)["weight"].tensor):
+            raise UserError(f"{name}.out_proj".lstrip(".") + " is never called, since attention reads its weight "
+                            "alone: what prune, weight_norm or spectral_norm make of it later does not act: remove "
+                            "them, or use torch.nn.utils.parametrize")
+
+
+@torch.no_grad()
+def renew(model: nn.Module) -> None:
+    """Let prune, weight_norm and spectral_norm compute the weights anew from what they hold now, also of layers that
+    are never called."""
+    for layer in model.modules():
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, HOOKS):
+                with evaluated(layer):  # without a step of a power iteration
+                    hook(layer, ())
 
 
 def _of_layer(layer: nn.Module, prefix: str) -> dict[str, Acting]:
@@ -286,8 +299,8 @@ def remaining_parameters(model: nn.Module) -> int:
 def check_acting(model: nn.Module, images: Tensor) -> None:
     """`UserError` where a network, asked for `images` (n, c, h, w), multiplies by other zeros than its weights have: a
     module or a hook on the way masks them, wherever it is. A layer of PyTorch or of this library that is called, and
-    before which nothing is done, needs no looking at. `UserError` also where it multiplies by a parameter that is not
-    counted among `weights`, such as one of another name."""
+    before which nothing is done, needs no looking at. `UserError` also where features are multiplied by a parameter, as
+    it is or turned, that is not counted among `weights`, such as one of another name."""
     if all(_is_known(module) for module in model.modules()):
         return
     plain: set[nn.Module] = set()
@@ -367,7 +380,7 @@ class _Factors:
 
     def __init__(self) -> None:
         self.found: list[Tensor] = []
-        self.places: list[tuple[int, ...]] = []  # of those of one operation
+        self.places: set[int] = set()  # of second factors, by which what is first is multiplied
 
     def watched(self) -> Watch:
         return Watch(self._note)
@@ -376,18 +389,17 @@ class _Factors:
         name = operation.overloadpacket.__name__
         if name in ("convolution", "mm", "addmm", "bmm", "baddbmm"):
             factors = args[:2] if name == "convolution" else args[-2:]
-            self.places.append(tuple(map(_place, factors)))
+            self.places.add(_place(factors[1]))
             self.found += [t.detach().clone() for t in (factors[1:] if name == "convolution" else factors)]
 
     def check_counted(self, model: nn.Module, found: dict[str, Acting]) -> None:
-        """`UserError` for a product of a parameter that is not in `found`, unless it is one with a weight that is: then
-        the parameter is what a network begins with, in place of an image."""
+        """`UserError` for a parameter among the second factors that is not in `found`."""
         counted = {_place(t) for w in found.values() for t in (w.tensor, *w.sources)}
-        others = {_place(p): name for name, p in model.named_parameters() if p.dim() > 1} if found else {}
-        for places in self.places:
-            if not counted & set(places) and (names := [others[place] for place in places if place in others]):
-                raise UserError(f"the network multiplies by its parameter {names[0]}, which is not counted: give it a "
-                                "name with `weight` in it, or make it that of a layer")
+        for name, p in model.named_parameters():
+            if p.dim() > 1 and _place(p) in self.places - counted:
+                raise UserError(f"the network multiplies by its parameter {name}, which is not counted: weights are "
+                                "those of convolutions and linear layers, and, except of embeddings and norms, what "
+                                "has `weight` in its name")
 
 
 def _place(t: Tensor) -> int:

@@ -26,7 +26,7 @@ from sparserobust.models import gated, noise_scales
 from sparserobust.optimisers import SGD
 from sparserobust.provenance import double, has_bfloat16, with_threads
 from sparserobust.seeding import global_seed, rewinder, stream
-from sparserobust.sparsity import channel_sparsity, sparsity
+from sparserobust.sparsity import channel_sparsity, check_hooks, sparsity
 
 log = logging.getLogger("sparserobust")
 
@@ -69,6 +69,7 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
         model.load_state_dict(start)
     layout = fastest_layout(model, device)
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # not in its stubs
+    check_hooks(model, moved=run.recipe.trained_epochs > 0)
     check_fit(model, (splits.train or splits.test).images, len(splits.classes))
     with with_threads(run.recipe.threads), answers_checked(model):
         job = TrainingState(run, model, others)

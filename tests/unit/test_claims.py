@@ -735,8 +735,8 @@ def test_for_which_effects_a_claim_holds_is_what_it_is_judged_by(changed, expect
 
 def test_the_caption_counts_what_the_figure_cannot_show():
     lines = pandas.DataFrame([LINE, LINE | {"n_seeds": 0}])
-    assert claims.caption(lines).endswith("1 of 2 claims were not run at this scale.")
-    assert "not run" not in claims.caption(lines[:1])
+    assert claims.caption(lines).endswith("Of 1 of the 2 claims there is no effect at this scale.")
+    assert "no effect" not in claims.caption(lines[:1])
 
 
 def test_lines_stand_under_their_verdicts_in_one_order():

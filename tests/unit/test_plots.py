@@ -549,6 +549,9 @@ def test_marks_that_would_cover_each_other_stand_side_by_side():
     places = contest_plots.apart(x, y, first=np.array([True, False, False, False]))
     assert places[0] == pytest.approx(10) and 10.5 < places[1] < 20  # the second makes room for the first
     assert places[2:] == pytest.approx([10, 100])
+    *known, unknown = contest_plots.apart(pandas.Series([1.0, 2, np.nan]), pandas.Series([50.0, 50, 60]),
+                                          np.array([True, False, False]))
+    assert known == pytest.approx([1, 2]) and math.isnan(unknown)
 
 
 def test_answers_are_blue_where_they_are_right():

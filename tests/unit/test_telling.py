@@ -272,6 +272,11 @@ def test_the_legend_of_claims_names_the_verdicts_that_are_there(lines):
     assert told == [*claims.SHORT, "where the claim holds", "reported by the paper"]
     for said, handle in zip(claims.SHORT, legend.legend_handles, strict=False):
         assert (handle.get_color(), handle.get_marker()) == styles.VERDICTS[said]
+    always = lines[:1].assign(direction=claims.ALWAYS, threshold=100.0, ours=100.0, low=100.0, high=100.0)
+    for rows, shaded in ((always, 1), (lines[:1].assign(direction=None), 0)):
+        figure = plots.claims(rows)
+        assert len(figure.axes[0].collections) == 3 + shaded
+        assert ("where the claim holds" in [text.get_text() for text in figure.legends[0].get_texts()]) == shaded
     (legend,) = plots.claims(lines[2:3]).legends
     assert [text.get_text() for text in legend.get_texts()] == [claims.SAME, "where the claim holds"]
 

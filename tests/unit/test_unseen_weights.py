@@ -50,14 +50,44 @@ def images(n: int = 4, shape=SHAPE) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------ weights
 
 
-@pytest.mark.parametrize("hook", [lambda layer: prune.identity(layer, "weight"), nn.utils.spectral_norm,
-                                  pytest.param(nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore"))])
-def test_a_hook_that_attention_never_calls_is_refused(hook, refusal):
+HOOKS = [pytest.param(lambda layer: prune.random_unstructured(layer, "weight", 0.5), "weight_orig", id="prune"),
+         pytest.param(nn.utils.weight_norm, "weight_g", id="weight_norm", marks=pytest.mark.filterwarnings("ignore"))]
+
+
+@pytest.mark.parametrize(("hook", "source"), HOOKS)
+def test_a_hook_that_attention_never_calls_is_refused_once_it_should_act(hook, source, refusal):
     hooked, plain = encoder(), encoder()
-    hook(hooked[1].self_attn.out_proj)
-    for refused in (weights, zero_weights, plain_copy, lambda net: foreign.load(net, plain.state_dict())):
+    layer = hooked[1].self_attn.out_proj
+    hook(layer)
+    counted = zero_weights(hooked)  # what the hook made at once acts
+    assert torch.equal(plain_copy(hooked)(images()), hooked(images()))
+    assert counted[0] == int((layer.weight == 0).sum()) and counted[1] == zero_weights(plain)[1]
+    with torch.no_grad():
+        getattr(layer, source).mul_(2)
+    for refused in (weights, zero_weights, plain_copy):
         assert "out_proj is never called" in refusal(refused, hooked)
-    assert zero_weights(plain)[1] > 0  # without one it is counted
+
+
+def test_spectral_norm_never_acts_on_what_attention_reads(refusal):
+    hooked = encoder()
+    nn.utils.spectral_norm(hooked[1].self_attn.out_proj)
+    assert "out_proj is never called" in refusal(zero_weights, hooked)
+
+
+@pytest.mark.parametrize("layer", ["self_attn.out_proj", "linear1"])
+def test_weights_behind_masks_act_as_they_were_loaded(layer):
+    masked, again = encoder(), encoder()
+    for seed, net in enumerate((masked, again)):
+        torch.manual_seed(seed)
+        prune.random_unstructured(net[1].get_submodule(layer), "weight", 0.5)
+    foreign.load(again, masked.state_dict())
+    assert torch.equal(again(images()), masked(images())) and zero_weights(again) == zero_weights(masked)
+
+
+def test_what_attention_reads_is_not_trained_behind_a_hook(builder, refusal):
+    run = sr.Run(data=sr.Data(name="digits", train_images=64), model=builder("attentive"), recipe=sr.Recipe(epochs=1),
+                 objective=sr.objectives.Natural())
+    assert "out_proj is never called" in refusal(training.train, run, data.load(run.data))
 
 
 def test_a_program_of_torchscript_does_not_tell_its_layers_apart(refusal):
@@ -78,6 +108,11 @@ def test_complex_weights_are_refused(refusal):
     assert sr.sparsity.parameters(net) == 640
 
 
+def test_parameters_of_a_program_are_counted():
+    with pytest.warns(FutureWarning, match="torch.jit"):
+        assert sr.sparsity.parameters(torch.jit.script(nn.Linear(64, 10))) == 650
+
+
 @pytest.mark.parametrize("multiply", [
     lambda net, x: x.flatten(1) @ net.factor, lambda net, x: functional.linear(x.flatten(1), net.factor.T),
     lambda net, x: torch.addmm(torch.zeros(16), x.flatten(1), net.factor)])
@@ -92,10 +127,11 @@ def test_a_parameter_that_is_multiplied_by_and_not_counted_is_named(multiply, re
     assert zero_weights(named)[1] == 64 * 16 + 160
 
 
-def test_a_parameter_that_stands_where_an_image_does_is_none():
-    """As a learned query, which a counted weight multiplies."""
-    net = Calling(lambda net, x: net.last(x.flatten(1)) + net.last(net.query), query=nn.Parameter(torch.randn(1, 64)),
-                  last=nn.Linear(64, 10))
+@pytest.mark.parametrize("last", [nn.Linear(64, 10), nn.utils.parametrizations.weight_norm(nn.Linear(64, 10))])
+def test_a_parameter_that_stands_where_an_image_does_is_none(last):
+    """As a learned query, which weights or features multiply."""
+    net = Calling(lambda net, x: net.last(x.flatten(1)) + net.last(net.query) + net.query @ x.flatten(1).T @ torch.ones(
+        len(x), 10), query=nn.Parameter(torch.randn(1, 64)), last=last)
     check_acting(net, images())
     assert zero_weights(net) == (0, 640)
 
@@ -186,6 +222,11 @@ def solid():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 2, 1), nn.Flatten(),
                          nn.Linear(144, 10))
 
+def attentive():
+    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    nn.utils.prune.identity(attention.self_attn.out_proj, "weight")
+    return nn.Sequential(nn.Flatten(1, 2), attention, nn.Flatten(), nn.Linear(64, 10))
+
 def stateful():
     return nn.Sequential(nn.Flatten(), State(64, 10))
 """)
@@ -258,6 +299,10 @@ def test_channels_that_would_not_keep_to_themselves_are_seen(network, refusal):
     for kappa in (0.0, 0.5):
         settings = Inheritance(kappa=kappa)
         assert "inherited channels see new ones" in refusal(inherit, large, small.state_dict(), settings, images())
+    noisy = nn.Sequential(Calling(lambda net, x: x + 0.1 * torch.randn_like(x)), large)
+    state, before = {f"1.{name}": t for name, t in small.state_dict().items()}, torch.get_rng_state()
+    inherit(noisy, state, Inheritance(), images())  # of which nothing can be said
+    assert torch.equal(torch.get_rng_state(), before)
     same = network(2)  # of the same width there are no new ones
     inherit(same, small.state_dict(), Inheritance(), images())
     assert torch.equal(same(images()), small(images()))

@@ -24,7 +24,8 @@ BATCH = 100  # images that are passed together, as the outputs of all layers are
 
 def layers(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
     """A row for each weight that counts (`sparsity.weights`, gates and noise aside), by the name of its layer, on
-    `images` (n, c, h, w), two at least. The model comes back as it was. `UserError` as from `check_acting`.
+    `images` (n, c, h, w), two at least. The model comes back as it was. `UserError` as from `check_acting`,
+    and where no unit of any layer moves the answers.
 
         name, kind, shape        of the layer, its class, of the weight
         weights, zeros           how many there are, and are exactly zero

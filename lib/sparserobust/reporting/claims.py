@@ -236,8 +236,8 @@ def effect(row: dict, digits: int = 1) -> str:
 
 
 def holds_if(row: dict) -> str:
-    """For which effects a claim holds, in its unit: `> 0`, `< 0`, `> -1.0` where such a loss is allowed; nothing where
-    it has no direction."""
+    """For which effects a claim holds, in its unit: `> 0`, `< 0`, `> -1` where such a loss is allowed, `= 100` where
+    it says always; nothing where it has no direction."""
     sign = {"increase": ">", "no worse": ">", "decrease": "<", ALWAYS: "="}.get(row["direction"])
     value = row["threshold"]
     return f"{sign} {value:.{digits(row['unit']) if value % 1 else 0}f}" if sign else ""
@@ -328,7 +328,7 @@ def caption(lines: pandas.DataFrame) -> str:
     """What the figure of a ledger shows, and how many of its lines it cannot show."""
     missing = int((lines["n_seeds"] == 0).sum())
     said = "Effects, with 95 % intervals over seeds and images, where they could be tested."
-    return said + (f" {missing} of {len(lines)} claims were not run at this scale." if missing else "")
+    return said + (f" Of {missing} of the {len(lines)} claims there is no effect at this scale." if missing else "")
 
 
 def counted(verdicts: Sequence[str]) -> str:

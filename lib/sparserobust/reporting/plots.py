@@ -272,7 +272,7 @@ def images(pictures: Sequence[torch.Tensor], titles: Sequence[str]) -> Figure:
     return figure
 
 
-END = {"decrease": 0, "increase": 1, "no worse": 1}  # of an axis, at which a claim holds
+END = {"decrease": 0, "increase": 1, "no worse": 1, "always": 1}  # of an axis, at which a claim holds
 
 
 @styled
@@ -316,7 +316,8 @@ def claims(ledger: pandas.DataFrame) -> Figure:
         axis.set_yticks(places, [fill(words, 62) for words in rows["words"]], fontsize=10)
     shown: list[Artist] = [mark(color=palette[verdict], marker=markers[verdict], markersize=8, label=verdict)
              for verdict in palette if verdict in set(ran["verdict"])]
-    shown.append(Patch(color="0.93", label="where the claim holds"))
+    if ran["direction"].isin(END).any():
+        shown.append(Patch(color="0.93", label="where the claim holds"))
     if ran["reported"].notna().any():
         shown.append(mark(color="black", marker="o", markerfacecolor="none", markersize=8,
                           label="reported by the paper"))

@@ -106,13 +106,14 @@ def fronts(points: pandas.DataFrame, panels: dict[str, tuple[str, pandas.DataFra
 def apart(x: pandas.Series, y: pandas.Series, first: np.ndarray, mark: float = 0.04) -> list[float]:
     """Places on a logarithmic x axis for marks at `x` and `y`, so that no two cover each other:
     those in `first` keep theirs, others move aside as little as there is room, to the right or to
-    the left. A mark takes the share `mark` of the height."""
-    width, height = 0.045 * np.ptp(np.log(x)), mark * np.ptp(y)
+    the left; where x is not known, neither is the place. A mark takes the share `mark` of the
+    height."""
+    width, height = 0.045 * np.log(x.max() / x.min()), mark * np.ptp(y)
     placed: dict[int, float] = {}
     for one in np.lexsort((-y, ~first)):
         own = np.log(x.iloc[one])
         near = [placed[of] for of in placed if abs(y.iloc[one] - y.iloc[of]) < height]
         places = (own + side * step * width / 4 for step in count() for side in (1, -1))
         placed[one] = own if first[one] else next(
-            place for place in places if all(abs(place - other) >= width for other in near))
+            place for place in places if not any(abs(place - other) < width for other in near))
     return [float(np.exp(placed[one])) for one in range(len(x))]

@@ -27,7 +27,7 @@ EXACT = ("sparsity", "near_zero")  # properties of a network, not estimated from
 THEORY = {"margin [logits]": ("margins", 1.0), "slope [logits / l2 length]": ("margins slope", 1.0),
           "margin / slope [l2 length]": ("margins ratio", 1.0),
           "margin / slope [l-inf length]": ("margins_linf ratio", 1.0),
-          "bound [10^6 logits / l2 length]": ("margins bound", 1e-6),
+          "bound [10^3 logits / l2 length]": ("margins bound", 0.001),
           "best - last epoch [points]": ("overfitting", 100.0)}  # metric and factor
 
 

@@ -31,7 +31,7 @@ from sparserobust.studies.tscnc.runs import (
     VARIED,
     TSCNCSettings,
 )
-from sparserobust.studies.tscnc.slopes import KAPPA_SLOPE, regressions, whole_seeds
+from sparserobust.studies.tscnc.slopes import KAPPA_SLOPE, OF_LIPSCHITZ, regressions, whole_seeds
 
 OVER_NULL = "kappa log_relative_norms_over"
 # of layers as they act, BatchNorm folded in and rows normalised: what it is called, metric, and
@@ -101,7 +101,7 @@ def judged(results: Results[TSCNCSettings]) -> pandas.DataFrame:
                 rows.append(claims.judged(claim, best_single(results, net, level), _where("C7")))
         seeds = len(whole_seeds(frame, net))
         for name, found in regressions(frame, net).items():
-            if KAPPA_SLOPE in found.index and name != "lipschitz":
+            if KAPPA_SLOPE in found.index and name != OF_LIPSCHITZ:
                 slope, low, high, p = found.loc[KAPPA_SLOPE, ["slope", "low", "high", "p"]]
                 claim = _slope(f"{own.stand_in}, slope: {name}")
                 rows.append(claims.estimated(claim, slope, low, high, p, seeds, _where("C4")))

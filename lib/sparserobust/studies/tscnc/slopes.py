@@ -33,6 +33,7 @@ from sparserobust.studies.tscnc.runs import (
 KAPPA_SLOPE = "log kappa folded"
 LOGARITHMS = {KAPPA_SLOPE: "kappa folded", "log lipschitz": "lipschitz"}
 DOUBLED = 0.3  # log10
+OF_LIPSCHITZ = "Lipschitz"  # the regression of the local Lipschitz constant, in place of accuracy
 CALLED = {KAPPA_SLOPE: "log10 of kappa", NORMS: "log10 of norms", RELATIVE_NORMS: "log10 of norms, scale-free",
           "log left": "log10 of weights left", "kappa effective_rank": "effective rank"}
 STANDING = 0.5  # of what the best network classifies of the clean images: one below has collapsed
@@ -117,10 +118,10 @@ def regressions(frame: pandas.DataFrame, net: str) -> dict[str, pandas.DataFrame
         "kappa, scale-free norms": (rows, [KAPPA_SLOPE, RELATIVE_NORMS]),
         "kappa, norms, weights left": (rows, [*both, "log left"]),
         "effective rank, weights left": (rows, ["kappa effective_rank", "log left"]),
-        "Lipschitz": (rows, both)}
+        OF_LIPSCHITZ: (rows, both)}
     found = {}
     for name, (data, columns) in asked.items():
-        target = "log lipschitz" if name == "Lipschitz" else "pgd20"
+        target = "log lipschitz" if name == OF_LIPSCHITZ else "pgd20"
         known = data.dropna(subset=[target, *columns])
         if len(known[["method", "level"]].drop_duplicates()) >= 4 * len(columns):
             with suppress(UserError):  # where the runs do not determine the slopes
