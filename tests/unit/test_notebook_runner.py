@@ -307,7 +307,8 @@ def judged(tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSEROBUST_FIGURES", str(tmp_path))
     row = {"line": "C1", "words": "A is better than B", "claim": "C1 a", "quantity": "q", "unit": "percentage points",
            "reported": None, "ours": 1.0, "low": 0.5, "high": 1.5, "n_seeds": 3, "images": 500, "p": 0.01,
-           "p_holm": 0.02, "verdict": claims.HOLDS, "why": "", "where": "01_a, table 1"}
+           "p_holm": 0.02, "verdict": claims.HOLDS, "why": "", "where": "01_a, table 1", "direction": "increase",
+           "threshold": 0.0}
     untested = row | {"claim": "C1 b", "words": "A is better than C", "n_seeds": 1, "low": None, "high": None,
                       "p": None, "p_holm": None, "verdict": claims.UNTESTED, "why": "one seed"}
     first = pandas.DataFrame([row, untested])

@@ -1,5 +1,6 @@
 """From tidy frames to tables, figures, verdicts: what is drawn and written is what was measured."""
 
+import hashlib
 import json
 import math
 
@@ -375,6 +376,17 @@ def test_the_ledger_joins_those_of_all_notebooks(lines, frame, figures, refusal)
     (only,) = artifacts.ledger("laptop").to_dict("records")
     assert claims.sentence(only) == "Claim 6, in a few words: not run at this scale."
     assert "sparserobust reproduce --scale paper" in refusal(artifacts.ledger, "paper")
+
+
+def test_a_ledger_of_an_earlier_version_is_drawn_anew(lines, frame, figures, refusal):
+    judge(lines, frame, "quick", "01_a")
+    folder = figures / "quick" / "01_a"
+    older = pandas.read_csv(folder / "ledger.csv").drop(columns="threshold").to_csv(index=False).encode()
+    (folder / "ledger.csv").write_bytes(older)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["ledger.csv"]["sha256"] = hashlib.sha256(older).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "of an earlier version: draw it anew, with sparserobust run 01_a" in refusal(artifacts.ledger, "quick")
 
 
 def test_the_table_of_the_readme_counts_verdicts_and_writes_nothing(lines, frame, figures):

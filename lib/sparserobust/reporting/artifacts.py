@@ -244,9 +244,13 @@ def has_ledger(scale: str) -> bool:
 def _joined(scale: str, name: str) -> pandas.DataFrame:
     """The tables of this name of all notebooks at a scale, in one."""
     words = {"why": "", "unit": ""}
+    drawn = sorted(paths.figures_folder(scale, ".").glob(f"*/{name}"))
     found = [pandas.read_csv(_as_drawn(path), keep_default_na=False, na_values=[""], dtype=dict.fromkeys(words, "str"))
-             .fillna(words).assign(notebook=path.parent.name)
-             for path in sorted(paths.figures_folder(scale, ".").glob(f"*/{name}"))]
+             .fillna(words).assign(notebook=path.parent.name) for path in drawn]
+    for path, lines in zip(drawn, found, strict=True):
+        if "threshold" not in lines:
+            raise UserError(f"{path} is of an earlier version: draw it anew, with sparserobust run {path.parent.name} "
+                            f"-p scale {scale}")
     whole = pandas.concat(found, ignore_index=True)
     return whole[["notebook", *whole.columns.drop("notebook")]]
 
