@@ -10,10 +10,9 @@ from sparserobust import sparsity
 from sparserobust.attacks import under_attack
 from sparserobust.config import Measurement
 from sparserobust.evaluation import BATCH
-from sparserobust.models.winners import recorded_activations
+from sparserobust.models.winners import recorded_activations, relus_applied
 from sparserobust.seeding import global_seed
 from sparserobust.settings import settings
-from sparserobust.watching import Watch, attention_in_parts
 
 
 @settings
@@ -53,14 +52,11 @@ class Activations(Measurement, kind="activations"):
     def _layers(self, model: nn.Module, images: Tensor) -> dict[str, dict]:
         zero: Counter[str] = Counter()
         dead: dict[str, Tensor] = {}
-        called: Counter[str] = Counter()
-        watch = Watch(lambda operation, *_: called.update([operation.overloadpacket.__name__]))
         with under_attack(model), global_seed(0, "activations", self.identity), recorded_activations(model) as outputs:
             for batch in images.split(BATCH):
-                called.clear()
-                with watch, attention_in_parts():
+                with relus_applied() as applied:
                     model(batch.contiguous(memory_format=torch.channels_last))
-                self.require(called["relu"] + called["relu_"] == sum(map(len, outputs.values())),
+                self.require(len(applied) == sum(map(len, outputs.values())),
                              "this network calls ReLU as a function, which is not seen: make it a layer, nn.ReLU")
                 for name, calls in outputs.items():
                     for call, output in enumerate(calls, 1):

@@ -7,9 +7,6 @@ Neither changes a folded weight whose rows are then scaled to length one.
 """
 
 from torch import Tensor, fx, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from sparserobust.attacks import under_attack
 from sparserobust.errors import UserError
@@ -19,6 +16,7 @@ from sparserobust.models.noise import Noise, NoisyConv2d, NoisyLinear
 from sparserobust.models.normalise import Normalise
 from sparserobust.models.resnet import Padded
 from sparserobust.models.winners import KWinners
+from sparserobust.sparsity import HOOKS
 
 # This library's, each taken as a whole.
 OWN = (GatedConv2d, KWinners, Noise, NoisyConv2d, NoisyLinear, Normalise, Padded, Pick)
@@ -31,7 +29,6 @@ POSITIVE = (nn.ReLU | nn.LeakyReLU | nn.PReLU | nn.MaxPool2d | nn.AdaptiveMaxPoo
             | nn.Flatten | nn.Identity | nn.Dropout | nn.Dropout2d)
 POSITIVE_CALLS = ("relu", "relu_", "leaky_relu", "max_pool2d", "adaptive_max_pool2d", "avg_pool2d",
                   "adaptive_avg_pool2d", "flatten", "view", "reshape")
-RENEWING = BasePruningMethod, SpectralNorm, WeightNorm  # hooks that make a layer's weight anew
 
 
 def folded_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -99,7 +96,7 @@ def _hidden(module: nn.Module) -> bool:
     """Whether a call does more than the `forward` of its class; hooks that renew a weight aside."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return ("forward" in vars(module) or type(module).__call__ is not nn.Module.__call__
-            or any(not isinstance(hook, RENEWING) for hook in hooks))
+            or any(not isinstance(hook, HOOKS) for hook in hooks))
 
 
 def _module(model: nn.Module, node: fx.Node) -> nn.Module | None:

@@ -29,11 +29,10 @@ EXITS = ("__array__", "__deepcopy__", "__dlpack__", "__reduce_ex__", "data_ptr",
 
 def traced(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> fx.Node:
     """The logits (2, classes) of `model` in eval mode, as the last node of the graph of two images of this type
-    (default: the model's). `node.meta` has
-    shape, dtype and device; of the logits also the `spread`, how far they lie apart, the `rounding`, how much of them
-    float64 does otherwise, and `ulp`, the least that rounding makes of the largest. That the graph computes what the
-    model does is tried on other images. `UserError` for a network that cannot be followed or does not repeat
-    itself."""
+    (default: the model's). `node.meta` has shape, dtype and device; of the logits also the `spread`, how far they lie
+    apart, the `rounding`, how much of them float64 does otherwise, and `ulp`, the least that rounding makes of the
+    largest. That the graph computes what the model does is tried on other images. `UserError` for a network that
+    cannot be followed or does not repeat itself."""
     model = inputs.network(model)
     name, tape, buffers = type(model).__name__, _Tape(), _buffers(model)
     images = random_images(model, image_shape, 5, dtype)

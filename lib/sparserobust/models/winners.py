@@ -1,6 +1,5 @@
 """Sparse activations: k-winners-take-all in place of ReLU, and looking at what the activation layers put out."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -71,14 +70,25 @@ class Winners(Model, kind="winners"):
 def every_relu_is_a_layer(net: nn.Module, image_shape: tuple[int, int, int]) -> bool:
     """Whether ReLUs are applied, to an image (c, h, w), by layers alone that `recorded_activations` sees. Torch's
     chance is left as it was."""
-    called: Counter[str] = Counter()
-    watch = Watch(lambda operation, *_: called.update([operation.overloadpacket.__name__]))
     like = next(net.parameters(), torch.zeros(()))
     image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
     chance = torch.random.fork_rng([image.device] if image.is_cuda else [])
-    with chance, evaluated(net), recorded_activations(net) as outputs, watch, attention_in_parts():
+    with chance, evaluated(net), recorded_activations(net) as outputs, relus_applied() as applied:
         net(image)
-    return called["relu"] + called["relu_"] == sum(map(len, outputs.values()))
+    return len(applied) == sum(map(len, outputs.values()))
+
+
+@contextmanager
+def relus_applied() -> Iterator[list[str]]:
+    """The ReLUs inside the block, one entry each, whether layers apply them, functions, or attention within itself."""
+    found: list[str] = []
+
+    def note(operation, *_) -> None:
+        name = operation.overloadpacket.__name__
+        found.extend([name] * (name in ("relu", "relu_")))
+
+    with Watch(note), attention_in_parts():
+        yield found
 
 
 @contextmanager
