@@ -53,7 +53,7 @@ def drawn(project, monkeypatch):
     def draw(page, parameters, *_, **__):
         scale = parameters.get("scale", "quick")
         places.append(paths.figures_folder(scale, page))
-        lines = pandas.DataFrame([{"claim": "C1", "why": "", "unit": ""}])
+        lines = pandas.DataFrame([{"claim": "C1", "why": "", "unit": "", "threshold": 0.0}])
         out = artifacts.Artifacts(scale, page)
         out.judged(lines, lines, None, "Claims.")
         out.finish()
