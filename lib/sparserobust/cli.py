@@ -63,6 +63,7 @@ def _scale(default: str = "quick") -> str:
 
 
 KEEPING = {"run", "reproduce", "compute", "evidence", "refresh", "show"}  # commands that keep what they trained
+AUDITED = "interrupted: attacks that are through are kept, the same command goes on from there"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -173,8 +174,8 @@ def main(arguments: list[str] | None = None) -> int:
         from sparserobust.running.progress import INTERRUPTED
 
         if INTERRUPTED not in getattr(end, "__notes__", ()):  # else the sweep's bar has ended with that line
-            print(INTERRUPTED if chosen.command in KEEPING else "interrupted: what was not written yet is lost",
-                  file=sys.stderr)
+            lost = AUDITED if chosen.command == "audit" else "interrupted: what was not written yet is lost"
+            print(INTERRUPTED if chosen.command in KEEPING else lost, file=sys.stderr)
         return 130
     return 0
 
@@ -371,7 +372,7 @@ def _audit(chosen) -> None:
     folder = paths.writable(Path(chosen.output) if chosen.output else paths.build_folder() / "audits")
     report = audit(chosen.network, chosen.data, chosen.epsilon, chosen.images, weights=chosen.weights,
                    mean=chosen.mean, std=chosen.std, name=chosen.name, norm=chosen.norm, few=chosen.few,
-                   queries=chosen.queries, autoattack=not chosen.no_autoattack)
+                   queries=chosen.queries, autoattack=not chosen.no_autoattack, keep=folder / "parts")
     print(report)
     print("\nwritten:", *report.save(folder))
 

@@ -9,12 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from sparserobust import files, paths
-from sparserobust.provenance import git, provenance
+from sparserobust.provenance import git, library, machine
 from sparserobust.reporting import artifacts, reported
 from sparserobust.running.experiment import Experiment
 from sparserobust.running.store import Store
 
-LIBRARY = Path(__file__).parent
 NAMED = 12  # files that did not come out as committed
 DIFFERS = "differs"
 DRIFT = "(what a page trains or attacks by itself has other last digits on another kind of processor)"
@@ -26,16 +25,15 @@ def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
     beside = sorted(page.parent.glob("*.py"))
     imports = any(re.search(rf"\b{path.stem}\b", page.read_text(encoding="utf-8")) for path in beside)
     settings = [paths.settings_folder() / f"{name}.yaml" for name in (experiment.study, "scales")]
-    machine = {key: value for key, value in provenance().items() if key != "commit"}
     packages = sorted(path.name for folder in sys.path for path in Path(folder).glob("*.dist-info"))
     return {
         "page": _hash([page.name, files.sha256(page)]), "scale": experiment.scale,
         "modules beside it": _contents(beside if imports else []),
-        "library": _contents(sorted(LIBRARY.rglob("*.py"))),
+        "library": library(),
         "settings": _contents(settings), "reported numbers": _contents(sorted(reported.FOLDER.glob("*.yaml"))),
         "data that come along": _contents(_brought(experiment)),
         "records": _hash([store.use_published, *sorted(_records(experiment, store))]),
-        "machine": _hash([machine, packages])}
+        "machine": _hash([machine(), packages])}
 
 
 def note(executed: Path, given: dict[str, str]) -> None:

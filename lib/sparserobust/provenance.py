@@ -1,5 +1,6 @@
 """The machine: device, cores, precision, threads, versions."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy
 import torch
 
+from sparserobust import files
 from sparserobust.errors import UserError, quoted
-from sparserobust.paths import IN_CHECKOUT, PROJECT
+from sparserobust.paths import IN_CHECKOUT, LIBRARY, PROJECT
 
 
 def device() -> torch.device:
@@ -87,6 +89,11 @@ def with_threads(number: int):
 def provenance(where: torch.device | None = None) -> dict:
     """Where and with what a number was computed, by default where networks are trained: no host name, no path, no
     user."""
+    return machine(where) | {"commit": commit()}
+
+
+def machine(where: torch.device | None = None) -> dict:
+    """The same but for the library's own code."""
     where = where or device()
     return {
         "processor": torch.cuda.get_device_name(where) if where.type == "cuda" else _processor(),
@@ -97,8 +104,13 @@ def provenance(where: torch.device | None = None) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
-        "commit": commit(),
     }
+
+
+def library() -> str:
+    """Sixteen hexadecimal digits that name the library's code as it lies here."""
+    code = {str(path.relative_to(LIBRARY)): files.sha256(path) for path in LIBRARY.rglob("*.py")}
+    return hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:16]
 
 
 def processor(made: dict) -> str:

@@ -15,7 +15,7 @@ import sparserobust as sr
 from scaffolding import splits_of
 from sparserobust import files
 from sparserobust.analysis import audit as parts
-from sparserobust.analysis.audit import NETWORK, Audit
+from sparserobust.analysis.audit import CURVE, NETWORK, Audit
 from sparserobust.analysis.linear import exact_radii
 from sparserobust.attacks import PGD
 from sparserobust.cli import main
@@ -225,6 +225,82 @@ def test_the_command_prints_and_writes_what_the_call_finds(checkpoint, tmp_path,
     found = sr.audit("judged_net.py:build", "digits", 0.1, weights="my.safetensors", mean=(0.5,), std=(0.25,), **ASKED)
     assert record["audit"]["each"] == found.result["each"] and (tmp_path / "told" / "mine.html").exists()
     assert found.verdict() in told and "mine.json" in told
+
+
+def test_an_audit_that_was_interrupted_goes_on_from_the_attacks_that_are_through(net, digits, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    noisy = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 10))  # in training mode: random
+    taken: list = []
+    for model in (net, noisy):
+        whole, interrupted = sr.audit(model, digits, 0.08, **ASKED), Audit._curve
+        taken.clear()
+        monkeypatch.setattr(Audit, "_curve", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sr.audit(model, digits, 0.08, keep=tmp_path / "parts", **ASKED)
+        monkeypatch.setattr(Audit, "_curve", lambda *asked, of=interrupted: taken.append("curve") or of(*asked))
+        count = _taken(monkeypatch, taken)
+        resumed = sr.audit(model, digits, 0.08, keep=tmp_path / "parts", **ASKED)
+        assert taken[0] == "curve" and len(taken) == len(CURVE) + 2, taken  # its radii, one of them the whole box
+        assert _without_time(resumed.result) == _without_time(whole.result)
+        monkeypatch.setattr(Accuracy, "__call__", count)
+        monkeypatch.setattr(Audit, "_curve", interrupted)
+
+
+def test_parts_of_another_audit_are_not_taken_and_damaged_ones_neither(checkpoint, digits, monkeypatch, tmp_path):
+    keep, asked = tmp_path / "parts", ASKED | {"few": 5}
+    first = sr.audit(checkpoint, digits, 0.1, keep=keep, **asked)
+    taken: list = []
+    _taken(monkeypatch, taken)
+    again = sr.audit(checkpoint, digits, 0.1, keep=keep, **asked)
+    assert not taken and _without_time(again.result) == _without_time(first.result)
+    assert again.about["seconds"] >= first.about["seconds"] - 1  # what was spent before counts
+    turned = replace(digits, test=Split(digits.test.images.flip(-1), digits.test.labels))
+    others = [(checkpoint, digits, 0.2, {}), (checkpoint, turned, 0.1, {}), (checkpoint, digits, 0.1, {"queries": 11}),
+              (nn.Sequential(checkpoint, nn.Identity()), digits, 0.1, {}),
+              (checkpoint, digits, 0.1, {"mean": (0.5,), "std": (0.3,)})]
+    for net, images, radius, more in others:
+        taken.clear()
+        sr.audit(net, images, radius, keep=keep, **asked | more)
+        assert len(taken) >= 8, (radius, more)
+    for monkey, what in ((lambda: checkpoint.train(), "modes"), (lambda: checkpoint[1].weight.data.mul_(2), "weights")):
+        monkey()
+        taken.clear()
+        sr.audit(checkpoint, digits, 0.1, keep=keep, **asked)
+        assert len(taken) >= 8, what
+    taken.clear()
+    for path in keep.iterdir():
+        path.write_text(path.read_text().replace('"count": ', '"count": 1'))
+    changed = sr.audit(checkpoint, digits, 0.1, keep=keep, **asked)
+    assert len(taken) >= 8 and changed.result["count"] <= asked["images"]
+
+
+def _taken(monkeypatch, taken: list):
+    """From now on, `taken` gets an entry for each accuracy; returns what measures one."""
+    measure = Accuracy.__call__
+
+    def counted(*of, **named):
+        taken.append(of[0])
+        return measure(*of, **named)
+
+    monkeypatch.setattr(Accuracy, "__call__", counted)
+    return measure
+
+
+def _without_time(result: dict) -> dict:
+    return result | {"network": {name: {key: value for key, value in found.items() if "latency" not in key}
+                                 for name, found in result["network"].items()}}
+
+
+def test_an_interrupted_command_says_that_it_goes_on(checkpoint, monkeypatch, capsys):
+    words = ["audit", "judged_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
+             "--images", "40", "--few", "10", "--queries", "10", "--no-autoattack", "-o", "told"]
+    curve = Audit._curve
+    monkeypatch.setattr(Audit, "_curve", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(words) == 130 and "goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr(Audit, "_curve", curve)
+    taken: list = []
+    _taken(monkeypatch, taken)
+    assert main(words) == 0 and len(taken) == len(CURVE) + 1
 
 
 @pytest.mark.parametrize("changed", [

@@ -11,7 +11,7 @@ from scaffolding import experiment_of
 from sparserobust import Accuracy, Data, Store, cli, files, freshness, kernels, notebook_runner, paths, studies
 from sparserobust.analysis import WeightSparsity
 from sparserobust.errors import UserError
-from sparserobust.provenance import provenance
+from sparserobust.provenance import machine
 from sparserobust.reporting import artifacts, claims, reported
 from sparserobust.running import scales, sweep
 from sparserobust.running.jobs import Task
@@ -78,7 +78,7 @@ def project(tmp_path, monkeypatch, tiny_run) -> SimpleNamespace:
     monkeypatch.setenv("SPARSEROBUST_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("SPARSEROBUST_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(reported, "FOLDER", tmp_path / "reported")
-    monkeypatch.setattr(freshness, "LIBRARY", tmp_path / "lib")
+    monkeypatch.setattr("sparserobust.provenance.LIBRARY", tmp_path / "lib")
     monkeypatch.setattr(kernels, "fork", lambda: None)
     monkeypatch.setenv("SPARSEROBUST_STORE", str(tmp_path / "runs"))
     found = SimpleNamespace(folder=tmp_path, experiments=experiments, executed=[], bad=[], grids=None, parameters=None)
@@ -249,11 +249,11 @@ def test_other_packages_another_machine_and_another_scale_count_as_changes(compu
     page, experiment = computed.folder / "notebooks/01_a.ipynb", computed.experiments["a"]
     before = freshness.inputs(page, experiment, Store())
     assert freshness.inputs(page, replace(experiment, scale="laptop"), Store()) | {"scale": "quick"} == before
-    monkeypatch.setattr(freshness, "provenance", lambda: provenance() | {"commit": "another"})
-    assert freshness.inputs(page, experiment, Store()) == before
-    monkeypatch.setattr(freshness, "provenance", lambda: provenance() | {"torch": "another"})
-    assert freshness.inputs(page, experiment, Store())["machine"] != before["machine"]
-    monkeypatch.setattr(freshness, "provenance", provenance)
+    with monkeypatch.context() as patch:
+        patch.setattr("sparserobust.provenance.commit", lambda: "another")
+        assert freshness.inputs(page, experiment, Store()) == before
+        patch.setattr(freshness, "machine", lambda: machine() | {"torch": "another"})
+        assert freshness.inputs(page, experiment, Store())["machine"] != before["machine"]
     (computed.folder / "numpy-99.dist-info").mkdir()
     monkeypatch.syspath_prepend(computed.folder)
     assert freshness.inputs(page, experiment, Store())["machine"] != before["machine"]

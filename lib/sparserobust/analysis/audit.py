@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -37,8 +38,15 @@ from sparserobust.settings import settings
 
 log = logging.getLogger("sparserobust")
 
+Part = Callable[[str, Callable[[], Any]], Any]  # gives a named part of an audit: takes it now, or knows it
+OVER_RADII = "curve over the radius"
 CURVE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # radii, in multiples of epsilon
+COUNTS = ("value", "count", "total")
 DRAWS = 10  # of a random network, where its gradients are averaged
+
+
+def _now(name: str, measure: Callable[[], Any]) -> Any:
+    return measure()
 
 
 @settings
@@ -107,7 +115,8 @@ class Audit(Measurement, kind="audit"):
             found[AUTOATTACK] = then(AutoAttack(epsilon=self.epsilon, norm=self.norm))
         return found
 
-    def __call__(self, model, splits):
+    def __call__(self, model, splits, *others, part: Part = _now):
+        """What is dear goes through `part`, as plain data for JSON: attacks and the curve."""
         training = [name or "the whole" for name, module in model.named_modules() if module.training]
         split, few = splits.test.sample(self.images), splits.test.sample(min(self.few, self.images or self.few))
         unmeasured: dict[str, str] = {}
@@ -125,34 +134,36 @@ class Audit(Measurement, kind="audit"):
                 unmeasured[name] = f"{type(error).__name__} {quoted(str(error))}"
             return None
 
+        def accuracy(measure: Accuracy, first: dict | None) -> dict:
+            return part(measure.identity, lambda: _told(measure(model, splits, before=first)))
+
         random = bool(tried("asking twice", lambda: is_random(model, split.images)))
         attacks: dict[str, dict] = {}
         for name, measure in self.accuracies(random).items():
             if PGD20 not in attacks:  # or could not be taken: then those that would follow it stand alone
                 measure = replace(measure, after=None)
             first = attacks[PGD20] if measure.after else None
-            if found := tried(name, lambda measure=measure, first=first: measure(model, splits, before=first)):
+            if found := tried(name, partial(accuracy, measure, first)):
                 attacks[name] = found
             elif name == CLEAN:
                 raise UserError(f"the network cannot be judged: {unmeasured[CLEAN]}")
         right = {name: imagewise.unpack(found["each"][""]) > 0 for name, found in attacks.items()}
         withstood = torch.from_numpy(sum(~hits for hits in right.values()) == 0)
-        curve = tried("curve over the radius", lambda: self._curve(model, splits, few))
+        curve = tried(OVER_RADII, lambda: part(OVER_RADII, lambda: self._curve(model, splits, few)))
         distance = tried("distance", lambda: Distance(attack=DeepFool(), images=len(few))(model, splits))
         certificate = tried("certificate", lambda: guaranteed_radius(model, few.images, few.labels, self.norm).cpu())
         if certificate is not None:
             certificate = self._certificate(certificate, right)
         seen = tried("gradients", lambda: look(model, few))
         network = {name: found for name, measure in NETWORK.items()
-                   if (found := tried(name, lambda measure=measure: measure(model, splits)))}
+                   if (found := tried(name, partial(measure, model, splits)))}
         evidence = Evidence(right=right, curve=curve, seen=seen, random=random, training=training,
                             raised={name: found["flags"] for name, found in attacks.items()},
                             unmeasured=unmeasured, not_finite=not_finite,
                             classes=len(splits.classes or ()) or (seen.logits if seen else 2))
         return {
             "value": float(withstood.double().mean()), "count": int(withstood.sum()), "total": len(split),
-            "attacks": {name: {key: found[key] for key in ("value", "count", "total")}
-                        for name, found in attacks.items()},
+            "attacks": {name: {key: found[key] for key in COUNTS} for name, found in attacks.items()},
             "each": {"": imagewise.pack(withstood.numpy())} | {n: imagewise.pack(hits) for n, hits in right.items()},
             "curve": curve, "certificate": certificate,
             "distance": distance and {key: distance[key] for key in ("value", "total", "not_fooled")},
@@ -174,6 +185,11 @@ class Audit(Measurement, kind="audit"):
             if (proved & ~torch.from_numpy(hits[:len(radii)])).any():
                 raise RuntimeError(f"{name} fooled the network on an image whose class is proved: the bound is wrong")
         return {"count": int(proved.sum()), "total": len(radii), "mean_radius": float(radii.mean())}
+
+
+def _told(found: dict) -> dict:
+    """What an audit needs of a measured accuracy."""
+    return {key: found[key] for key in (*COUNTS, "flags")} | {"each": {"": found["each"][""]}}
 
 
 NETWORK: dict[str, Measurement] = {

@@ -67,7 +67,8 @@ def yours(results: Results, builder: str, weights: str, data_set: str, epsilon: 
         return {}
     own = results.experiment.settings
     report = audit(builder, data_set or own.data, epsilon or own.audit.epsilon, own.audit.images,
-                   weights=weights or None, few=own.audit.few, queries=own.audit.queries, name=builder)
+                   weights=weights or None, few=own.audit.few, queries=own.audit.queries, name=builder,
+                   keep=paths.build_folder() / "audits/parts")
     return {builder: report}
 
 
