@@ -2,28 +2,31 @@
 
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sparserobust import data as data_sets
-from sparserobust import files, foreign, inputs, paths
+from sparserobust import files, foreign, inputs, paths, seeding
 from sparserobust.analysis import Audit
 from sparserobust.config import Data
 from sparserobust.errors import UserError, quoted
-from sparserobust.provenance import library, machine, measuring_device, provenance
+from sparserobust.provenance import library, machine, measuring_device, packages, provenance
 
 if TYPE_CHECKING:
     from sparserobust.reporting.audits import Report
 
+ASKED = 100  # images, for whether a network answers as before
+CODE = library()  # as it was imported
 log = logging.getLogger("sparserobust")
 
 
@@ -39,8 +42,9 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
 
     `net`, `weights`, `mean` and `std` are those of `foreign.network`; `data` is a name, settings, or splits of your own
     (the test split is judged); `epsilon` and further `settings` are those of `Audit` (norm, few, queries, autoattack).
-    In the folder `keep` each attack is written down as soon as it is through: the same audit, started again after it
-    was interrupted, goes on from there. The network is left as it is. `UserError` for what cannot be judged."""
+    In a folder, `keep`, each attack is written down once it is through: the same audit, started again after it was
+    interrupted, goes on from there; when all is through, these files go. The network is left as it is. `UserError` for
+    what cannot be judged."""
     judge = Audit.parse({"epsilon": epsilon, "images": images, **settings})
     where = measuring_device()
     splits = data if isinstance(data, data_sets.Splits) else data_sets.load(data)
@@ -66,9 +70,17 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
                         f"{len(mean)}")
     splits = replace(splits, test=splits.test.to(where))
     begun, content = time.monotonic(), foreign.fingerprint(model)  # before hours are spent: some cannot be told
-    kept = _Kept(paths.writable(Path(keep)) / f"{_key(judge, model, content, splits.test)}.json" if keep else None)
+    if not isinstance(keep, str | Path | None):
+        raise UserError(f"results are kept in a folder that is named, not in one of type {type(keep).__name__}")
+    kept = _Kept(None if keep is None or (key := _key(model, content, splits.test)) is None
+                 else paths.writable(Path(keep)) / f"interrupted-{key}")
     with _shown(len(judge.accuracies(random=False)) if progress else 0):
-        result = judge(model, splits, part=kept)
+        try:
+            result = judge(model, splits, keep=kept)
+        except KeyboardInterrupt as end:
+            end.add_note(kept.told())
+            raise
+    kept.forget()
     from sparserobust.reporting.audits import Report
 
     made = provenance(where)
@@ -79,43 +91,87 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
 
 
 class _Kept:
-    """The parts of an audit that are through: each is taken once, and written into a file, if one is named."""
+    """What is through of an audit, each in a file of `folder` until the whole is; nothing for no folder."""
 
-    def __init__(self, path: Path | None):
-        self.path, self.parts = path, self._read(path)
-        self.seconds = sum(part["seconds"] for part in self.parts.values())  # that were spent before
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self.seconds = 0.0  # that were spent before
+        self.paths: list[Path] = []  # of what lies there
+        self.refused = False  # by the disk
+
+    def __call__(self, identity: str, measure: Callable[[], dict]) -> dict:
+        if self.folder is None:
+            return measure()
+        path = self.folder / f"{identity}.json"
+        if (entry := self._read(path)) is None:
+            begun = time.monotonic()
+            entry = files.sealed({"result": measure(), "seconds": time.monotonic() - begun}, path)
+            self._write(path, entry)
+        else:
+            if not self.paths:
+                log.warning("takes up what was interrupted, in %s", self.folder)
+            self.seconds += entry["seconds"]
+            self.paths.append(path)
+        return entry["result"]
 
     @staticmethod
-    def _read(path: Path | None) -> dict[str, dict]:
-        if path is None or not path.exists():
-            return {}
+    def _read(path: Path) -> dict | None:
+        if not path.exists():
+            return None
         try:
-            return files.check_seal(files.read_json(path), path)["parts"]
+            return files.check_seal(files.read_json(path), path)
         except files.Corrupt as error:
-            log.warning("%s; the audit starts anew", error)
-            return {}
+            log.warning("%s: it is measured anew", error)
+            return None
 
-    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
-        if name not in self.parts:
-            begun = time.monotonic()
-            self.parts[name] = {"result": measure(), "seconds": time.monotonic() - begun}
-            if self.path is not None:
-                try:
-                    files.write_json(self.path, files.sealed({"parts": self.parts}, self.path))
-                except UserError as error:  # the audit itself goes on
-                    log.warning("%s", error)
-        return self.parts[name]["result"]
+    def _write(self, path: Path, entry: dict) -> None:
+        if self.refused:
+            return
+        try:
+            files.write_json(path, entry)
+            self.paths.append(path)
+        except UserError as error:  # the audit itself goes on
+            self.refused = True
+            reason = getattr(error.__context__, "strerror", error)
+            log.warning("%s cannot be written (%s): what is measured from now on is lost if the audit is interrupted",
+                        path, reason)
+
+    def told(self) -> str:
+        """For whoever interrupted the audit."""
+        if not self.paths:
+            return "interrupted: nothing was kept"
+        return (f"interrupted: {len(self.paths)} results are kept in {self.folder}, from where the same audit of the "
+                "same network goes on")
+
+    def forget(self) -> None:
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+        if self.paths:
+            with suppress(OSError):  # of another audit something is left
+                self.paths[0].parent.rmdir()
 
 
-def _key(judge: Audit, model: nn.Module, content: str, split: data_sets.Split) -> str:
-    """Sixteen hexadecimal digits that name all on which the parts of an audit depend: settings, the network and its
-    modes, images, the machine, and the library's code."""
-    training = [name for name, module in model.named_modules() if module.training]
-    of = judge.plain(), content, training, split.images.shape, machine(split.images.device), library()
-    told = hashlib.sha256(repr(of).encode())
+def _key(model: nn.Module, content: str, split: data_sets.Split) -> str | None:
+    """Sixteen hexadecimal digits that name all on which accuracies depend but for their own settings: the network, what
+    it answers now, images, the machine, what is installed, and the library's code. None for a network with chance of
+    its own, which goes on from another state."""
+    answers = [_answers(model, split) for _ in range(2)]
+    if answers[0] != answers[1]:
+        return None
+    told = hashlib.sha256(repr((content, answers, machine(split.images.device), packages(), CODE)).encode())
     for tensor in (split.images, split.labels):
-        told.update(tensor.cpu().contiguous().numpy().tobytes())
+        told.update(_bytes(tensor))
     return told.hexdigest()[:16]
+
+
+def _answers(model: nn.Module, split: data_sets.Split) -> str:
+    with seeding.global_seed(0, "answers of an audit"):
+        logits = inputs.asked(model, split.sample(ASKED).images)
+    return hashlib.sha256(_bytes(logits) if isinstance(logits, Tensor) else b"").hexdigest()  # others are refused
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().resolve_neg().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -148,6 +204,8 @@ def _shown(parts: int):
             if record.msg == "audit: %s":
                 bar.set_description_str(str(record.args[0]))
                 bar.update()
+            elif record.levelno >= logging.WARNING and not logging.root.handlers:  # else they are told by those
+                bar.write(record.getMessage(), file=sys.stderr)
 
     level = log.level
     with tqdm(desc="audit", unit=" parts", leave=False) as bar:

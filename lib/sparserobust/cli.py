@@ -63,7 +63,6 @@ def _scale(default: str = "quick") -> str:
 
 
 KEEPING = {"run", "reproduce", "compute", "evidence", "refresh", "show"}  # commands that keep what they trained
-AUDITED = "interrupted: attacks that are through are kept, the same command goes on from there"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,8 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         from sparserobust.running.progress import INTERRUPTED
 
         if INTERRUPTED not in getattr(end, "__notes__", ()):  # else the sweep's bar has ended with that line
-            lost = AUDITED if chosen.command == "audit" else "interrupted: what was not written yet is lost"
-            print(INTERRUPTED if chosen.command in KEEPING else lost, file=sys.stderr)
+            print(INTERRUPTED if chosen.command in KEEPING else
+                  getattr(end, "__notes__", ["interrupted: what was not written yet is lost"])[-1], file=sys.stderr)
         return 130
     return 0
 
@@ -271,7 +270,8 @@ def _add_audit(command) -> None:
                              "network expects, channel by channel, for pixels in [0, 1]")
     command.add_argument("--name", help="what the network is called (default: after its file)")
     command.add_argument("-o", "--output", metavar="FOLDER", help="where NAME.html and NAME.json go, or NAME-2 and "
-                         "so on beside another audit's (default: build/audits)")
+                         "so on beside another audit's, and the attacks that an interrupted audit has finished "
+                         "(default: build/audits)")
 
 
 def _add_benchmark_row(command) -> None:
@@ -369,10 +369,10 @@ def _benchmark_runs(chosen) -> list[tuple]:
 def _audit(chosen) -> None:
     from sparserobust.auditing import audit
 
-    folder = paths.writable(Path(chosen.output) if chosen.output else paths.build_folder() / "audits")
+    folder = paths.writable(Path(chosen.output) if chosen.output else paths.audits_folder())
     report = audit(chosen.network, chosen.data, chosen.epsilon, chosen.images, weights=chosen.weights,
                    mean=chosen.mean, std=chosen.std, name=chosen.name, norm=chosen.norm, few=chosen.few,
-                   queries=chosen.queries, autoattack=not chosen.no_autoattack, keep=folder / "parts")
+                   queries=chosen.queries, autoattack=not chosen.no_autoattack, keep=folder)
     print(report)
     print("\nwritten:", *report.save(folder))
 

@@ -3,13 +3,12 @@ out, written beside the executed copy. And whether what came out is what is comm
 
 import hashlib
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from sparserobust import files, paths
-from sparserobust.provenance import git, library, machine
+from sparserobust.provenance import git, library, machine, packages
 from sparserobust.reporting import artifacts, reported
 from sparserobust.running.experiment import Experiment
 from sparserobust.running.store import Store
@@ -25,7 +24,6 @@ def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
     beside = sorted(page.parent.glob("*.py"))
     imports = any(re.search(rf"\b{path.stem}\b", page.read_text(encoding="utf-8")) for path in beside)
     settings = [paths.settings_folder() / f"{name}.yaml" for name in (experiment.study, "scales")]
-    packages = sorted(path.name for folder in sys.path for path in Path(folder).glob("*.dist-info"))
     return {
         "page": _hash([page.name, files.sha256(page)]), "scale": experiment.scale,
         "modules beside it": _contents(beside if imports else []),
@@ -33,7 +31,7 @@ def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
         "settings": _contents(settings), "reported numbers": _contents(sorted(reported.FOLDER.glob("*.yaml"))),
         "data that come along": _contents(_brought(experiment)),
         "records": _hash([store.use_published, *sorted(_records(experiment, store))]),
-        "machine": _hash([machine(), packages])}
+        "machine": _hash([machine(), packages()])}
 
 
 def note(executed: Path, given: dict[str, str]) -> None:

@@ -144,6 +144,11 @@ def build_folder() -> Path:
     return Path(os.environ.get("SPARSEROBUST_BUILD") or (_users() if PROJECT == PACKAGED else PROJECT) / "build")
 
 
+def audits_folder() -> Path:
+    """Pages and records of audits, and what an interrupted one has finished."""
+    return build_folder() / "audits"
+
+
 def figures_folder(scale: str, notebook: str) -> Path:
     """Figures and tables of one notebook at one scale, in `figures` of `build_folder()` unless `SPARSEROBUST_FIGURES`
     or `figures_in` names another place."""

@@ -107,6 +107,11 @@ def machine(where: torch.device | None = None) -> dict:
     }
 
 
+def packages() -> list[str]:
+    """What is installed, each with its version."""
+    return sorted(path.name for folder in sys.path for path in Path(folder).glob("*.dist-info"))
+
+
 def library() -> str:
     """Sixteen hexadecimal digits that name the library's code as it lies here."""
     code = {str(path.relative_to(LIBRARY)): files.sha256(path) for path in LIBRARY.rglob("*.py")}

@@ -13,9 +13,9 @@ from torch import nn
 
 import sparserobust as sr
 from scaffolding import splits_of
-from sparserobust import files
+from sparserobust import auditing, files
 from sparserobust.analysis import audit as parts
-from sparserobust.analysis.audit import CURVE, NETWORK, Audit
+from sparserobust.analysis.audit import NETWORK, Audit
 from sparserobust.analysis.linear import exact_radii
 from sparserobust.attacks import PGD
 from sparserobust.cli import main
@@ -227,80 +227,196 @@ def test_the_command_prints_and_writes_what_the_call_finds(checkpoint, tmp_path,
     assert found.verdict() in told and "mine.json" in told
 
 
-def test_an_audit_that_was_interrupted_goes_on_from_the_attacks_that_are_through(net, digits, monkeypatch, tmp_path):
-    torch.manual_seed(0)
-    noisy = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 10))  # in training mode: random
-    taken: list = []
-    for model in (net, noisy):
-        whole, interrupted = sr.audit(model, digits, 0.08, **ASKED), Audit._curve
-        taken.clear()
-        monkeypatch.setattr(Audit, "_curve", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            sr.audit(model, digits, 0.08, keep=tmp_path / "parts", **ASKED)
-        monkeypatch.setattr(Audit, "_curve", lambda *asked, of=interrupted: taken.append("curve") or of(*asked))
-        count = _taken(monkeypatch, taken)
-        resumed = sr.audit(model, digits, 0.08, keep=tmp_path / "parts", **ASKED)
-        assert taken[0] == "curve" and len(taken) == len(CURVE) + 2, taken  # its radii, one of them the whole box
-        assert _without_time(resumed.result) == _without_time(whole.result)
-        monkeypatch.setattr(Accuracy, "__call__", count)
-        monkeypatch.setattr(Audit, "_curve", interrupted)
+class Draws(nn.Module):
+    """Linear, with noise from a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.chance = nn.Linear(64, 10), torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        return self.head(x.flatten(1) + 0.3 * torch.randn(64, generator=self.chance))
 
 
-def test_parts_of_another_audit_are_not_taken_and_damaged_ones_neither(checkpoint, digits, monkeypatch, tmp_path):
-    keep, asked = tmp_path / "parts", ASKED | {"few": 5}
-    first = sr.audit(checkpoint, digits, 0.1, keep=keep, **asked)
-    taken: list = []
-    _taken(monkeypatch, taken)
-    again = sr.audit(checkpoint, digits, 0.1, keep=keep, **asked)
-    assert not taken and _without_time(again.result) == _without_time(first.result)
-    assert again.about["seconds"] >= first.about["seconds"] - 1  # what was spent before counts
-    turned = replace(digits, test=Split(digits.test.images.flip(-1), digits.test.labels))
-    others = [(checkpoint, digits, 0.2, {}), (checkpoint, turned, 0.1, {}), (checkpoint, digits, 0.1, {"queries": 11}),
-              (nn.Sequential(checkpoint, nn.Identity()), digits, 0.1, {}),
-              (checkpoint, digits, 0.1, {"mean": (0.5,), "std": (0.3,)})]
-    for net, images, radius, more in others:
-        taken.clear()
-        sr.audit(net, images, radius, keep=keep, **asked | more)
-        assert len(taken) >= 8, (radius, more)
-    for monkey, what in ((lambda: checkpoint.train(), "modes"), (lambda: checkpoint[1].weight.data.mul_(2), "weights")):
-        monkey()
-        taken.clear()
-        sr.audit(checkpoint, digits, 0.1, keep=keep, **asked)
-        assert len(taken) >= 8, what
-    taken.clear()
-    for path in keep.iterdir():
-        path.write_text(path.read_text().replace('"count": ', '"count": 1'))
-    changed = sr.audit(checkpoint, digits, 0.1, keep=keep, **asked)
-    assert len(taken) >= 8 and changed.result["count"] <= asked["images"]
+class Dropping(nn.Module):
+    """Linear, with a module in a list that torch does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.hidden = nn.Linear(64, 10), [nn.Dropout(0.9)]
+
+    def forward(self, x):
+        return self.head(self.hidden[0](x.flatten(1)))
 
 
-def _taken(monkeypatch, taken: list):
-    """From now on, `taken` gets an entry for each accuracy; returns what measures one."""
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Called with a function: it is interrupted at the n-th accuracy, and the error is given back."""
     measure = Accuracy.__call__
 
+    def call(function, n=7):
+        begun = []
+
+        def counted(*of, **named):
+            begun.append(1)
+            if len(begun) == n:
+                raise KeyboardInterrupt
+            return measure(*of, **named)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+            patch.setattr(Accuracy, "__call__", counted)
+            function()
+        return caught.value
+
+    return call
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Gets an entry for each accuracy that is measured."""
+    found, measure = [], Accuracy.__call__
+
     def counted(*of, **named):
-        taken.append(of[0])
+        found.append(of[0])
         return measure(*of, **named)
 
     monkeypatch.setattr(Accuracy, "__call__", counted)
-    return measure
+    return found
 
 
-def _without_time(result: dict) -> dict:
-    return result | {"network": {name: {key: value for key, value in found.items() if "latency" not in key}
-                                 for name, found in result["network"].items()}}
+def _without_time(result: dict) -> str:
+    return json.dumps(result | {"network": {name: {key: value for key, value in found.items() if "latency" not in key}
+                                            for name, found in result["network"].items()}})
 
 
-def test_an_interrupted_command_says_that_it_goes_on(checkpoint, monkeypatch, capsys):
+def test_an_audit_that_was_interrupted_goes_on_with_the_attack_in_its_middle(
+        net, digits, taken, interrupted, tmp_path, caplog):
+    torch.manual_seed(0)
+    noisy = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 10))  # in training mode: random
+    for model, n in ((net, 3), (net, 11), (noisy, 8)):
+        whole = sr.audit(model, digits, 0.08, **ASKED)
+        all_of_it = [measure.identity for measure in taken]
+        end = interrupted(lambda model=model: sr.audit(model, digits, 0.08, keep=tmp_path, **ASKED), n)
+        assert f"{n - 1} results are kept in {next(tmp_path.iterdir())}" in end.__notes__[0]
+        taken.clear()
+        resumed = sr.audit(model, digits, 0.08, keep=tmp_path, **ASKED)
+        assert [measure.identity for measure in taken] == all_of_it[n - 1:]
+        assert _without_time(resumed.result) == _without_time(whole.result)
+        assert not list(tmp_path.iterdir()) and "takes up what was interrupted" in caplog.text
+        taken.clear()
+
+
+def test_only_the_same_audit_goes_on(checkpoint, digits, taken, interrupted, monkeypatch, tmp_path):
+    asked, keep = ASKED | {"few": 5}, tmp_path / "kept"
+
+    def judged(net=checkpoint, images=digits, radius=0.1, **more):
+        taken.clear()
+        sr.audit(net, images, radius, keep=keep, **asked | more)
+        return len(taken)
+
+    class Other(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * scale
+
+    def broken():
+        interrupted(judged, 9)
+        assert len(list(keep.iterdir())) == 1
+
+    whole = 15
+    assert judged() == whole
+    turned = replace(digits, test=Split(digits.test.images.flip(-1), digits.test.labels))
+    named = replace(digits, test=Split(digits.test.images, 9 - digits.test.labels))
+    others = [{"images": turned}, {"images": named}, {"net": nn.Sequential(checkpoint, nn.Identity())},
+              {"mean": (0.5,), "std": (0.3,)}]
+    broken()
+    for other in others:
+        assert judged(**other) == whole, other
+    assert judged() == whole - 8
+    broken()
+    assert judged(radius=0.2) == whole - 1  # clean answers are the same, and go with this audit
+    assert judged() == whole - 7
+    for what in ("packages", "machine"):
+        broken()
+        with monkeypatch.context() as patch:
+            patch.setattr(auditing, what, lambda *_: "another")
+            assert judged() == whole
+        assert judged() == whole - 8
+    broken()
+    with monkeypatch.context() as patch:
+        patch.setattr(auditing, "CODE", "another")
+        assert judged() == whole
+    with torch.no_grad():
+        checkpoint[1].weight.mul_(2)
+    assert judged() == whole
+    scale = 1
+    dropping, scaled = Dropping(), Other(*checkpoint)
+    interrupted(lambda: judged(dropping))
+    dropping.hidden[0].eval()  # what the network holds out of sight, and what its code reads elsewhere
+    assert judged(dropping) == whole
+    interrupted(lambda: judged(scaled))
+    scale = -1
+    assert judged(scaled) == whole
+
+
+def test_damaged_results_are_measured_anew(checkpoint, digits, taken, interrupted, tmp_path, caplog):
+    keep = tmp_path / "kept"
+    interrupted(lambda: sr.audit(checkpoint, digits, 0.1, keep=keep, **ASKED))
+    first, second, *_ = sorted(next(keep.iterdir()).iterdir())
+    first.write_text(first.read_text().replace('"count": ', '"count": 1'))
+    second.write_text("{")
+    taken.clear()
+    sr.audit(checkpoint, digits, 0.1, keep=keep, **ASKED)
+    assert len(taken) == 15 - 6 + 2 and caplog.text.count("it is measured anew") == 2
+
+
+def test_a_network_with_chance_of_its_own_keeps_nothing(digits, interrupted, tmp_path):
+    end = interrupted(lambda: sr.audit(Draws(), digits, 0.1, keep=tmp_path, **ASKED))
+    assert end.__notes__ == ["interrupted: nothing was kept"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_kept_is_said_once_and_the_audit_goes_on(checkpoint, digits, monkeypatch, tmp_path, capsys):
+    def full(path, content):
+        with files.one_line(path):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(auditing.files, "write_json", full)
+    monkeypatch.setattr("logging.root.handlers", [])
+    found = sr.audit(checkpoint, digits, 0.1, keep=tmp_path, **ASKED | {"progress": True})
+    told = capsys.readouterr().err
+    assert told.count("cannot be written (No space left on device)") == 1
+    assert _without_time(found.result) == _without_time(sr.audit(checkpoint, digits, 0.1, **ASKED).result)
+
+
+@pytest.mark.parametrize("answer", [lambda x: (x, x), lambda x: None, lambda x: x.flatten(1) / 0, lambda x: x])
+def test_a_network_that_is_refused_is_refused_alike_where_results_are_kept(answer, digits, refusal, tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return answer(x)
+
+    assert refusal(sr.audit, Odd(), digits, 0.1, keep=tmp_path, **ASKED) == refusal(
+        sr.audit, Odd(), digits, 0.1, **ASKED)
+
+
+@pytest.mark.parametrize("keep", [3, True, b"x", ["a"]])
+def test_a_folder_that_is_none_is_one_line(keep, checkpoint, digits, refusal):
+    assert "folder" in refusal(sr.audit, checkpoint, digits, 0.1, keep=keep, **ASKED)
+
+
+def test_an_interrupted_command_says_where_it_goes_on(checkpoint, monkeypatch, taken, capsys, tmp_path):
     words = ["audit", "judged_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
              "--images", "40", "--few", "10", "--queries", "10", "--no-autoattack", "-o", "told"]
-    curve = Audit._curve
-    monkeypatch.setattr(Audit, "_curve", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert main(words) == 130 and "goes on from there" in capsys.readouterr().err
-    monkeypatch.setattr(Audit, "_curve", curve)
-    taken: list = []
-    _taken(monkeypatch, taken)
-    assert main(words) == 0 and len(taken) == len(CURVE) + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(auditing.Audit, "_curve", interrupt)
+        assert main(words) == 130
+    assert "8 results are kept in told/interrupted-" in capsys.readouterr().err
+    taken.clear()
+    assert main(words) == 0 and len(taken) == 15 - 8
+    assert sorted(path.name for path in (tmp_path / "told").iterdir()) == ["my.html", "my.json"]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("changed", [
@@ -383,7 +499,7 @@ def test_what_a_network_refers_to_is_looked_at_before_it_is_judged(digits, monke
     ids=["memory", "locked", "traced", "compiled", "parallel"])
 def test_networks_of_odd_kinds_have_a_page_and_a_record_that_say_what_is_missing(build, net, digits, tmp_path):
     with torch.inference_mode():
-        report = sr.audit(build(net), digits, 0.1, **ASKED)
+        report = sr.audit(build(net), digits, 0.1, keep=tmp_path, **ASKED)
     page, record = report.save(tmp_path)
     assert json.loads(record.read_text())["audit"]["count"] == report.result["count"] and page.stat().st_size > 10_000
     assert set(NETWORK) == report.result["network"].keys() | report.result["not_measured"].keys() & set(NETWORK)

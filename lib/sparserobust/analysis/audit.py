@@ -38,14 +38,13 @@ from sparserobust.settings import settings
 
 log = logging.getLogger("sparserobust")
 
-Part = Callable[[str, Callable[[], Any]], Any]  # gives a named part of an audit: takes it now, or knows it
-OVER_RADII = "curve over the radius"
+Keep = Callable[[str, Callable[[], dict]], dict]  # gives what has such an identity: measures it, or knows it
 CURVE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # radii, in multiples of epsilon
 COUNTS = ("value", "count", "total")
 DRAWS = 10  # of a random network, where its gradients are averaged
 
 
-def _now(name: str, measure: Callable[[], Any]) -> Any:
+def _keep_nothing(identity: str, measure: Callable[[], dict]) -> dict:
     return measure()
 
 
@@ -115,8 +114,8 @@ class Audit(Measurement, kind="audit"):
             found[AUTOATTACK] = then(AutoAttack(epsilon=self.epsilon, norm=self.norm))
         return found
 
-    def __call__(self, model, splits, *others, part: Part = _now):
-        """What is dear goes through `part`, as plain data for JSON: attacks and the curve."""
+    def __call__(self, model, splits, *others, keep: Keep = _keep_nothing):
+        """Every accuracy goes through `keep`, as plain data."""
         training = [name or "the whole" for name, module in model.named_modules() if module.training]
         split, few = splits.test.sample(self.images), splits.test.sample(min(self.few, self.images or self.few))
         unmeasured: dict[str, str] = {}
@@ -135,7 +134,7 @@ class Audit(Measurement, kind="audit"):
             return None
 
         def accuracy(measure: Accuracy, first: dict | None) -> dict:
-            return part(measure.identity, lambda: _told(measure(model, splits, before=first)))
+            return keep(measure.identity, lambda: _told(measure(model, splits, before=first)))
 
         random = bool(tried("asking twice", lambda: is_random(model, split.images)))
         attacks: dict[str, dict] = {}
@@ -149,7 +148,7 @@ class Audit(Measurement, kind="audit"):
                 raise UserError(f"the network cannot be judged: {unmeasured[CLEAN]}")
         right = {name: imagewise.unpack(found["each"][""]) > 0 for name, found in attacks.items()}
         withstood = torch.from_numpy(sum(~hits for hits in right.values()) == 0)
-        curve = tried(OVER_RADII, lambda: part(OVER_RADII, lambda: self._curve(model, splits, few)))
+        curve = tried("curve over the radius", lambda: self._curve(partial(accuracy, first=None), few))
         distance = tried("distance", lambda: Distance(attack=DeepFool(), images=len(few))(model, splits))
         certificate = tried("certificate", lambda: guaranteed_radius(model, few.images, few.labels, self.norm).cpu())
         if certificate is not None:
@@ -170,12 +169,12 @@ class Audit(Measurement, kind="audit"):
             "network": network, "random": random, "flags": flags_of(evidence), "not_measured": unmeasured,
             "parts": {name: found["value"] for name, found in attacks.items()}}
 
-    def _curve(self, model, splits, few) -> list[dict]:
+    def _curve(self, accuracy: Callable[[Accuracy], dict], few) -> list[dict]:
         whole = 1.0 if self.norm == "linf" else float(few.images[0].numel()) ** 0.5
         found = []
         for radius in [*(m * self.epsilon for m in CURVE if m * self.epsilon < whole), whole]:
             attack = self.pgd(radius=radius) if radius else None
-            result = Accuracy(images=len(few), attack=attack)(model, splits)
+            result = accuracy(Accuracy(images=len(few), attack=attack))
             found.append({"radius": radius, "count": result["count"], "total": result["total"]})
         return found
 

@@ -68,7 +68,7 @@ def yours(results: Results, builder: str, weights: str, data_set: str, epsilon: 
     own = results.experiment.settings
     report = audit(builder, data_set or own.data, epsilon or own.audit.epsilon, own.audit.images,
                    weights=weights or None, few=own.audit.few, queries=own.audit.queries, name=builder,
-                   keep=paths.build_folder() / "audits/parts")
+                   keep=paths.audits_folder())
     return {builder: report}
 
 
