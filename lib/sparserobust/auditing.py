@@ -158,20 +158,15 @@ def _key(model: nn.Module, content: str, split: data_sets.Split) -> str | None:
     answers = [_answers(model, split) for _ in range(2)]
     if answers[0] != answers[1]:
         return None
-    told = hashlib.sha256(repr((content, answers, machine(split.images.device), packages(), CODE)).encode())
-    for tensor in (split.images, split.labels):
-        told.update(_bytes(tensor))
-    return told.hexdigest()[:16]
+    images = [hashlib.sha256(files.tensor_bytes(tensor)).digest() for tensor in (split.images, split.labels)]
+    return files.short_hash([content, answers, images, machine(split.images.device), packages(), CODE])
 
 
 def _answers(model: nn.Module, split: data_sets.Split) -> str:
     with seeding.global_seed(0, "answers of an audit"):
         logits = inputs.asked(model, split.sample(ASKED).images)
-    return hashlib.sha256(_bytes(logits) if isinstance(logits, Tensor) else b"").hexdigest()  # others are refused
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().resolve_neg().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    answers = files.tensor_bytes(logits) if isinstance(logits, Tensor) else b""  # what else there is will be refused
+    return hashlib.sha256(answers).hexdigest()
 
 
 def _copied(model: nn.Module) -> nn.Module:

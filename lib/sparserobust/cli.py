@@ -172,9 +172,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as end:
         from sparserobust.running.progress import INTERRUPTED
 
-        if INTERRUPTED not in getattr(end, "__notes__", ()):  # else the sweep's bar has ended with that line
-            print(INTERRUPTED if chosen.command in KEEPING else
-                  getattr(end, "__notes__", ["interrupted: what was not written yet is lost"])[-1], file=sys.stderr)
+        notes = getattr(end, "__notes__", [])
+        lost = notes[-1] if notes else "interrupted: what was not written yet is lost"  # an audit says what it keeps
+        if INTERRUPTED not in notes:  # else the sweep's bar has ended with that line
+            print(INTERRUPTED if chosen.command in KEEPING else lost, file=sys.stderr)
         return 130
     return 0
 

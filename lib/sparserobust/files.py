@@ -10,6 +10,7 @@ import platform
 import shutil
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sparserobust.errors import UserError
@@ -113,6 +114,16 @@ def _json(content, what: object, indent: int | None = None) -> str:
 
 def _not_json(name: str):
     raise ValueError(f"{name} is no number of JSON")
+
+
+def short_hash(content: object) -> str:
+    """Sixteen hexadecimal digits that name plain data, by what its `repr` says."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The values of a dense tensor, as they lie in memory in the order of its shape."""
+    return tensor.detach().resolve_neg().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

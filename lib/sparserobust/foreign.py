@@ -417,7 +417,7 @@ def fingerprint(model: nn.Module) -> str:
             type(model).__module__.split(".")[0] == "torch"):
         model = inner
     try:
-        return hashlib.sha256(repr(_network(model, Seen())).encode()).hexdigest()[:16]
+        return files.short_hash(_network(model, Seen()))
     except RecursionError:
         raise UserError(f"what {type(model).__name__} holds is nested too deep to be told apart") from None
 
@@ -449,7 +449,7 @@ def _told(value: Any, seen: Seen) -> Any:
     if isinstance(value, Tensor):
         if value.is_meta:
             return str(value.dtype), tuple(value.shape)
-        content = _dense(value).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        content = files.tensor_bytes(_dense(value))
         return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
     if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
         return str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sparserobust import files, paths
+from sparserobust.files import short_hash
 from sparserobust.provenance import git, library, machine, packages
 from sparserobust.reporting import artifacts, reported
 from sparserobust.running.experiment import Experiment
@@ -25,13 +26,13 @@ def inputs(page: Path, experiment: Experiment, store: Store) -> dict[str, str]:
     imports = any(re.search(rf"\b{path.stem}\b", page.read_text(encoding="utf-8")) for path in beside)
     settings = [paths.settings_folder() / f"{name}.yaml" for name in (experiment.study, "scales")]
     return {
-        "page": _hash([page.name, files.sha256(page)]), "scale": experiment.scale,
+        "page": short_hash([page.name, files.sha256(page)]), "scale": experiment.scale,
         "modules beside it": _contents(beside if imports else []),
         "library": library(),
         "settings": _contents(settings), "reported numbers": _contents(sorted(reported.FOLDER.glob("*.yaml"))),
         "data that come along": _contents(_brought(experiment)),
-        "records": _hash([store.use_published, *sorted(_records(experiment, store))]),
-        "machine": _hash([machine(), packages()])}
+        "records": short_hash([store.use_published, *sorted(_records(experiment, store))]),
+        "machine": short_hash([machine(), packages()])}
 
 
 def note(executed: Path, given: dict[str, str]) -> None:
@@ -144,8 +145,4 @@ def _brought(experiment: Experiment) -> list[Path]:
 
 
 def _contents(found: Iterable[Path]) -> str:
-    return _hash([(path.name, files.sha256(path)) for path in found])
-
-
-def _hash(content: object) -> str:
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    return short_hash([(path.name, files.sha256(path)) for path in found])

@@ -1,6 +1,5 @@
 """The machine: device, cores, precision, threads, versions."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -114,8 +113,8 @@ def packages() -> list[str]:
 
 def library() -> str:
     """Sixteen hexadecimal digits that name the library's code as it lies here."""
-    code = {str(path.relative_to(LIBRARY)): files.sha256(path) for path in LIBRARY.rglob("*.py")}
-    return hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:16]
+    return files.short_hash([(str(path.relative_to(LIBRARY)), files.sha256(path))
+                             for path in sorted(LIBRARY.rglob("*.py"))])
 
 
 def processor(made: dict) -> str:

@@ -249,39 +249,38 @@ class Dropping(nn.Module):
         return self.head(self.hidden[0](x.flatten(1)))
 
 
-@pytest.fixture
-def interrupted(monkeypatch):
-    """Called with a function: it is interrupted at the n-th accuracy, and the error is given back."""
-    measure = Accuracy.__call__
+class Taken(list):
+    """The accuracies that were measured; the next is not where there are `enough`."""
 
-    def call(function, n=7):
-        begun = []
-
-        def counted(*of, **named):
-            begun.append(1)
-            if len(begun) == n:
-                raise KeyboardInterrupt
-            return measure(*of, **named)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
-            patch.setattr(Accuracy, "__call__", counted)
-            function()
-        return caught.value
-
-    return call
+    enough: int | None = None
 
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Gets an entry for each accuracy that is measured."""
-    found, measure = [], Accuracy.__call__
+    found, measure = Taken(), Accuracy.__call__
 
     def counted(*of, **named):
+        if len(found) == found.enough:
+            raise KeyboardInterrupt
         found.append(of[0])
         return measure(*of, **named)
 
     monkeypatch.setattr(Accuracy, "__call__", counted)
     return found
+
+
+@pytest.fixture
+def interrupted(taken):
+    """Called with a function: it is interrupted at the n-th accuracy, and the error is given back."""
+    def call(function, n=7):
+        taken.clear()
+        taken.enough = n - 1
+        with pytest.raises(KeyboardInterrupt) as caught:
+            function()
+        taken.enough = None
+        return caught.value
+
+    return call
 
 
 def _without_time(result: dict) -> str:

@@ -17,7 +17,7 @@ from sparserobust.attacks import random_in_ball
 from sparserobust.config import Measurement
 from sparserobust.errors import UserError
 from sparserobust.evaluation import BATCH
-from sparserobust.files import six_digits
+from sparserobust.files import six_digits, tensor_bytes
 from sparserobust.models.gates import GatedConv2d
 from sparserobust.seeding import stream
 from sparserobust.settings import settings
@@ -297,8 +297,7 @@ class Conditioning(Measurement, kind="conditioning"):
 
     def _chance(self, weights: dict[str, Tensor]) -> torch.Generator:
         """A stream of its own for every network: its weights name it."""
-        name = hashlib.sha256(b"".join(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                                       for weight in weights.values())).hexdigest()
+        name = hashlib.sha256(b"".join(map(tensor_bytes, weights.values()))).hexdigest()
         # the draws of the first revision, whose numbers they still are
         return stream(0, "null", self.first_identity, name, device=next(iter(weights.values())).device)
 
