@@ -12,12 +12,14 @@ from contextlib import suppress
 from importlib import metadata
 from itertools import chain, takewhile
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from sparserobust.paths import PROJECT, committed_figures, figures_in
+from sparserobust.provenance import git
 
 
 def test_every_module_has_its_layer_here_and_in_the_guide():
@@ -186,6 +188,17 @@ def test_the_pythons_that_are_named_are_those_that_may_install_it():
     assert Version(re.search(r"python:([\d.]+)", container["image"])[1]) in named
     target = container["postCreateCommand"].removeprefix("make ")
     assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_nothing_is_committed_beside_what_is_meant_to_be():
+    listed = git("ls-files")
+    if listed is None:
+        pytest.skip("this is no checkout of git")
+    seen = {path.split("/")[0] for path in listed.splitlines()}
+    assert {name for name in seen if not name.startswith(".")} == {
+        "notebooks", "lib", "figures", "data", "environment.yml", "tests", "docs", "benchmarks", "Makefile",
+        "pyproject.toml", "requirements.lock", "hubconf.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md",
+        "CITATION.cff", "LICENSE"}
 
 
 def test_no_host_of_a_registry_is_named():
