@@ -282,6 +282,18 @@ def test_the_front_holds_what_nothing_beats():
         assert beaten != (row["name"] in "abd")
 
 
+def test_nothing_collapsed_and_nothing_on_other_images_is_on_a_front():
+    """By the images of most; a network that always gives one answer is small and resists as well as guessing does."""
+    networks = pandas.DataFrame({
+        "method": list("abcd"), "cut": "weights", "level": 0.9, "size": [1.0, 2, 3, 4], "pgd": [0.1, 0.3, 0.4, 0.2],
+        "collapsed": [True, False, False, False], "drawn": [True, True, False, True]})
+    points, panels = contest.fronts(networks, {"size": "size"})
+    assert len(points) == 4 and panels["size"][1]["method"].tolist() == ["b"]
+    assert contest.front_note(points) == " Not on the front, collapsed or on other test images: a, c."
+    points, panels = contest.fronts(networks.assign(collapsed=False, drawn=False), {"size": "size"})
+    assert panels["size"][1]["method"].tolist() == ["a", "b", "c"] and contest.front_note(points) == ""
+
+
 def test_no_mark_covers_another_and_those_of_the_front_stay():
     x, y = pandas.Series([10.0, 10.0, 10.0, 100.0, 10.0]), pandas.Series([50.0, 50.0, 30.0, 70.0, 50.0])
     right, *places, left = contest_plots.apart(x, y, first=np.array([False, True, False, True, False]))

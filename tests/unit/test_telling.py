@@ -173,6 +173,21 @@ def test_tables_show_rates_on_the_same_images(attacked):
     assert nothing.empty and list(nothing.columns) == ["rate"] and tables.markdown(nothing)
 
 
+def test_rates_that_cannot_be_on_the_same_images_say_on_how_many_they_are(attacked):
+    """Answers that nobody kept cannot be cut to those of others; what is no rate of images does not count."""
+    shown = tables.rates(attacked, ["net"], {"strong": "strong", "early": "early", "size": "size"}, exact=("size",))
+    assert shown.loc["A", "strong"].endswith("] of 4") and shown.loc["A", "early"].endswith("] of 12")
+    assert shown.loc["A", "size"] == "50.0"
+    alike = tables.rates(attacked, ["net"], {"clean": "clean", "strong": "strong", "size": "size"}, exact=("size",))
+    assert "of" not in "".join(alike.loc["A"])
+
+
+def test_large_means_are_told_in_powers_of_ten():
+    assert tables.mean(pandas.Series([9000.0, 9001.0]), 1) == "9000.500 ± 0.707"
+    assert tables.mean(pandas.Series([2e12, 1e12]), 1) == "1.5e+12 ± 7.1e+11"
+    assert tables.mean(pandas.Series([12345.0]), 1) == "1.2e+04"
+
+
 def test_captions_say_on_how_many_images_the_rates_rest(attacked):
     assert tables.images(attacked, ["clean", "strong", "size"]) == (
         "All on the same 4 test images; figures and effects have up to 8.")
@@ -188,6 +203,7 @@ def test_one_seed_among_many_is_said_to_be_one():
     row = {"mean": 75.2, "sd": math.nan, "n_seeds": 1, "low": 74.3, "high": 76.0}
     assert tables.cell(row) == "75.2 [74.3, 76.0]"
     assert tables.cell(row, mixed=True) == "75.2 (1 seed)"
+    assert tables.cell(row | {"total": 5000}, of=True) == "75.2 [74.3, 76.0] of 5,000"
     assert tables.cell(row | {"low": math.nan}) == "75.2"
     several = row | {"sd": 0.44, "n_seeds": 3}
     assert tables.cell(several) == tables.cell(several, mixed=True) == "75.2 ± 0.4"
@@ -237,7 +253,7 @@ def lines():
 def test_the_figure_of_claims_shows_each_line_that_was_run_with_its_interval(lines):
     figure = plots.claims(lines)
     assert [axis.get_xlabel() for axis in figure.axes] == [
-        "effect [percentage points; logarithmic beyond 10]", "effect [log10 of the ratio]"]
+        "effect [percentage points; logarithmic beyond the dotted lines]", "effect [log10 of the ratio]"]
     assert [axis.get_xscale() for axis in figure.axes] == ["symlog", "linear"]
     ran = lines[lines["n_seeds"] > 0]
     for axis, unit in zip(figure.axes, ("percentage points", "log10 of the ratio"), strict=True):
@@ -290,7 +306,18 @@ def test_artifacts_know_where_they_come_from(frame, tmp_path, monkeypatch):
     assert "&lt;rows&gt;" in shown._repr_html_() and "Two <rows>." in repr(shown)
     out.measurements(frame)
     out.finish()
+    with_gaps = pandas.DataFrame({"a": ["1", "", ""], "b": ["", "", None]}, index=["known", "one", "other"])
+    gaps = "Some. Left out, since nothing is known of it at this scale: one; other."
+    assert gaps in (shown := repr(out.table(with_gaps, "gaps", "Some.", frame))) and "known" in shown
+    assert "None. Nothing of this is known at this scale." in repr(out.table(with_gaps[1:], "none", "None.", frame))
+    assert out.table(with_gaps[:0], "empty", "None.", frame).caption == "None. Nothing of this is known at this scale."
     folder = tmp_path / "quick" / "99_test"
+    assert pandas.read_csv(folder / "gaps.csv", index_col=0).index.tolist() == ["known"]
+    out = artifacts.Artifacts("quick", "99_test")
+    out.figure(plots.curves([0, 1], {"a": [0, 1]}, "x", "y"), "fig", "A line.", frame)
+    out.table(frame.head(2), "table", "Two <rows>.", frame)
+    out.measurements(frame)
+    out.finish()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["files"]) == {"fig.png", "table.csv", "table.md", "measurements.csv"}
     assert manifest["files"]["fig.png"]["runs"] == sorted(set(frame["run"]))

@@ -49,7 +49,15 @@ class Artifacts:
         """Save a table for people (Markdown, with its caption) and for programs (CSV); `frame` names the runs it was
         made from. Returns something a notebook shows, caption first (`folded`: the caption alone, until it is clicked).
         `machine`: the columns that differ from machine to machine; the whole table is then saved in the other folder.
+        Lines without any entry are left out, and named in the caption.
         """
+        empty = (table.isna() | table.eq("")).all(axis=1)
+        if table[~empty].empty:
+            caption += " Nothing of this is known at this scale."
+        elif empty.any():
+            names = "; ".join(map(str, table.index[empty]))
+            caption += f" Left out, since nothing is known of it at this scale: {names}."
+        table = table[~empty]
         left_out = f" In build/machine, since they differ from machine to machine: {'; '.join(machine)}."
         self._add_table(table.drop(columns=list(machine)), name, caption, frame, left_out if len(machine) else "")
         if len(machine):

@@ -156,10 +156,15 @@ def collapse(frame: pandas.DataFrame, runs: Sequence[str]) -> str:
     clean = known[known["run"].isin(runs)].drop_duplicates("run")
     if len(known) and not set(runs) <= set(clean["run"]):
         return "clean accuracy is not known of a network, so it may have collapsed"
-    fallen = clean[clean["value"] < clean["chance"] + COLLAPSED * (1 - clean["chance"])]
+    fallen = clean[collapsed(clean["value"], clean["chance"])]
     if fallen.empty:
         return ""
     return f"a network has collapsed (clean {100 * fallen['value'].min():.0f} %)"
+
+
+def collapsed(clean: pandas.Series, chance: pandas.Series) -> pandas.Series:
+    """Whether clean accuracies (rates) are next to that of guessing (`chance`)."""
+    return clean.astype(float) < chance + COLLAPSED * (1 - chance)
 
 
 def best_level(values: pandas.DataFrame, without: int | None = None):

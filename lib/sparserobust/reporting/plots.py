@@ -279,8 +279,8 @@ END = {"decrease": 0, "increase": 1, "no worse": 1, "always": 1}  # of an axis, 
 def claims(ledger: pandas.DataFrame) -> Figure:
     """The lines of a ledger that were run, in words, by unit: measured with its 95 % interval,
     reported (hollow), and shaded where the claim holds. Colour and marker tell the verdict. Points
-    lie on an axis that is linear up to ten and logarithmic beyond, so that one large effect does
-    not hide the others."""
+    lie on an axis that is linear up to ten and logarithmic beyond (dotted lines), so that one large
+    effect does not hide the others."""
     ran = ledger[ledger["n_seeds"] > 0]
     if ran.empty:
         figure, ((axis,),) = grid(1, 1, (6, 1))
@@ -301,6 +301,8 @@ def claims(ledger: pandas.DataFrame) -> Figure:
         axis.scatter(rows["reported"], places, s=75, facecolors="none", edgecolors="black",
                      zorder=4)
         if unit == "percentage points":
+            for bend in (-10, 10):
+                axis.axvline(bend, color="0.6", linewidth=1, linestyle=":", zorder=0)
             ticks = [-50, -10, -5, 0, 5, 10, 50]
             axis.set_xscale("symlog", linthresh=10, linscale=1.5)
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -311,7 +313,7 @@ def claims(ledger: pandas.DataFrame) -> Figure:
                 axis.fill_betweenx([place - 0.42, place + 0.42], threshold, ends[END[said]],
                                    color="0.93", linewidth=0, zorder=0)
         axis.set_xlim(ends)
-        beyond = "; logarithmic beyond 10" if unit == "percentage points" else ""
+        beyond = "; logarithmic beyond the dotted lines" if unit == "percentage points" else ""
         axis.set(xlabel=f"effect [{unit}{beyond}]", ylabel="", ylim=(len(rows) - 0.4, -0.6))
         axis.set_yticks(places, [fill(words, 62) for words in rows["words"]], fontsize=10)
     shown: list[Artist] = [mark(color=palette[verdict], marker=markers[verdict], markersize=8, label=verdict)

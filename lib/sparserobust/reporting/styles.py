@@ -72,7 +72,7 @@ METHODS: dict[tuple[str, str], tuple[str, ...]] = {
     # noise and lasso (Rakin et al. 2019)
     (ORANGE, "v"): ("lasso", "AT + lasso"),
     (GREEN, "X"): ("AT + noise", "AT + noise, dense"),
-    (BROWN, "P"): ("RSR", "RSR, dense", "RSR, by sparsity"),
+    (BROWN, "*"): ("RSR", "RSR, dense", "RSR, by sparsity"),
     (RED, "D"): ("RSR, pruned", "pruned"),
     (BLACK, "^"): ("RSR, fine-tuned", "fine-tuned"),
     (SKY, "<"): ("RSR, by threshold",),

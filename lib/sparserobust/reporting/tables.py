@@ -14,6 +14,7 @@ from sparserobust.reporting.estimates import binomial_interval, matching
 from sparserobust.running.store import Store
 from sparserobust.training import validation_attack
 
+LARGE = 1e4  # from here on numbers are told in powers of ten
 Pairs = dict[str, tuple[dict, dict]]  # labels of treatment and reference, by name
 
 
@@ -64,26 +65,28 @@ def summary(frame: pandas.DataFrame, by: list[str], exact: tuple[str, ...] = ())
     return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=[*by, "metric", "n_seeds"])
 
 
-def cell(row: pandas.Series, mixed: bool = False) -> str:
+def cell(row: pandas.Series, mixed: bool = False, of: bool = False) -> str:
     """`75.2 ± 0.4`: mean and standard deviation over seeds. For one seed, which has no such spread, `75.2 (1 seed)` in
     a table that is `mixed`; in one that has one seed throughout `75.2 [74.3, 76.0]`, with the interval due to the
-    finite test set, or `75.2` where nothing was sampled."""
+    finite test set, and `of` how many images if that is asked for, or `75.2` where nothing was sampled."""
     if row["n_seeds"] > 1:
         return f"{row['mean']:.1f} ± {row['sd']:.1f}"
     if mixed or math.isnan(row["low"]):
         return f"{row['mean']:.1f}" + (" (1 seed)" if mixed else "")
-    return f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+    return f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" + (f" of {row['total']:,}" if of else "")
 
 
 def rates(frame: pandas.DataFrame, by: list[str], columns: dict[str, str],
           exact: tuple[str, ...] = ()) -> pandas.DataFrame:
     """One line per group, rates in percent as `cell` writes them, all on the same images (`on_common_images`);
-    `columns` maps headings to metrics, what was not measured stays empty; `exact` as for `summary`."""
+    `columns` maps headings to metrics, what was not measured stays empty; `exact` as for `summary`. Where they cannot
+    be, each says of how many images it is."""
     lines, found = {}, summary(on_common_images(frame, columns.values()), by, exact)
     mixed = found["n_seeds"].nunique() > 1
+    of = len(found) > 0 and found.loc[found["low"].notna(), "total"].nunique() > 1
     for keys, group in found.groupby(by, sort=False, dropna=False):
         group = group.set_index("metric")
-        lines[", ".join(map(str, keys))] = {heading: cell(group.loc[metric], mixed)
+        lines[", ".join(map(str, keys))] = {heading: cell(group.loc[metric], mixed, of)
                                             for heading, metric in columns.items() if metric in group.index}
     return pandas.DataFrame.from_dict(lines, orient="index").reindex(columns=list(columns)).astype(object).fillna("")
 
@@ -101,11 +104,12 @@ def means(frame: pandas.DataFrame, by: list[str], columns: dict[str, tuple[str, 
 
 
 def mean(values: pandas.Series, factor: float) -> str:
-    """`75.2 ± 0.4` over seeds, `75.2` for one, nothing for none; with the `digits` that go with `factor`."""
+    """`75.2 ± 0.4` over seeds, `75.2` for one, nothing for none; with the `digits` that go with `factor`, but large
+    numbers as `1.7e+12 ± 5.2e+11`."""
     if values.empty:
         return ""
-    spread = f" ± {values.std():.{digits(factor)}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits(factor)}f}{spread}"
+    form = ".1e" if values.abs().max() >= LARGE else f".{digits(factor)}f"
+    return f"{values.mean():{form}}" + (f" ± {values.std():{form}}" if len(values) > 1 else "")
 
 
 def digits(factor: float) -> int:

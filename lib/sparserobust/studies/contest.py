@@ -57,13 +57,18 @@ def overview(experiment: Experiment) -> pandas.DataFrame:
 
 def networks(results: Results) -> pandas.DataFrame:
     """One row per grid row (of `alike` ones): `method`, `cut`, `level`, `seed`, `removed` (what the
-    cut removes, in words), `run`; a column per metric; and what it takes, in numbers and as shares of the one dense
-    network: `weights_left`, `channels_left`, `macs_left` [%], `file_kb`, `latency_ms`, `seconds` of
-    training, with all it begins with, where it was trained."""
+    cut removes, in words), `run`; whether it has `collapsed`, and whether its test images were
+    `drawn` under attack, not the first ones; a column per metric; and what it takes, in numbers and
+    as shares of the one dense network: `weights_left`, `channels_left`, `macs_left` [%], `file_kb`,
+    `latency_ms`, `seconds` of training, with all it begins with, where it was trained."""
     frame, store = alike(results.frame), results.store
     values = frame.pivot(index="run", columns="metric", values="value")
     labels = frame[["method", "cut", "level", "seed", "run"]].drop_duplicates()
     wide = labels.join(values, on="run").reset_index(drop=True)
+    clean, attacked = (frame[frame["metric"] == metric].drop_duplicates("run").set_index("run")
+                       for metric in ("clean", ATTACKED))
+    wide["collapsed"] = wide["run"].map(estimates.collapsed(clean["value"], clean["chance"]))
+    wide["drawn"] = wide["run"].map(attacked["each"].dropna().map(imagewise.is_sample)).eq(True)
     for name, metric in (("weights_left", "sparsity"), ("channels_left", "channel_sparsity")):
         counted = frame[frame["metric"] == metric].set_index("run")
         whole = counted[counted["method"] == DENSE]["total"].iloc[0]
@@ -120,6 +125,13 @@ def table(results: Results, networks: pandas.DataFrame) -> pandas.DataFrame:
     columns = [tables.rates(with_removed(frame), ["removed", "method"], measured),
                _means(networks, seen), *_two_kinds(frame)]
     return _by_method(pandas.concat(columns, axis=1))
+
+
+def latency_note(networks: pandas.DataFrame) -> str:
+    """A sentence for a caption: how far latencies lie apart where the operations are the same."""
+    whole = networks.loc[networks["macs_left"].round(1) == 100, "latency_ms"]
+    return (" Each was timed by itself: latencies of networks from which no operation can be removed differ by a "
+            f"factor of up to {whole.max() / whole.min():.1f}." if len(whole) > 1 else "")
 
 
 def images_note(frame: pandas.DataFrame) -> str:
@@ -285,11 +297,21 @@ Panels = dict[str, tuple[str, pandas.DataFrame]]
 def fronts(networks: pandas.DataFrame, columns: Mapping[str, str] = FRONTS
            ) -> tuple[pandas.DataFrame, Panels]:
     """One row per method and cut, means over seeds; and for each heading the column that is drawn,
-    with the rows of its `front`."""
+    with the rows of its `front`, of those that are `compared`: networks that have not collapsed, on
+    test images chosen as those of most are."""
     groups = networks.groupby(["method", "cut", "level"], sort=False, dropna=False)
-    points = groups[[*columns.values(), ATTACKED]].mean().reset_index()
-    return points, {heading: (column, front(points, column, ATTACKED))
+    points = groups[[*columns.values(), ATTACKED]].mean()
+    sound, drawn = ~groups["collapsed"].any(), groups["drawn"].all()
+    points = points.assign(compared=sound & (drawn == (2 * drawn.sum() >= len(drawn)))).reset_index()
+    return points, {heading: (column, front(points[points["compared"]], column, ATTACKED))
                     for heading, column in columns.items()}
+
+
+def front_note(points: pandas.DataFrame) -> str:
+    """A sentence for the caption of `fronts`: whose networks the front leaves out, if any."""
+    names = dict.fromkeys(points.loc[~points["compared"], "method"])
+    return (f" Not on the front, collapsed or on other test images: {', '.join(names)}."
+            if names else "")
 
 
 def front(points: pandas.DataFrame, x: str, y: str) -> pandas.DataFrame:

@@ -24,6 +24,7 @@ from sparserobust.studies.fk_resnet.runs import (
 
 ACCURACIES = {"A1 clean": "clean", "A2 FGSM": "fgsm", "A3 I-FGSM20": "ifgsm20", "A4 C&W": "cw"}
 FEW_DRAWS = {"PGD-20, few draws": "pgd20_eot"}  # in tables 1 to 4, though not in the paper's
+SHOWN = {*ACCURACIES.values(), *FEW_DRAWS.values(), "sparsity", "channel_sparsity"}  # in tables 1 to 4
 TRADEOFF = {"clean": "clean", "I-FGSM20": "ifgsm20"} | FEW_DRAWS
 SPARSITIES = {"RVSM": ("sparsity", "sparsity"), "RGSM": ("channel sparsity", "channel_sparsity")}
 GRANULARITIES = {"unstructured": "sparsity", "channel": "channel_sparsity"}
@@ -94,11 +95,15 @@ def table(results: Results[FKSettings], table_id: str) -> pandas.DataFrame:
         return _table4(results)
     if table_id not in TABLES:
         raise UserError(f"no table '{table_id}' here: there are {', '.join(TABLES)}, T4")
-    method, rows = TABLES[table_id], of_table(results, table_id)
+    method, rows = TABLES[table_id], _on_common_images(results, table_id)
     level, (heading, metric) = LEVELS[method], SPARSITIES[method]
     mine = rows[rows["run"].isin(added(results)["run"])][["net", "level"]].drop_duplicates()
     printed = pandas.concat([reported.load(PAPER).reported_table(table_id), mine.rename(columns={"level": level})])
     return _beside(printed, rows, {"net": "net", level: "level"}, heading, metric, metric)
+
+
+def _on_common_images(results: Results[FKSettings], table_id: str) -> pandas.DataFrame:
+    return tables.on_common_images(of_table(results, table_id), SHOWN)
 
 
 def _beside(printed: pandas.DataFrame, rows: pandas.DataFrame, keys: dict[str, str], heading: str, column: str,
@@ -107,15 +112,14 @@ def _beside(printed: pandas.DataFrame, rows: pandas.DataFrame, keys: dict[str, s
     columns: dict[str, tuple[str | None, str]] = {each: (each.split()[0], m) for each, m in ACCURACIES.items()}
     columns |= {heading: (column, metric)}
     columns |= {each: (None, attack) for each, attack in FEW_DRAWS.items()}
-    common = tables.on_common_images(rows, {name for _, name in columns.values()})
-    ours = tables.summary(common, [*keys.values(), "ours"], EXACT)
+    ours = tables.summary(rows, [*keys.values(), "ours"], EXACT)
     return tables.beside(printed, ours, keys, columns, label="ours")
 
 
 def _table4(results: Results[FKSettings]) -> pandas.DataFrame:
     """Table 4, with rows that the paper does not have: ADMM corrected, both methods after fine-tuning, and what a
     reader appended, of which the weights removed are shown."""
-    rows = of_table(results, "T4")
+    rows = _on_common_images(results, "T4")
     lines = [{"granularity": granularity, "method": ours, "printed": theirs}
              for (granularity, ours), theirs in TABLE4.items()]
     lines += [{"granularity": "added", "method": method, "printed": None} for method in rows["method"].unique()
@@ -136,8 +140,8 @@ def caption(results: Results[FKSettings], table_id: str) -> str:
     """What a table shows, under which conditions, and the paper's own inconsistencies about it."""
     experiment, printed = results.experiment, reported.load(PAPER).tables[table_id]
     own, method = experiment.settings, TABLES.get(table_id, "RVSM, RGSM and ADMM on ResNet20")
-    rows = of_table(results, table_id).groupby(["net", "method", "level"], dropna=False)
-    counts = sorted(set(rows["seed"].nunique()))
+    rows = of_table(results, table_id)
+    counts = sorted(set(rows.groupby(["net", "method", "level"], dropna=False)["seed"].nunique()))
     spread = tables.spread([0])
     if counts and counts[-1] > 1:
         spread = f"{' or '.join(map(str, counts))} seeds: mean ± standard deviation"
@@ -145,7 +149,7 @@ def caption(results: Results[FKSettings], table_id: str) -> str:
     conditions = tables.conditions(experiment.measurements, ACCURACIES | FEW_DRAWS)
     return (f"{printed.source} of Dinh et al. 2020 ({method}), all in percent. Ours, scale {experiment.scale}: "
             f"{own.data.name}, {own.recipe.epochs} epochs, {spread}; empty: not on record, or not run at this scale. "
-            f"{conditions}{notes}")
+            f"{tables.images(rows, SHOWN)} {conditions}{notes}")
 
 
 # ------------------------------------------------------------------------------------------- other tables, sentences

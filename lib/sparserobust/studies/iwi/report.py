@@ -23,11 +23,13 @@ from sparserobust.studies.iwi.runs import (
 
 ATTACKS = {"FGSM": "fgsm", "PGD-20": "pgd20", "C&W": "cw"}
 EFFECTS = {"clean": "clean"} | ATTACKS
+ZOO = {"removed": "sparsity", "clean": "clean", "FGSM": "fgsm", "PGD-20": "pgd20"}  # columns of Table 1
+AUTOATTACK = {"clean": "clean", "PGD-20": "pgd20", "AutoAttack": "autoattack"}
 EXACT = ("sparsity", "near_zero")  # properties of a network, not estimated from a sample of images
 THEORY = {"margin [logits]": ("margins", 1.0), "slope [logits / l2 length]": ("margins slope", 1.0),
           "margin / slope [l2 length]": ("margins ratio", 1.0),
           "margin / slope [l-inf length]": ("margins_linf ratio", 1.0),
-          "bound [10^3 logits / l2 length]": ("margins bound", 0.001),
+          "bound [logits / l2 length]": ("margins bound", 1.0),
           "best - last epoch [points]": ("overfitting", 100.0)}  # metric and factor
 
 
@@ -78,12 +80,16 @@ def conditions(experiment: Experiment, columns: dict[str, str]) -> str:
 
 def zoo_table(results: Results) -> pandas.DataFrame:
     """Table 1: pruning methods, the network that they prune, and the control."""
+    rows = zoo_rows(results)
+    rows = rows.assign(removed=(100 * rows["level"]).map("{:g} %".format))
+    return tables.rates(rows, ["method", "removed"], ZOO, EXACT)
+
+
+def zoo_rows(results: Results) -> pandas.DataFrame:
+    """Of the first network, those of Table 1."""
     rows = first_network(results)
     dense = (rows["part"] == "dense") & (rows["retraining"] == "adversarial")
-    rows = rows[dense | (rows["part"] == "zoo")]
-    rows = rows.assign(removed=(100 * rows["level"]).map("{:g} %".format))
-    columns = {"removed": "sparsity", "clean": "clean", "FGSM": "fgsm", "PGD-20": "pgd20"}
-    return tables.rates(rows, ["method", "removed"], columns, EXACT)
+    return rows[dense | (rows["part"] == "zoo")]
 
 
 def tickets_table(results: Results) -> pandas.DataFrame:
@@ -102,9 +108,10 @@ def deepest(experiment: Experiment) -> float:
 
 
 def tickets_effects(results: Results) -> pandas.DataFrame:
-    """Of the sparsest tickets: what their start changes, and what adversarial training does."""
+    """Of tickets of the sparsity that the claims are judged at: what their start changes, and what
+    adversarial training does."""
     experiment = results.experiment
-    net, level = experiment.nets[0], deepest(experiment)
+    net, level = experiment.nets[0], experiment.settings.primary_levels.tickets
     pairs = (comparisons.starts(experiment, net, level)
              | comparisons.trainings(experiment, net, level))
     return tables.effects(results.frame, pairs, {"clean": "clean", "PGD-20": "pgd20"})
@@ -122,12 +129,15 @@ def inheritance_table(results: Results) -> pandas.DataFrame:
                         EFFECTS | {"weights below 0.001": "near_zero"}, EXACT)
 
 
-def autoattack_table(results: Results) -> pandas.DataFrame:
-    """AutoAttack, of those rows of Table 3 that it was tried on."""
+def autoattacked(results: Results) -> pandas.DataFrame:
+    """Those rows of Table 3 that AutoAttack was tried on."""
     rows = inheritance_rows(results)
-    rows = rows[rows["run"].isin(rows[rows["metric"] == "autoattack"]["run"])]
-    columns = {"clean": "clean", "PGD-20": "pgd20", "AutoAttack": "autoattack"}
-    return tables.rates(rows, ["ours", "method"], columns)
+    return rows[rows["run"].isin(rows[rows["metric"] == "autoattack"]["run"])]
+
+
+def autoattack_table(results: Results) -> pandas.DataFrame:
+    """AutoAttack beside the other attack, of the rows `autoattacked`."""
+    return tables.rates(autoattacked(results), ["ours", "method"], AUTOATTACK)
 
 
 def first_attack(experiment: Experiment) -> str:

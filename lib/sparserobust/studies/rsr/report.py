@@ -79,9 +79,14 @@ def changed_by_cutting(results: Results, method: str = "RSR") -> float:
 
 def networks_table(results: Results) -> pandas.DataFrame:
     """Table 2: RSR against adversarial training on all networks."""
+    return table(of_networks(results), PROTOCOL | NO_NOISE, nets=True)
+
+
+def of_networks(results: Results) -> pandas.DataFrame:
+    """The rows of Table 2."""
     frame = results.frame[results.frame["varied"] == ""]
     wanted = (frame["method"] == "RSR") | ((frame["method"] == "AT") & frame["stage"].isin(["dense", "trained on"]))
-    return table(frame[wanted], PROTOCOL | NO_NOISE, nets=True)
+    return frame[wanted]
 
 
 def gains_table(results: Results) -> pandas.DataFrame:

@@ -12,7 +12,6 @@ from sparserobust.running.experiment import Experiment, Results
 from sparserobust.studies.sparsity_theory.comparisons import (
     LINF,
     Columns,
-    by_seed,
     chosen_levels,
     falls_below,
 )
@@ -52,7 +51,7 @@ SPARSE_ACTIVATIONS = (L1, WINNERS)
 LADDER = {"guaranteed (frobenius)": "guaranteed, Frobenius norms",
           "guaranteed (l2)": "guaranteed, spectral norms", "CLEVER": "CLEVER", "C&W": "C&W",
           "DeepFool": "DeepFool"}
-BEST, BELOW = "best on the validation split", "first below dense"  # marks
+BEST, BELOW = "best on the validation split", "first worse than dense"  # marks
 
 
 def with_sparsity(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -146,14 +145,10 @@ def network_rows(results: Results, rows: Columns, nets: Sequence[str] = (), one_
 
 
 def _marked(frame: pandas.DataFrame, metric: str, labels: dict) -> dict[str, float | None]:
-    """The level at which most seeds are judged, and the first at which pruned networks fall below
+    """The level at which most seeds are judged, and the first at which pruned networks are worse than
     the dense one."""
-    pruned, dense = (by_seed(frame, metric, method=method, **labels)
-                     for method in (MAGNITUDE, DENSE))
-    if pruned.empty or dense.empty:
-        return {}
     chosen = list(chosen_levels(frame, metric, method=MAGNITUDE, **labels).values())
-    return {BELOW: falls_below(pruned, dense),  # first: where both fall together, the other is shown
+    return {BELOW: falls_below(frame, metric, labels),  # first: where both fall together, the other is shown
             BEST: max(chosen, key=chosen.count) if chosen else None}
 
 

@@ -51,7 +51,8 @@ FORM_SIZES: Columns = {
     "log10 of norms": (NORMS, 1), "the same, scale-free": (RELATIVE_NORMS, 1),
     "local Lipschitz": ("lipschitz", 1), "over size of logits": ("lipschitz relative", 1)}
 # what is drawn along sparsity: metric, factor, metric of the null curve
-CURVES = {"kappa, convolutions (median)": (KAPPA, 1, "kappa null"),
+CURVES = {"kappa folded, convolutions": ("kappa folded", 1, None),
+          "kappa, convolutions (median)": (KAPPA, 1, "kappa null"),
           "kappa, classifier": (CLASSIFIER, 1, "kappa null_classifier"),
           "zero singular values [%]": ("kappa zero", 100, "kappa null_zero"),
           "log10 of the product of norms": (NORMS, 1, "kappa null_log_norms"),
