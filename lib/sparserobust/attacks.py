@@ -13,6 +13,7 @@ them, that is not the mean of the draws' gradients, which the original, and Auto
 # gradients and masks of finite images, and are tested against foolbox and pyautoattack.
 
 import logging
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -371,6 +372,7 @@ class AutoAttack(Attack, kind="autoattack"):
     wrong ones are targets; what needs more classes, or other images, than there are is left out. That, and what
     AutoAttack warns of, is flagged (`answers.flagged`)."""
 
+    by_seed: ClassVar[bool] = True
     epsilon: float
     norm: str = "linf"
     version: str = "matched"

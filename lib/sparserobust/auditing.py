@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from sparserobust import data as data_sets
 from sparserobust import files, foreign, inputs, paths, seeding
 from sparserobust.analysis import Audit
 from sparserobust.config import Data
-from sparserobust.errors import UserError, quoted
+from sparserobust.errors import UserError
 from sparserobust.provenance import library, machine, measuring_device, packages, provenance
 
 if TYPE_CHECKING:
@@ -45,13 +44,25 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
     In a folder, `keep`, each attack is written down once it is through: the same audit, started again after it was
     interrupted, goes on from there; when all is through, these files go. The network is left as it is. `UserError` for
     what cannot be judged."""
+    report, kept = audited(net, data, epsilon, images, weights=weights, mean=mean, std=std, name=name,
+                           progress=progress, keep=keep, **settings)
+    kept.forget()
+    return report
+
+
+def audited(net: foreign.Builder, data: str | Data | data_sets.Splits, epsilon: float | str, images: int | None, *,
+            weights: str | Path | None, mean: Sequence[float], std: Sequence[float], name: str | None,
+            progress: bool = True, keep: str | Path | None, **settings) -> "tuple[Report, _Kept]":
+    """The same, and what is kept of it, to `forget` once the report is where it should be."""
+    from sparserobust.reporting.audits import Report  # if what it needs is not here, that is better known now
+
     judge = Audit.parse({"epsilon": epsilon, "images": images, **settings})
     where = measuring_device()
     splits = data if isinstance(data, data_sets.Splits) else data_sets.load(data)
     given = foreign.built(net)
     with torch.inference_mode(False):
         mean, std = foreign.scales(mean, std)
-        model = _copied(given) if weights is not None else given
+        model = inputs.copied(given) if weights is not None else given
         if weights is not None:
             foreign.load(model, foreign.state(weights), mean, std)
         if weights is not None or not isinstance(net, nn.Module):
@@ -62,7 +73,7 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
             raise UserError("the network has no weights yet, being lazy or on the device 'meta': build it on the CPU, "
                             "pass an image through it, and give it weights")
         if any(t.device.type != where.type or t.is_inference() for t in tensors):  # which keep no gradients
-            model = _copied(model).to(where)
+            model = inputs.copied(model).to(where)
     inputs.check_split(splits.test, "test")
     channels = splits.test.images.shape[1]
     if len(mean) not in (0, channels):
@@ -80,14 +91,11 @@ def audit(net: foreign.Builder, data: str | Data | data_sets.Splits = "cifar10",
         except KeyboardInterrupt as end:
             end.add_note(kept.told())
             raise
-    kept.forget()
-    from sparserobust.reporting.audits import Report
-
     made = provenance(where)
     return Report(judge, result, name or _name(net, weights), {
         "architecture": type(given).__name__, "data": _data_name(data), "images": result["total"],
         "content": content, "processor": made["processor"], "torch": made["torch"],
-        "seconds": round(time.monotonic() - begun + kept.seconds)})
+        "seconds": round(time.monotonic() - begun + kept.seconds)}), kept
 
 
 class _Kept:
@@ -167,13 +175,6 @@ def _answers(model: nn.Module, split: data_sets.Split) -> str:
         logits = inputs.asked(model, split.sample(ASKED).images)
     answers = files.tensor_bytes(logits) if isinstance(logits, Tensor) else b""  # what else there is will be refused
     return hashlib.sha256(answers).hexdigest()
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deepcopy(model)
-    except Exception as error:  # whatever the network of somebody else holds
-        raise UserError(f"the network cannot be copied, as it would have to be: {quoted(str(error))}") from error
 
 
 def _name(net: foreign.Builder, weights: str | Path | None) -> str:

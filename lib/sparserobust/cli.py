@@ -368,14 +368,16 @@ def _benchmark_runs(chosen) -> list[tuple]:
 
 
 def _audit(chosen) -> None:
-    from sparserobust.auditing import audit
+    from sparserobust.auditing import audited
 
     folder = paths.writable(Path(chosen.output) if chosen.output else paths.audits_folder())
-    report = audit(chosen.network, chosen.data, chosen.epsilon, chosen.images, weights=chosen.weights,
-                   mean=chosen.mean, std=chosen.std, name=chosen.name, norm=chosen.norm, few=chosen.few,
-                   queries=chosen.queries, autoattack=not chosen.no_autoattack, keep=folder)
+    report, kept = audited(chosen.network, chosen.data, chosen.epsilon, chosen.images, weights=chosen.weights,
+                           mean=chosen.mean, std=chosen.std, name=chosen.name, norm=chosen.norm, few=chosen.few,
+                           queries=chosen.queries, autoattack=not chosen.no_autoattack, keep=folder)
+    written = report.save(folder)
+    kept.forget()
     print(report)
-    print("\nwritten:", *report.save(folder))
+    print("\nwritten:", *written)
 
 
 def _cluster(chosen) -> None:

@@ -38,6 +38,8 @@ class Model(Settings):
 class Attack(Settings):
     """Settings of an attack; called, it returns the attacked images. What it is called with is checked (`inputs`)."""
 
+    by_seed: ClassVar[bool] = False  # its chance is that of the generator's seed, however much was drawn from it
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "__call__" in vars(cls):

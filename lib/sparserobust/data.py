@@ -85,7 +85,13 @@ class Splits:
     train: Split
     validation: Split
     test: Split
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # their names, or none
+
+    def __post_init__(self):
+        names: Any = () if self.classes is None else self.classes
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise UserError(f"classes are their names, one for each, or None, not of type {type(names).__name__}")
+        object.__setattr__(self, "classes", tuple(map(str, names)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -111,7 +117,13 @@ def load(settings: Data | str, device: torch.device | str = "cpu") -> Splits:
     wanted = settings.train_images
     if wanted is not None and wanted > len(splits.train):
         raise UserError(f"train_images: {settings.name} has only {len(splits.train)} training images, not {wanted}")
-    return replace(splits, train=splits.train.first(wanted)).to(device)
+    return replace(splits, train=part(splits.train, wanted, settings)).to(device)
+
+
+def part(split: Split, n: int | None, settings: Data) -> Split:
+    """n images of a split of a data set (all, for None): the first ones of the library's sets, which are shuffled, and
+    a sample of your own, which may be in order."""
+    return split.sample(n) if n is not None and outside.is_own_data(settings.name) else split.first(n)
 
 
 IMAGES = {"digits": (1, 10), "mnist": (1, 10), "fashion_mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100),

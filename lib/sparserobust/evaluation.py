@@ -108,6 +108,8 @@ class Accuracy(Measurement, kind="accuracy"):
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
             for trial in range(trials):
+                if trial and getattr(attack, "by_seed", False):  # it would do the same again
+                    chance = stream(0, "evaluation", self.identity, "trial", trial, device=split.images.device)
                 for index in tried.split(max(1, BATCH // draws)) if len(tried) else ():  # not one empty batch
                     images = split.images[index.to(split.images.device)].contiguous(memory_format=torch.channels_last)
                     labels = split.labels[index.to(split.labels.device)]
@@ -117,7 +119,7 @@ class Accuracy(Measurement, kind="accuracy"):
                     else:
                         adversarial = images
                     right[trial, index] = _right(model, adversarial, labels).cpu()
-                    lengths[trial, index] = l2_norm(adversarial - images).cpu()
+                    lengths[trial, index] = l2_norm(adversarial - images).cpu().to(lengths.dtype)
             if attack is not None:
                 for index in torch.arange(len(split)).split(BATCH):
                     images = split.images[index.to(split.images.device)].contiguous(memory_format=torch.channels_last)

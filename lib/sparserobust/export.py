@@ -57,7 +57,11 @@ def save(model: nn.Module, path: Path | str, card: dict, run: Run | None = None)
     if taken := sorted(added.keys() & card.keys()):
         raise UserError(f"'{taken[0]}' is written into the card by itself: leave it out")
     files.sealed(card, "the card")  # before anything is written
-    files.save_tensors(weights, {name: t.clone() for name, t in net.state_dict().items()})
+    tensors = net.state_dict()
+    if odd := [name for name, t in tensors.items() if not isinstance(t, torch.Tensor)]:
+        raise UserError(f"{odd[0]} of the network is no tensor, and what is stored are tensors: leave get_extra_state "
+                        "out of it")
+    files.save_tensors(weights, {name: t.clone() for name, t in tensors.items()})
     files.write_json(about, files.sealed(card | added | {"weights_sha256": files.sha256(weights)}, "the card"))
     return weights, about
 

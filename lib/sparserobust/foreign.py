@@ -5,13 +5,11 @@
 Nothing is unpickled that could run code.
 """
 
-import dis
 import hashlib
 import inspect
 import os
 import pickle
 import re
-import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 
 from sparserobust import files, outside, sparsity
 from sparserobust.errors import UserError, quoted
+from sparserobust.functions import LIBRARIES, is_installed, referred
 from sparserobust.models.normalise import Normalise
 
 WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile add to names, anywhere in them
@@ -404,7 +403,6 @@ class Seen:
         self.kept: list[Any] = []
 
 
-LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "sparserobust"}  # of which names say enough
 EMPTY = ("_abc", "_io", "_thread", "_weakref", "logging", "threading", "weakref")  # things of these have no content
 
 
@@ -485,10 +483,10 @@ def _told(value: Any, seen: Seen) -> Any:
 def _of_code(value: Any, seen: Seen) -> Any:
     """What a module of Python, a class or a function is."""
     if isinstance(value, ModuleType):
-        return value.__name__ if _is_installed(value.__name__, getattr(value, "__file__", None)) else [
+        return value.__name__ if is_installed(value.__name__, getattr(value, "__file__", None)) else [
             (key, _told(entry, seen)) for key, entry in vars(value).items() if not key.startswith("__")]
     if inspect.isfunction(value):
-        return _source(value), _told([value.__defaults__, value.__kwdefaults__, *_referred(value)], seen)
+        return _source(value), _told([value.__defaults__, value.__kwdefaults__, *referred(value)], seen)
     if value.__module__.split(".")[0] in LIBRARIES - {"sparserobust"}:
         return ""
     return [_told(base, seen) for base in value.__bases__], [
@@ -511,33 +509,6 @@ def _of_object(value: Any, seen: Seen) -> Any:
     except Exception:  # whatever an object does that cannot be stored
         raise UserError(f"the network refers to something of type {kind.__qualname__}, of which it cannot be told "
                         "whether it changes") from None
-
-
-def _referred(function: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a function refers to: name to value in its closure, and of what is global. That of packages is left out."""
-    code, cells = function.__code__, function.__closure__ or ()
-    closed = {}
-    for name, cell in zip(code.co_freevars, cells, strict=True):
-        try:
-            closed[name] = cell.cell_contents
-        except ValueError:  # nothing has been put there yet
-            continue
-    if _is_installed(function.__module__, code.co_filename):
-        return closed, {}
-    return closed, {name: function.__globals__[name] for name in _names(code) if name in function.__globals__}
-
-
-def _names(code: CodeType) -> list[str]:
-    """All names that compiled code looks up as global, those in functions within it too, in alphabetical order."""
-    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
-    looked_up = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
-    return sorted({*looked_up, *inner})
-
-
-def _is_installed(module: str | None, file: str | None) -> bool:
-    """Whether code belongs to Python, to this library, or to a package that was installed."""
-    top = (module or "").split(".")[0]
-    return top in LIBRARIES or bool({"site-packages", "dist-packages"} & set(Path(file or "").parts))
 
 
 def _source(function: Any) -> Any:

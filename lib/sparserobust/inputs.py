@@ -1,11 +1,13 @@
 """What attacks and measurements are given, checked in one place: images, labels, and a network that takes them; and
 what they give back."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from sparserobust.errors import UserError, quoted
+from sparserobust.functions import referred
+
+STEADY = "torch.nn.", "sparserobust."  # where modules come from that write no buffer in eval mode
 
 
 class Function(nn.Module):
-    """A function from images to logits, as a network."""
+    """A function from images to logits, as a network; it is in training mode if a network `within` it is."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
         self.function = function
+        self.within = tuple(_within(function, set()))  # no parts of its own: it cannot be moved with them
+        self.training = any(net.training for net in (*self.within, function) if isinstance(net, nn.Module))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
@@ -34,9 +41,42 @@ def network(model: Any) -> nn.Module:
     if isinstance(model, type) or not callable(model):
         raise UserError("a network is a torch.nn.Module or a function, not of type "
                         f"{model.__name__ if isinstance(model, type) else type(model).__name__}")
-    function = Function(model)
-    function.training = getattr(model, "training", False)
-    return function
+    return Function(model)
+
+
+def _within(function: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """The networks that a function refers to: as a method of one, by an argument that is set, in its closure, by a
+    default, or as something global; or through another function to which it refers in such a way."""
+    if id(function) in seen:
+        return
+    seen.add(id(function))
+    if isinstance(function, nn.Module):
+        yield function
+    elif isinstance(function, partial):
+        for part in (function.func, *function.args, *function.keywords.values()):
+            yield from _within(part, seen)
+    elif inspect.ismethod(function):
+        for part in (function.__self__, function.__func__):
+            yield from _within(part, seen)
+    elif inspect.isfunction(function):
+        for parts in (*referred(function), dict(enumerate(function.__defaults__ or ())), function.__kwdefaults__ or {}):
+            for part in parts.values():
+                yield from _within(part, seen)
+    elif callable(function) and hasattr(function, "__dict__") and not inspect.isclass(function):
+        for part in vars(function).values():
+            yield from _within(part, seen)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network; weights that are computed from others, behind the masks of prune say, are made anew in it
+    when it is called. `UserError` for what Python cannot copy."""
+    computed: Any = {id(t): t.detach().clone() for layer in model.modules() for t in vars(layer).values()
+                     if isinstance(t, Tensor) and not t.is_leaf}  # which PyTorch does not copy
+    try:
+        return deepcopy(model, computed)
+    except Exception as error:  # what a network from elsewhere holds may stop it in any way
+        raise UserError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {quoted(str(error))}): "
+                        "leave out of it what copy.deepcopy does not know") from error
 
 
 def check(images: Tensor, labels: Tensor, classes: int | None = None) -> None:
@@ -180,8 +220,9 @@ def measured(call: Callable) -> Callable:
             split = getattr(splits, name, None)
             if split is not None or self.sampled:
                 check_split(split, name, len(splits.classes or ()) or None)
-                if split.labels.dtype != torch.long:
-                    splits = replace(splits, **{name: replace(split, labels=split.labels.long())})
+                if split.labels.dtype != torch.long or split.images.requires_grad:
+                    split = replace(split, images=split.images.detach(), labels=split.labels.long())
+                    splits = replace(splits, **{name: split})
             if self.sampled:
                 if not len(split):
                     raise UserError(f"{self.label()} is given no images: the {name} split is empty")
@@ -202,9 +243,14 @@ def measured(call: Callable) -> Callable:
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block, the former mode of each module after it; modules that do something of their own when
-    they change the mode do that."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Eval mode inside the block, also of networks within functions; the former mode of each module after it. Modules
+    that do something of their own when they change the mode do that. Buffers that are written in eval mode, too, hold
+    afterwards what they held before: those of observers, say, of a quantisation."""
+    modules = list(dict.fromkeys(_all_modules(model)))
+    modes = [(module, module.training) for module in modules]
+    buffers = [(module, name, held, held.detach().clone()) for module in modules
+               if not type(module).__module__.startswith(STEADY)
+               for name, held in module._buffers.items() if isinstance(held, Tensor) and not held.is_meta]
     own = [(module, training) for module, training in modes if type(module).train is not nn.Module.train
            or type(module).eval is not nn.Module.eval]
     try:
@@ -218,6 +264,18 @@ def evaluated(model: nn.Module) -> Iterator[None]:
             module.train(training)
         for module, training in modes:
             module.training = training
+        for module, name, held, before in buffers:
+            module._buffers[name] = held
+            if held.shape != before.shape or not torch.equal(held, before):
+                with torch.no_grad(), torch.inference_mode(held.is_inference()):
+                    held.resize_(before.shape).copy_(before)
+
+
+def _all_modules(model: nn.Module) -> Iterator[nn.Module]:
+    for module in model.modules():
+        yield module
+        for net in module.within if isinstance(module, Function) else ():
+            yield from _all_modules(net)
 
 
 def asked(model: nn.Module, images: Tensor) -> Any:

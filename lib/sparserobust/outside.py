@@ -24,8 +24,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
+from torch import nn
+
 from sparserobust import paths
 from sparserobust.errors import UserError, quoted
+from sparserobust.inputs import copied
 from sparserobust.seeding import global_seed
 
 SPLITS = ("train", "validation", "test")
@@ -173,7 +176,7 @@ def called(name: str, ready: type | tuple[type, ...] = (), **offered: Any) -> An
     if isinstance(found, ready):
         if arguments:
             raise UserError(f"{place}:{path} is ready, and takes no arguments: name it without ({part})")
-        return copy.deepcopy(found)
+        return copied(found) if isinstance(found, nn.Module) else copy.deepcopy(found)
     if not callable(found):
         raise UserError(f"{place}:{path} cannot be called, being of type {type(found).__name__}")
     given = [ast.literal_eval(value) for value in arguments.args] if arguments else []

@@ -5,6 +5,7 @@ A noisy network answers every batch of queries with fresh noise.
 
 import logging
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy
 import torch
@@ -25,6 +26,7 @@ class Square(Attack, kind="square"):
     those it does not fool as far as it got: the next answer of a noisy network may be another one. Against noise it is
     weak, as it stops at the first answer that is wrong."""
 
+    by_seed: ClassVar[bool] = True
     epsilon: float
     queries: int = 1000
     norm: str = "linf"
@@ -98,6 +100,7 @@ class ZOO(Attack, kind="zoo"):
     some noise. Images it cannot fool, or already misclassified, come back unchanged. With `epsilon`, only perturbations
     up to that l2 length are returned, so accuracy can be read at a radius."""
 
+    by_seed: ClassVar[bool] = True
     iterations: int = 100
     search_steps: int = 5
     lr: float = 0.05

@@ -6,7 +6,7 @@ sparsity: as Dinh et al. 2020 count it, the share of *input* channels, over all 
 1e-15.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,8 +43,9 @@ class Acting(NamedTuple):
 
     @property
     def convolves(self) -> bool:
-        """Whether it is the weight of a convolution."""
-        return self.tensor.dim() > 2 and not isinstance(self.layer, nn.Bilinear)
+        """Whether it is the weight of a convolution; in a layer that is not PyTorch's, with two axes of a kernel or
+        more: three axes may as well be several matrices."""
+        return isinstance(self.layer, _ConvNd) or self.tensor.dim() > 3
 
     @property
     def groups(self) -> int:
@@ -81,7 +82,8 @@ class Acting(NamedTuple):
 def weights(model: nn.Module, shared: bool = False) -> dict[str, Acting]:
     """Name to weight, as it acts in eval mode (gates and noise aside), of every convolution (of any dimension, grouped,
     transposed) and linear map, those of attention and recurrence included. Of other layers, tensors of 2
-    dimensions or more count that have `weight` in their name; embeddings and norms do not. A weight that several layers
+    dimensions or more count that have `weight` in their name; embeddings, norms and scales (one number for each
+    channel) do not. A weight that several layers
     share has its first name only, if it acts alike in them; with `shared`, all of them. `UserError` for a lazy layer
     that no image has passed, for a quantised one, for complex weights and programs of TorchScript, and where a hook
     writes the weight that is not known here, or is never called."""
@@ -99,7 +101,9 @@ def weights(model: nn.Module, shared: bool = False) -> dict[str, Acting]:
 def _is_weight(name: str, found: Acting) -> bool:
     if isinstance(found.layer, _ConvNd | nn.Linear):
         return name == "weight"
-    return "weight" in name and found.tensor.dim() >= 2 and not isinstance(found.layer, TABLES)
+    sides = [side for side in found.tensor.shape if side > 1]
+    scales = found.tensor.dim() > 2 and len(sides) < 2  # as (1, channels, 1, 1) does
+    return "weight" in name and found.tensor.dim() >= 2 and not scales and not isinstance(found.layer, TABLES)
 
 
 def _all(model: nn.Module, shared: bool = False) -> Iterator[tuple[str, Acting]]:
@@ -202,11 +206,20 @@ def channels(model: nn.Module) -> dict[str, Tensor]:
     return {name: w.channels for name, w in weights(model).items() if w.convolves}
 
 
+def check_same(model: nn.Module, others: Mapping[str, Tensor], whose: str) -> None:
+    """`UserError` unless a state dictionary has every weight of the network in the same shape."""
+    for name, w in prunable(model).items():
+        if name not in others or others[name].shape != w.shape:
+            theirs = f"has shape {tuple(others[name].shape)}" if name in others else "is missing"
+            raise UserError(f"{whose} is of another network: {name} {theirs} there, here its shape is {tuple(w.shape)}")
+
+
 @torch.no_grad()
 def mask_weights(model: nn.Module, masks: dict[str, Tensor]) -> None:
     """Multiply `weights` by masks of 0 and 1, of their names and shapes. One that is computed is masked by way of its
     sources: behind prune's masks and weight_norm the others stay what they were, spectral_norm normalises anew.
-    `UserError` where another way to compute it does not let it have zeros."""
+    `UserError` where another way to compute it does not let it have zeros, and for masks of another network."""
+    check_same(model, masks, "a mask")
     computed = []
     for name, w in weights(model).items():
         if len(w.sources) == 1 and w.sources[0].shape == masks[name].shape:

@@ -19,8 +19,8 @@ from sparserobust import files, inputs
 from sparserobust.answers import NotFinite, predicted
 from sparserobust.attacks import PGD
 from sparserobust.config import Objective, Recipe, Run
-from sparserobust.data import Split, Splits, augmented
-from sparserobust.errors import UserError
+from sparserobust.data import Split, Splits, augmented, part
+from sparserobust.errors import UserError, quoted
 from sparserobust.inheritance import inherit
 from sparserobust.models import gated, noise_scales
 from sparserobust.optimisers import SGD
@@ -66,7 +66,11 @@ def train(run: Run, splits: Splits, start: dict[str, Tensor] | None = None, chec
             raise UserError(f"run {run.identity} inherits weights: hand those of the smaller network over as `start`")
         inherit(model, start, run.inheritance, (splits.train or splits.test).images[:2].to(next(model.parameters())))
     elif start is not None:
-        model.load_state_dict(start)
+        try:
+            model.load_state_dict(start)
+        except RuntimeError as error:
+            raise UserError(f"run {run.identity} cannot begin with these weights, which are of another network: "
+                            f"{quoted(' '.join(str(error).split()))}") from None
     layout = fastest_layout(model, device)
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # not in its stubs
     check_hooks(model, moved=run.recipe.trained_epochs > 0)
@@ -301,7 +305,7 @@ class TrainingState:
         with weights_replaced(model, weights), self.autocast():
             row |= {"sparsity": sparsity(model), "channel_sparsity": channel_sparsity(model)}
             try:
-                row |= self._validated(validation.first(VALIDATION_IMAGES), epoch)
+                row |= self._validated(part(validation, VALIDATION_IMAGES, run.data), epoch)
             except NotFinite:  # with finite weights, which are too large
                 raise self._diverged(epoch, loss) from None
             if run.recipe.select == "best" and row["validation"] >= max(

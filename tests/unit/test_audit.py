@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 import threading
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import pandas
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import sparserobust as sr
 from scaffolding import splits_of
@@ -98,6 +101,41 @@ def test_what_could_not_be_measured_is_said_and_is_no_number(net, digits, monkey
     found = QUICK(model, digits)
     assert found["certificate"] is None and "group_norm" in found["not_measured"]["certificate"]
     assert "not measured" not in {flag["kind"] for flag in found["flags"]}  # honest networks have none either
+
+
+class NoWayBack(torch.autograd.Function):
+    """The identity, without a gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+
+class Forward(nn.Module):
+    """A network that fails, in one way or another, where gradients are asked for."""
+
+    def __init__(self, net, error=None):
+        super().__init__()
+        self.net, self.error = net, error
+
+    def forward(self, x):
+        if self.error and x.requires_grad:
+            raise self.error
+        return self.net(NoWayBack.apply(x))
+
+
+def test_a_network_that_no_gradient_attack_could_try_is_not_to_be_relied_on(net, digits):
+    """It withstands all that was tried, which was noise and a few queries."""
+    found = QUICK(Forward(net).eval(), digits)
+    kinds = {flag["kind"] for flag in found["flags"]}
+    assert {"not attacked", "not looked at"} <= kinds and "PGD-20" in found["not_measured"]
+    assert "Not to be relied on" in Report(QUICK, found, "a net", {}).verdict()
+    assert found["count"] > QUICK(net, digits)["count"]
+
+
+def test_an_audit_for_which_memory_does_not_suffice_says_so_and_counts_nothing(net, digits, refusal):
+    model = Forward(net, torch.OutOfMemoryError("out of memory")).eval()
+    assert "memory ran out in 'one step'" in refusal(QUICK, model, digits)
 
 
 def test_a_network_that_is_not_finite_is_not_judged(digits, refusal):
@@ -201,6 +239,7 @@ def checkpoint(tmp_path, monkeypatch, digits):
 
 
 ASKED = {"images": 40, "few": 10, "queries": 10, "autoattack": False, "progress": False}
+QUICK_ASKED = Audit(epsilon=0.1, images=40, few=10, queries=10, autoattack=False)
 
 
 def test_a_checkpoint_is_judged_as_the_network_itself_and_left_as_it_is(checkpoint):
@@ -225,6 +264,38 @@ def test_the_command_prints_and_writes_what_the_call_finds(checkpoint, tmp_path,
     found = sr.audit("judged_net.py:build", "digits", 0.1, weights="my.safetensors", mean=(0.5,), std=(0.25,), **ASKED)
     assert record["audit"]["each"] == found.result["each"] and (tmp_path / "told" / "mine.html").exists()
     assert found.verdict() in told and "mine.json" in told
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+@pytest.mark.parametrize("masked", [
+    lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_behind_pytorchs_own_masks_and_norms_are_judged(masked, with_weights, checkpoint, digits, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masked(checkpoint[1])
+    files.save_tensors(tmp_path / "masked.safetensors", dict(checkpoint.state_dict()))
+    found = sr.audit(checkpoint, "digits", 0.1, **ASKED, **(
+        {"weights": tmp_path / "masked.safetensors"} if with_weights else {}))
+    assert found.result["each"] == QUICK_ASKED(checkpoint, digits)["each"]
+
+
+def test_what_was_measured_is_kept_until_the_report_is_written(checkpoint, tmp_path, taken, monkeypatch, capsys):
+    """A full disk at the end of hours, say."""
+    words = ["audit", "judged_net.py:build", "--weights", "my.safetensors", "--data", "digits", "--epsilon", "0.1",
+             "--images", "40", "--few", "10", "--queries", "10", "--no-autoattack", "-o", "told"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "save", lambda *_: (_ for _ in ()).throw(sr.UserError("no space left")))
+        assert main(words) == 1
+    measured = len(taken)
+    assert measured and main(words) == 0 and len(taken) == measured
+    assert sorted(path.name for path in (tmp_path / "told").iterdir()) == ["my.html", "my.json"]
+
+
+def test_what_a_report_needs_is_looked_for_before_anything_is_measured(checkpoint, taken, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sparserobust.reporting.audits", None)
+    with pytest.raises(ImportError):
+        sr.audit(checkpoint, "digits", 0.1, **ASKED)
+    assert not taken
 
 
 class Draws(nn.Module):
@@ -502,4 +573,6 @@ def test_networks_of_odd_kinds_have_a_page_and_a_record_that_say_what_is_missing
     page, record = report.save(tmp_path)
     assert json.loads(record.read_text())["audit"]["count"] == report.result["count"] and page.stat().st_size > 10_000
     assert set(NETWORK) == report.result["network"].keys() | report.result["not_measured"].keys() & set(NETWORK)
-    assert str(report) and len(report.row()) == 1 and not report.unreliable
+    assert str(report) and len(report.row()) == 1
+    blind = "PGD-20" in report.result["not_measured"]
+    assert report.unreliable == blind == (report.about["architecture"] == "Memory")

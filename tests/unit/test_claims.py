@@ -76,6 +76,16 @@ def test_a_comparison_is_paired_on_seed_and_image():
     assert compared(framed(moved), "pgd", NEW, OLD).estimate.ms_images != pytest.approx(found.estimate.ms_images)
 
 
+def test_labels_that_several_runs_of_a_seed_have_are_refused(refusal):
+    """Which of them was compared would depend on the order of rows; the same run in two rows is one."""
+    frame = framed()
+    twice = pandas.concat([frame, frame])
+    assert compared(twice, "pgd", NEW, OLD).effects == compared(frame, "pgd", NEW, OLD).effects
+    more = pandas.concat([frame, frame[frame["net"] == "new"].assign(run="another")])
+    assert "2 runs of seed 0 are {'net': 'new'}" in refusal(compared, more, "pgd", NEW, OLD)
+    assert "unknown column 'nett'; did you mean 'net'?" in refusal(compared, frame, "pgd", {"nett": "new"}, OLD)
+
+
 def test_what_was_tried_on_fewer_images_is_compared_on_those():
     fewer = RIGHT | {("old", 1): RIGHT["old", 1][:6]}
     found = compared(framed(fewer), "pgd", NEW, OLD)

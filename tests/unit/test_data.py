@@ -98,6 +98,14 @@ def test_what_is_not_there_is_refused(refusal):
     assert "1200" in refusal(data.load, Data(train_images=1201))
 
 
+@pytest.mark.parametrize("classes", [10, "ab", 2.5])
+def test_classes_of_ones_own_are_names(classes, refusal):
+    split = data.load("digits").test
+    assert "classes are their names" in refusal(data.Splits, split, split, split, classes)
+    assert data.Splits(split, split, split, np.arange(10)).classes == tuple("0123456789")
+    assert data.Splits(split, split, split, None).classes == ()
+
+
 # --------------------------------------------------------------------------------------------- some classes
 
 

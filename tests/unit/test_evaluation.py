@@ -29,6 +29,7 @@ from sparserobust.data import Split, Splits
 from sparserobust.evaluation import Accuracy, Distance
 from sparserobust.imagewise import unpack
 from sparserobust.models import Linear, NoisyWeights, PreActResNet, is_noisy, noise_off
+from sparserobust.query_attacks import ZOO, Square
 from sparserobust.running.store import Store
 from sparserobust.seeding import global_seed, stream
 
@@ -824,3 +825,33 @@ def test_only_what_looks_for_the_nearest_wrong_answer_has_a_distance(attack, ref
 def test_the_cost_of_a_distance_grows_with_images_and_steps():
     assert Distance(attack=DeepFool()).cost == DeepFool().cost == 2 * Distance(attack=DeepFool(), images=5000).cost
     assert Measurement.parse({"kind": "distance", "attack": {"kind": "deepfool"}}) == Distance(attack=DeepFool())
+
+
+@pytest.mark.parametrize("attack", [Square(epsilon=0.1, queries=20), ZOO(iterations=2, search_steps=1, epsilon=0.5)])
+def test_trials_of_an_attack_that_goes_by_a_seed_differ(attack, net, digits):
+    """The first is what one trial is."""
+    few = 20 if isinstance(attack, ZOO) else 200
+    seen = []
+    call = type(attack).__call__
+
+    def noted(self, model, images, labels, generator=None):
+        seen.append(generator.initial_seed())
+        return call(self, model, images, labels, generator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(attack), "__call__", noted)
+        Accuracy(attack=attack, images=few, trials=3)(net, digits)
+    assert len(set(seen)) == 3 and seen[0] == stream(0, "evaluation", Accuracy(
+        attack=attack, images=few, trials=3).identity).initial_seed()
+
+
+@pytest.mark.parametrize("attack", [None, STRONG])
+def test_images_in_double_precision_or_with_a_gradient_are_counted_alike(attack, net, digits):
+    plain = Accuracy(attack=attack, images=40)(net, digits)
+    graph = replace(digits.test, images=digits.test.images.clone().requires_grad_())
+    assert Accuracy(attack=attack, images=40)(net, replace(digits, test=graph)) == plain
+    double = replace(digits.test, images=digits.test.images.double())
+    found = Accuracy(attack=attack, images=40)(deepcopy(net).double(), replace(digits, test=double))
+    assert abs(found["count"] - plain["count"]) <= 1
+    distance = Distance(attack=DeepFool(steps=2), images=10)
+    assert distance(net, replace(digits, test=graph)) == distance(net, digits)

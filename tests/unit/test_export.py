@@ -255,3 +255,17 @@ def test_without_the_extra(tmp_path, monkeypatch, refusal):
 
     monkeypatch.setattr(builtins, "__import__", missing)
     assert "sparserobust[onnx]" in refusal(export.onnx, small(), tmp_path / "net.onnx", (3, 8, 8))
+
+
+class Remembering(nn.Linear):
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_what_is_no_tensor_is_not_written(tmp_path, refusal):
+    net = nn.Sequential(nn.Flatten(), Remembering(4, 2))
+    assert "is no tensor" in refusal(export.save, net, tmp_path / "net", {"licence": "MIT"})
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,8 @@
 """What attacks and accuracies are given: right images in any form that is one, and one line for all others."""
 
 import json
+from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -310,3 +312,57 @@ def test_what_an_attack_of_ones_own_returns_are_images(net, few, refusal):
 
     for n in (6, 4, 5):
         assert "are no images" in refusal(Wild(), net, few[0][:n], few[1][:n])
+
+
+def _functions(net) -> dict:
+    """Ways in which a function may hold a network."""
+    class Holder:
+        def __init__(self):
+            self.net = net
+
+        def __call__(self, x):
+            return self.net(x)
+
+    def through_another(x):
+        return (lambda y: net(y))(x)
+
+    return {"closure": lambda x: net(x), "argument": partial(lambda x, model: model(x), model=net),
+            "default": lambda x, model=net: model(x), "method": net.forward, "object": Holder(),
+            "within": through_another, "bound": Holder().__call__}
+
+
+@pytest.mark.parametrize("how", ["closure", "argument", "default", "method", "object", "within", "bound"])
+def test_a_network_within_a_function_is_judged_in_eval_mode_and_left_as_it_was(how, net, digits):
+    fresh = deepcopy(net)
+    expected = Accuracy(images=60, attack=PGD(epsilon=0.1, step_size=0.05, steps=2))(fresh, digits)
+    before = {name: t.clone() for name, t in fresh.train().state_dict().items()}
+    found = Accuracy(images=60, attack=PGD(epsilon=0.1, step_size=0.05, steps=2))(_functions(fresh)[how], digits)
+    assert found == expected
+    assert fresh.training and all(torch.equal(t, before[name]) for name, t in fresh.state_dict().items())
+    assert network(_functions(fresh)[how]).training and not network(_functions(fresh.eval())[how]).training
+
+
+class Observing(nn.Module):
+    """Remembers, in eval mode too, the largest logit that it has seen."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("seen", torch.empty(0))
+
+    def forward(self, x):
+        logits = self.net(x)
+        if not len(self.seen):
+            self.seen.resize_(1).fill_(-torch.inf)
+        self.seen.copy_(torch.maximum(self.seen, logits.detach().max()))
+        return logits
+
+
+def test_buffers_that_a_network_writes_in_eval_mode_are_left_as_they_were(net, few):
+    observing = Observing(net).eval()
+    for start in (torch.empty(0), torch.tensor([-3.0])):
+        observing.seen = start.clone()
+        PGD(epsilon=0.1, step_size=0.05, steps=2)(observing, *few)
+        assert torch.equal(observing.seen, start)
+    observing(few[0])
+    assert not torch.equal(observing.seen, start)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from scaffolding import same
-from sparserobust import Data, Recipe, Run, cli, data, foreign, models, outside
+from sparserobust import Data, Recipe, Run, cli, data, foreign, models, outside, training
 from sparserobust.attacks import FGSM
 from sparserobust.config import Inheritance
 from sparserobust.evaluation import Accuracy
@@ -129,6 +129,30 @@ def test_a_folder_of_tensors_and_a_file_of_them(here):
             assert torch.equal(getattr(splits, split).images, part["images"])
             assert torch.equal(getattr(splits, split).labels, part["labels"])
         assert splits.classes == tuple("0123") and splits.image_shape == (1, 6, 7)
+
+
+IN_ORDER = """
+def in_order(n=600):
+    labels = torch.arange(n) * 3 // n
+    images = torch.rand(n, 1, 8, 8)
+    return {"train": (images, labels), "validation": (images, labels), "test": (images, labels)}
+"""
+
+
+def test_a_part_of_a_set_in_order_has_all_classes(here, monkeypatch, tiny_run):
+    """As folders of images are, one class after another; a set of the library's is shuffled once and for all."""
+    (here / "my_data.py").write_text(SHAPES + IN_ORDER)
+    some = data.load(Data(name="my_data.py:in_order", train_images=30))
+    assert some.train.labels.bincount().tolist() == [10, 10, 10]
+    few = data.load(Data(name="digits", train_images=30)).train
+    assert torch.equal(few.images, data.load("digits").train.images[:30])
+    seen = []
+    monkeypatch.setattr(training, "VALIDATION_IMAGES", 30)
+    monkeypatch.setattr(training.TrainingState, "_validated", lambda self, split, epoch: seen.append(split) or {
+        "validation": 0.0})
+    run = tiny_run(data=Data(name="my_data.py:in_order"), epochs=1)
+    training.train(run, data.load(run.data))
+    assert seen[0].labels.bincount().tolist() == [10, 10, 10]
 
 
 def test_half_precision_and_small_numbers_are_made_what_the_library_has(here):
@@ -423,3 +447,23 @@ def test_the_guide_runs_as_it_stands(tmp_path):
     assert re.search(r"FGSM +clean\n.*\nas given +0\.\d+ +0\.\d+\npruned .*\ntrained ", printed[5])
     assert "of 50 images withstand everything tried within 0.1" in printed[6]
     assert (tmp_path / "audits" / "my_weights.html").exists()
+
+
+def test_a_builder_that_gives_the_same_network_twice_is_refused(here, refusal):
+    """Two seeds would train one network, and each would see the other's weights."""
+    (here / "cached.py").write_text("""\
+import functools
+from torch import nn
+
+@functools.cache
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def anew():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+""")
+    cached = models.Foreign(builder="cached.py:build")
+    assert cached.build((1, 8, 8), 10)
+    assert "gives the same network again" in refusal(cached.build, (1, 8, 8), 10)
+    anew = models.Foreign(builder="cached.py:anew")
+    assert anew.build((1, 8, 8), 10) is not anew.build((1, 8, 8), 10)

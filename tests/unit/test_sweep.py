@@ -221,3 +221,13 @@ def test_an_interrupt_says_what_is_kept_and_is_passed_on(pretended, store, tiny_
         sweep.sweep([{"run": tiny_run()}], MEASURED, store, workers=1)
     assert "interrupted: finished runs are kept" in capsys.readouterr().err
     assert end.value.__notes__ == [INTERRUPTED]  # the command does not say it again
+
+
+@pytest.mark.parametrize("row, told", [
+    (lambda run: {"run": run, "value": 0.1}, "'value' is a column that every result has"),
+    (lambda run: {"run": run, "where": "x"}, "'where' is a column that every result has"),
+    (lambda run: {"net": "a"}, "a row of a grid is a dictionary with a Run"), (lambda run: run, "a row of a grid is"),
+    (lambda run: {"run": run, "measurements": {"a": PGD(epsilon=0.1, step_size=0.1, steps=1)}}, "'a' is no measure")])
+def test_labels_that_would_be_lost_and_rows_that_are_none_are_one_line(row, told, store, tiny_run, refusal):
+    assert told in refusal(sweep.sweep, [row(tiny_run())], {}, store)
+    assert told in refusal(sweep.frame_of, [row(tiny_run())], {"sparsity": WeightSparsity()}, store)

@@ -124,3 +124,21 @@ def test_interrupted_is_undisturbed(store, tiny_run, digits, tmp_path):
     others = [store.model(target).state_dict()]
     resumed = interrupted(run, digits, tmp_path / "checkpoint", [1], others=others)
     assert_same_training(resumed, training.train(run, digits, others=others))
+
+
+@pytest.mark.parametrize("of", [lambda run: Ticket(pruned=run), lambda run: MatchedHistogram(target=run)])
+def test_what_comes_from_a_network_of_another_shape_is_one_line(of, tiny_run, digits, refusal):
+    """A mask that fits nowhere would leave everything as it is."""
+    other = tiny_run(model=replace(tiny_run().model, width=4))
+    weights = training.build(other, digits).state_dict()
+    run = tiny_run(sparsifier=of(other))
+    told = refusal(training.train, run, digits, None, None, lambda epochs: None, [weights])
+    assert f"run {other.identity} is of another network: members.0.stem.weight has shape (4, 1, 3, 3)" in told
+    del weights["members.0.stem.weight"]
+    assert "members.0.stem.weight is missing there" in refusal(
+        training.train, run, digits, None, None, lambda epochs: None, [weights])
+
+
+def test_a_start_of_another_shape_is_one_line(tiny_run, digits, refusal):
+    weights = training.build(tiny_run(model=replace(tiny_run().model, width=4)), digits).state_dict()
+    assert "cannot begin with these weights" in refusal(training.train, tiny_run(start=tiny_run()), digits, weights)

@@ -19,7 +19,7 @@ from sparserobust.config import Inheritance
 from sparserobust.inheritance import inherit
 from sparserobust.models import Foreign, NoisyWeights, Winners
 from sparserobust.models.compact import plain_copy
-from sparserobust.sparsity import check_acting, weights, zero_weights
+from sparserobust.sparsity import channel_sparsity, check_acting, convolutions, weights, zero_weights
 
 SHAPE = (1, 8, 8)
 
@@ -306,3 +306,37 @@ def test_channels_that_would_not_keep_to_themselves_are_seen(network, refusal):
     same = network(2)  # of the same width there are no new ones
     inherit(same, small.state_dict(), Inheritance(), images())
     assert torch.equal(same(images()), small(images()))
+
+
+class Scaled(nn.Module):
+    """A convolution behind a norm that is written by hand, with a number for each channel."""
+
+    def __init__(self, shape=(1, 4, 1, 1)):
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(4, 4, 3), nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        return (self.conv(x) * self.weight).mean((2, 3))
+
+
+class Batched(nn.Module):
+    """Several matrices in one parameter, one for each part of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 64, 10))
+
+    def forward(self, x):
+        return torch.bmm(x.flatten(2).transpose(0, 1), self.weight).sum(0)
+
+
+def test_numbers_for_channels_are_no_convolution_and_neither_are_several_matrices():
+    """What a channel is scaled by is not a weight that can be pruned away with it."""
+    scaled = Scaled()
+    assert list(weights(scaled)) == list(convolutions(scaled)) == ["conv.weight"]
+    with torch.no_grad():
+        scaled.weight[:, :2] = 0
+    assert channel_sparsity(scaled) == 0
+    assert list(weights(Batched())) == ["weight"] and not convolutions(Batched())
+    own = Scaled((4, 4, 1, 1))  # a kernel, for all that is known
+    assert list(convolutions(own)) == ["weight", "conv.weight"]

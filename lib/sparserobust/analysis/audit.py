@@ -17,6 +17,7 @@ from sparserobust.analysis.masking import (
     AUTOATTACK,
     AVERAGED,
     CLEAN,
+    GRADIENTS,
     LONGER,
     MARGIN,
     NOISE,
@@ -129,6 +130,9 @@ class Audit(Measurement, kind="audit"):
                 unmeasured[name] = str(error)
                 if isinstance(error, NotFinite):
                     not_finite.add(name)
+            except torch.OutOfMemoryError:
+                raise UserError(f"memory ran out in '{name}': free some, or ask for fewer images at a time by `images` "
+                                "and `few`") from None
             except Exception as error:  # whatever the network of somebody else does: it is told, and nothing counted
                 unmeasured[name] = f"{type(error).__name__} {quoted(str(error))}"
             return None
@@ -153,7 +157,7 @@ class Audit(Measurement, kind="audit"):
         certificate = tried("certificate", lambda: guaranteed_radius(model, few.images, few.labels, self.norm).cpu())
         if certificate is not None:
             certificate = self._certificate(certificate, right)
-        seen = tried("gradients", lambda: look(model, few))
+        seen = tried(GRADIENTS, lambda: look(model, few))
         network = {name: found for name, measure in NETWORK.items()
                    if (found := tried(name, partial(measure, model, splits)))}
         evidence = Evidence(right=right, curve=curve, seen=seen, random=random, training=training,

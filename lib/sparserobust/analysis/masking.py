@@ -23,6 +23,8 @@ CLEAN, ONE_STEP, PGD20, AGAIN, MARGIN, AVERAGED, LONGER, NOISE, SQUARE, AUTOATTA
     "clean", "one step", "PGD-20", "PGD-20 again", "PGD-20, margin loss", "PGD-20, averaged gradients", "PGD-100",
     "random noise", "Square", "AutoAttack")
 
+GRADIENTS = "gradients"  # the look at single ones
+
 BY_LOSS = 0.05  # share of images that the margin loss may fool and cross entropy not: some, in honest networks
 BY_AUTOATTACK = 0.1  # likewise AutoAttack and PGD-20
 UNTRUE = 0.5  # by how much a change along a gradient may differ from the sum of the gradients, as a share of either
@@ -33,6 +35,8 @@ SPECK = 0.25 / 255  # of pixel noise, which rounding to bytes would swallow
 
 MEANS = {
     "not measured": "No number stands here, since any would be wrong.",
+    "not attacked": "What withstands only attacks that never saw a gradient may fall to the first that does.",
+    "not looked at": "Nobody saw whether gradients are masked, so nothing speaks for the numbers of attacks.",
     "not finite": "Where a gradient is NaN or infinite an attack that follows it is blind.",
     "cut off": "An attack by gradients sees nothing at all: only those that ask for answers say anything.",
     "zero gradient": "An attack by gradients stands still on these images, whatever a better one would find.",
@@ -210,6 +214,8 @@ def _of_gradients(evidence: Evidence) -> Iterator[tuple[str, str]]:
         yield kind, f"{', '.join(names)}: {line}"
     seen = evidence.seen
     if seen is None:
+        if GRADIENTS in evidence.unmeasured:
+            yield "not looked at", evidence.unmeasured[GRADIENTS]
         return
     if seen.not_finite:
         yield "not finite", f"the gradient is not finite on {seen.not_finite:.0%} of the images"
@@ -228,6 +234,8 @@ def _of_gradients(evidence: Evidence) -> Iterator[tuple[str, str]]:
 def _of_attacks(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Who fools more images that PGD-20 leaves than a second go at it does, and than honest networks know."""
     right, again = evidence.right, 0.0
+    if PGD20 in evidence.unmeasured:
+        yield "not attacked", f"{PGD20} has no result: {evidence.unmeasured[PGD20]}"
     if PGD20 in right:
         left, n = right[PGD20], len(right[PGD20])
         if AGAIN in right:

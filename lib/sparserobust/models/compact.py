@@ -1,6 +1,5 @@
 """Removing for real what a sparsifier has set to zero: smaller dense convolutions, no sparse format."""
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sparserobust.errors import UserError, quoted
-from sparserobust.inputs import Function
+from sparserobust.inputs import Function, copied
 from sparserobust.models.gates import fold_gates
 from sparserobust.models.noise import NoisyConv2d, NoisyLinear
 from sparserobust.models.preact_resnet import Block, Ensemble, Member
@@ -90,13 +89,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     check_hooks(model)
     while isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(inner, "_orig_mod"):
         inner = getattr(inner, "_orig_mod", None) or inner.module
-    computed: Any = {id(t): t.detach().clone() for layer in inner.modules() for t in vars(layer).values()
-                     if isinstance(t, Tensor) and not t.is_leaf}  # masked weights, which PyTorch does not copy
-    try:
-        inner = deepcopy(inner, computed)
-    except Exception as error:  # what a network from elsewhere holds may stop it in any way
-        raise UserError(f"{type(inner).__name__} cannot be copied ({type(error).__name__}: {quoted(str(error))}): "
-                        "leave out of it what copy.deepcopy does not know") from error
+    inner = copied(inner)
     for layer in list(inner.modules()):
         for hook in list(layer._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):

@@ -1,5 +1,7 @@
 """Networks from outside the library, and weights from a file, as models: to be trained, pruned and measured."""
 
+from weakref import WeakSet
+
 import torch
 
 from sparserobust import foreign
@@ -7,6 +9,8 @@ from sparserobust.config import Model
 from sparserobust.errors import UserError
 from sparserobust.outside import Code, File
 from sparserobust.settings import settings
+
+_handed_out: WeakSet[torch.nn.Module] = WeakSet()  # networks that code of somebody else has built
 
 
 @settings
@@ -38,6 +42,9 @@ class Foreign(Model, kind="foreign"):
                      f"many numbers each, not {len(self.mean)}")
         net = foreign.built(self.builder, image_shape=image_shape, in_channels=channels, classes=classes,
                             num_classes=classes)
+        self.require(net not in _handed_out, f"{self.builder} gives the same network again, which other runs have "
+                     "trained: build a new one at each call")
+        _handed_out.add(net)
         net = foreign.normalised(net, self.mean, self.std)
         for name, held in net.state_dict().items():
             self.require(isinstance(held, torch.Tensor), f"{name} of {self.builder} is no tensor, and what is stored "

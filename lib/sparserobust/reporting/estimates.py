@@ -10,6 +10,7 @@ import pandas
 from sparserobust import imagewise
 from sparserobust.errors import UserError
 from sparserobust.reporting.crossed import Estimate, crossed, log_ratio, over_seeds
+from sparserobust.settings import unknown
 
 
 def binomial_interval(count: float, total: float) -> tuple[float, float]:
@@ -21,8 +22,11 @@ def binomial_interval(count: float, total: float) -> tuple[float, float]:
 
 
 def matching(frame: pandas.DataFrame, row: dict) -> pandas.DataFrame:
-    """The rows of a frame that have these values in these columns; None and nan match an empty cell."""
+    """The rows of a frame that have these values in these columns; None and nan match an empty cell. `UserError` for a
+    column that is not there."""
     for column, value in row.items():
+        if column not in frame:
+            unknown("column", column, "the frame", dict.fromkeys(map(str, frame.columns)))
         frame = frame[frame[column].isna() if pandas.isna(value) else frame[column] == value]
     return frame
 
@@ -65,10 +69,19 @@ def compared(frame: pandas.DataFrame, metric: str, treatment: dict, reference: d
     """`metric` of the row `treatment` minus that of the row `reference` (or the metric `against`), seed by seed and,
     where images enter, image by image; rows are named by the values of some columns. Rates become percentage points by
     `factor`; with `log` the effect is the logarithm to base 10 of the ratio of the two means."""
-    one, other = (matching(frame, {"metric": name, **row}).drop_duplicates("seed").set_index("seed")["run"]
+    one, other = (_by_seed(matching(frame, {"metric": name, **row}), row)
                   for name, row in ((metric, treatment), (against or metric, reference)))
     pairs = {seed: (one[seed], other[seed]) for seed in sorted(set(one.index) & set(other.index))}
     return compared_runs(frame, metric, pairs, factor, log, against)
+
+
+def _by_seed(rows: pandas.DataFrame, labels: dict) -> pandas.Series:
+    """The run of each seed among some rows. `UserError` if a seed has several."""
+    runs = rows.groupby("seed")["run"].unique()
+    for seed, several in runs.items():
+        if len(several) > 1:
+            raise UserError(f"{len(several)} runs of seed {seed} are {labels}: give more labels, which tell them apart")
+    return runs.map(lambda each: each[0])
 
 
 def compared_runs(frame: pandas.DataFrame, metric: str, pairs: dict[int, tuple[str, str]], factor: float = 100.0,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pandas
 
 from sparserobust import data
-from sparserobust.config import Measurement
+from sparserobust.config import Measurement, Run
 from sparserobust.errors import UserError
 from sparserobust.running import engine
 from sparserobust.running.jobs import Task, tasks
@@ -13,6 +13,7 @@ from sparserobust.running.store import Store
 
 Grid = list[dict]  # each row: labels of your choice (net, beta, seed, ...), the run under "run", and, if more is to be
 # measured on it than on all rows, a dictionary of those measurements under "measurements"
+TAKEN = ("metric", "value", "count", "total", "where", "processor", "sampled", "each", "chance")  # columns of a result
 
 
 def sweep(grid: Grid, measurements: dict[str, Measurement], store: Store | None = None, workers: int | None = None
@@ -43,12 +44,12 @@ def compute_all(grids: Sequence[Grid], measurements: dict[str, Measurement], sto
     """As `compute`, of several grids in order of importance: what the first needs is begun first. `finished` is told
     the identity of a run once all that was missing of it is known."""
     store = store or Store()
+    jobs = missing([row for grid in grids for row in grid], measurements, store)
     ranks: dict[str, int] = {}
     for rank, grid in enumerate(grids):
         for row in grid:
             ranks.setdefault(row["run"].identity, rank)
-    jobs = [job | {"rank": ranks[job["run"].identity]}
-            for job in missing([row for grid in grids for row in grid], measurements, store)]
+    jobs = [job | {"rank": ranks[job["run"].identity]} for job in jobs]
 
     def ended(task: Task, failure: str | None) -> None:
         if finished and task.measurements and not failure:
@@ -63,21 +64,31 @@ def missing(grid: Grid, measurements: dict[str, Measurement], store: Store) -> l
     """One job per distinct run of which something is not known yet."""
     jobs: dict[str, dict] = {}
     for row in grid:
-        run = row["run"]
+        labels, run = _labels(row), row["run"]
         missing = [m for m in wanted(row, measurements).values() if store.find(run, m) is None]
         if missing:
-            labels = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in _labels(row).items() if v is not None)
-            job = jobs.setdefault(run.identity, {"run": run, "measurements": [], "label": labels})
+            name = " ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in labels.items() if v is not None)
+            job = jobs.setdefault(run.identity, {"run": run, "measurements": [], "label": name})
             job["measurements"] += [m for m in missing if m not in job["measurements"]]
     return list(jobs.values())
 
 
 def wanted(row: dict, measurements: dict[str, Measurement]) -> dict[str, Measurement]:
     """All that is measured on a grid row, by name."""
-    return measurements | row.get("measurements", {})
+    found = measurements | row.get("measurements", {})
+    for name, measurement in found.items():
+        if not isinstance(measurement, Measurement):
+            raise UserError(f"'{name}' is no measurement, being of type {type(measurement).__name__}: accuracy under "
+                            "an attack is Accuracy(attack=...)")
+    return found
 
 
 def _labels(row: dict) -> dict:
+    """`UserError` for a label that would be lost, and for a row that is none."""
+    if not isinstance(row, dict) or not isinstance(row.get("run"), Run):
+        raise UserError("a row of a grid is a dictionary with a Run as its 'run', and labels that tell it apart")
+    if taken := [label for label in row if label in TAKEN]:
+        raise UserError(f"'{taken[0]}' is a column that every result has: call the label otherwise")
     return {k: v for k, v in row.items() if k not in ("run", "measurements")}
 
 

@@ -8,6 +8,9 @@ Against relaxed splitting it has the dual variable, which closes the gap between
 penalty: how much is removed is chosen, not found.
 """
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,14 +39,18 @@ class ADMM(Sparsifier, kind="admm"):
     def project(self, w: Tensor) -> Tensor:
         """The nearest tensor to w (out, in, *kernel) of which the share `sparsity` is zero."""
         size = w.abs().flatten() if self.granularity == "weight" else channel_norms(w)
-        kept = all_but_smallest(size, int(self.sparsity * len(size))).to(w)
+        kept = all_but_smallest(size, self._removed(len(size))).to(w)
         return w * kept.view(w.shape if self.granularity == "weight" else (-1, *[1] * (w.dim() - 2)))
+
+    def _removed(self, size: int) -> int:
+        """Of so many: the share as it is written, rounded down (29 of 100 are 0.29 of them, and in floats less)."""
+        return math.floor(Fraction(repr(float(self.sparsity))) * size)
 
     @torch.no_grad()
     def start(self, model):
         weights = written(self, model, convolutions=True)
         sizes = [w.tensor.numel() if self.granularity == "weight" else w.channels.shape[1] for w in weights.values()]
-        self.require(int(self.sparsity * max(sizes)) > 0 or not self.sparsity, f"{self.sparsity:g} of {max(sizes)}, "
+        self.require(self._removed(max(sizes)) > 0 or not self.sparsity, f"{self.sparsity:g} of {max(sizes)}, "
                      "the most that a layer has, is rounded down to none: there is nothing to remove")
         return ({name: w.by_channels(self.project, w.tensor) for name, w in weights.items()}
                 | {f"dual {name}": torch.zeros_like(w.tensor) for name, w in weights.items()})

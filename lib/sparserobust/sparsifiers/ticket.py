@@ -7,7 +7,7 @@ from sparserobust.config import Run, Sparsifier
 from sparserobust.settings import settings
 from sparserobust.sparsifiers.magnitude import FixedMask
 from sparserobust.sparsifiers.targets import written
-from sparserobust.sparsity import prunable
+from sparserobust.sparsity import check_same, prunable
 
 
 @settings
@@ -26,6 +26,7 @@ class Ticket(FixedMask, kind="ticket"):
     @torch.no_grad()
     def start(self, model, pruned):
         written(self, model)
+        check_same(model, pruned, f"{self.kind}: run {self.pruned.identity}")
         masks = {name: (pruned[name] != 0).to(w) for name, w in prunable(model).items()}
         self.after_step(model, masks, 0.0)
         return masks
@@ -49,6 +50,7 @@ class MatchedHistogram(Sparsifier, kind="matched_histogram"):
 
     def start(self, model, target):
         written(self, model)
+        check_same(model, target, f"{self.kind}: run {self.target.identity}")
         return {name: target[name].flatten().sort().values.to(w.device) for name, w in prunable(model).items()}
 
     @torch.no_grad()
