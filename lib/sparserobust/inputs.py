@@ -41,6 +41,8 @@ def network(model: Any) -> nn.Module:
     if isinstance(model, type) or not callable(model):
         raise UserError("a network is a torch.nn.Module or a function, not of type "
                         f"{model.__name__ if isinstance(model, type) else type(model).__name__}")
+    if isinstance(model, torch.jit.TopLevelTracedModule) and model.training:
+        raise UserError("the program was traced in training mode and stays in it: call eval() before torch.jit.trace")
     return Function(model)
 
 

@@ -342,6 +342,14 @@ def test_a_network_within_a_function_is_judged_in_eval_mode_and_left_as_it_was(h
     assert network(_functions(fresh)[how]).training and not network(_functions(fresh.eval())[how]).training
 
 
+def test_a_program_that_was_traced_in_training_mode_is_refused(net, digits, few, refusal):
+    """No later eval() reaches the norms that were written into it."""
+    traced = torch.jit.trace(net.train(), few[0], check_trace=False)
+    assert "traced in training mode" in refusal(Accuracy(images=20), traced, digits)
+    whole = torch.jit.trace(net.eval(), few[0], check_trace=False)
+    assert Accuracy(images=20)(whole, digits)["count"] == Accuracy(images=20)(net, digits)["count"]
+
+
 class Observing(nn.Module):
     """Remembers, in eval mode too, the largest logit that it has seen."""
 

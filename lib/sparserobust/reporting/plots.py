@@ -258,9 +258,9 @@ def scatter(data: pandas.DataFrame, y: str, hue: str, columns: Mapping[str, str]
 
 
 @styled
-def images(pictures: Sequence[torch.Tensor], titles: Sequence[str]) -> Figure:
-    """Single-channel pictures (h, w) side by side, in one scale with its bar: grey, or red and blue
-    where values are negative."""
+def images(pictures: Sequence[torch.Tensor], titles: Sequence[str], label: str = "value") -> Figure:
+    """Single-channel pictures (h, w) side by side, in one scale with its bar, which has the `label`:
+    grey, or red and blue where values are negative."""
     limit = max(float(p.detach().abs().max()) for p in pictures)
     signed = any(float(p.detach().min()) < 0 for p in pictures)
     figure, (axes,) = grid(1, len(pictures), (2.6 * len(pictures) + 0.8, 2.9))
@@ -268,7 +268,7 @@ def images(pictures: Sequence[torch.Tensor], titles: Sequence[str]) -> Figure:
         mesh = picture(axis, shown.detach(), "RdBu_r" if signed else "gray",
                        vmin=-limit if signed else 0, vmax=limit)
         axis.set_title(title)
-    figure.colorbar(mesh, ax=axes, shrink=0.7, label="value")
+    figure.colorbar(mesh, ax=axes, shrink=0.7, label=label)
     return figure
 
 
