@@ -206,9 +206,9 @@ def channels(model: nn.Module) -> dict[str, Tensor]:
     return {name: w.channels for name, w in weights(model).items() if w.convolves}
 
 
-def check_same(model: nn.Module, others: Mapping[str, Tensor], whose: str) -> None:
-    """`UserError` unless a state dictionary has every weight of the network in the same shape."""
-    for name, w in prunable(model).items():
+def check_same(own: Mapping[str, Tensor], others: Mapping[str, Tensor], whose: str) -> None:
+    """`UserError` unless others have every tensor of one's own, by name, in the same shape."""
+    for name, w in own.items():
         if name not in others or others[name].shape != w.shape:
             theirs = f"has shape {tuple(others[name].shape)}" if name in others else "is missing"
             raise UserError(f"{whose} is of another network: {name} {theirs} there, here its shape is {tuple(w.shape)}")
@@ -219,9 +219,9 @@ def mask_weights(model: nn.Module, masks: dict[str, Tensor]) -> None:
     """Multiply `weights` by masks of 0 and 1, of their names and shapes. One that is computed is masked by way of its
     sources: behind prune's masks and weight_norm the others stay what they were, spectral_norm normalises anew.
     `UserError` where another way to compute it does not let it have zeros, and for masks of another network."""
-    check_same(model, masks, "a mask")
-    computed = []
-    for name, w in weights(model).items():
+    computed, found = [], weights(model)
+    check_same({name: w.tensor for name, w in found.items()}, masks, "a mask")
+    for name, w in found.items():
         if len(w.sources) == 1 and w.sources[0].shape == masks[name].shape:
             w.sources[0].mul_(masks[name])
         elif len(w.sources) == 2 and w.sources[1].shape == masks[name].shape:

@@ -26,8 +26,9 @@ class Ticket(FixedMask, kind="ticket"):
     @torch.no_grad()
     def start(self, model, pruned):
         written(self, model)
-        check_same(model, pruned, f"{self.kind}: run {self.pruned.identity}")
-        masks = {name: (pruned[name] != 0).to(w) for name, w in prunable(model).items()}
+        own = prunable(model)
+        check_same(own, pruned, f"{self.kind}: run {self.pruned.identity}")
+        masks = {name: (pruned[name] != 0).to(w) for name, w in own.items()}
         self.after_step(model, masks, 0.0)
         return masks
 
@@ -50,8 +51,9 @@ class MatchedHistogram(Sparsifier, kind="matched_histogram"):
 
     def start(self, model, target):
         written(self, model)
-        check_same(model, target, f"{self.kind}: run {self.target.identity}")
-        return {name: target[name].flatten().sort().values.to(w.device) for name, w in prunable(model).items()}
+        own = prunable(model)
+        check_same(own, target, f"{self.kind}: run {self.target.identity}")
+        return {name: target[name].flatten().sort().values.to(w.device) for name, w in own.items()}
 
     @torch.no_grad()
     def before_step(self, model, state, lr):
