@@ -43,9 +43,8 @@ class Acting(NamedTuple):
 
     @property
     def convolves(self) -> bool:
-        """Whether it is the weight of a convolution; in a layer that is not PyTorch's, with two axes of a kernel or
-        more: three axes may as well be several matrices."""
-        return isinstance(self.layer, _ConvNd) or self.tensor.dim() > 3
+        """Whether it is the weight of a convolution."""
+        return self.tensor.dim() > 2 and not isinstance(self.layer, nn.Bilinear)
 
     @property
     def groups(self) -> int:

@@ -319,24 +319,12 @@ class Scaled(nn.Module):
         return (self.conv(x) * self.weight).mean((2, 3))
 
 
-class Batched(nn.Module):
-    """Several matrices in one parameter, one for each part of the image."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 64, 10))
-
-    def forward(self, x):
-        return torch.bmm(x.flatten(2).transpose(0, 1), self.weight).sum(0)
-
-
-def test_numbers_for_channels_are_no_convolution_and_neither_are_several_matrices():
+def test_numbers_for_channels_are_no_convolution():
     """What a channel is scaled by is not a weight that can be pruned away with it."""
     scaled = Scaled()
     assert list(weights(scaled)) == list(convolutions(scaled)) == ["conv.weight"]
     with torch.no_grad():
         scaled.weight[:, :2] = 0
     assert channel_sparsity(scaled) == 0
-    assert list(weights(Batched())) == ["weight"] and not convolutions(Batched())
     own = Scaled((4, 4, 1, 1))  # a kernel, for all that is known
     assert list(convolutions(own)) == ["weight", "conv.weight"]
