@@ -4,7 +4,7 @@ what they give back."""
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial, wraps
@@ -42,7 +42,8 @@ def network(model: Any) -> nn.Module:
         raise UserError("a network is a torch.nn.Module or a function, not of type "
                         f"{model.__name__ if isinstance(model, type) else type(model).__name__}")
     if isinstance(model, torch.jit.TopLevelTracedModule) and model.training:
-        raise UserError("the program was traced in training mode and stays in it: call eval() before torch.jit.trace")
+        raise UserError("the program is in training mode, and no eval() changes what was traced in it: call eval() "
+                        "before torch.jit.trace, or of this program, if it was traced in eval mode")
     return Function(model)
 
 
@@ -193,7 +194,7 @@ def guarded(call: Callable) -> Callable:
     def checked(self, model, images, labels, generator=None):
         model = network(model)
         check(images, labels)
-        with torch.inference_mode(False), torch.enable_grad(), watched(model, labels):
+        with torch.inference_mode(False), torch.enable_grad(), watched(model, labels), buffers_kept(model):
             found = call(self, model, images.clone().detach(), labels.clone().long(), generator)
         if found.shape != images.shape or not (found.numel() == 0 or (found.min() >= 0 and found.max() <= 1)):
             raise UserError(f"{self.label()} returned what are no images of shape {tuple(images.shape)} in [0, 1]")
@@ -213,6 +214,12 @@ def measured(call: Callable) -> Callable:
     @wraps(call)
     def checked(self, model, splits, *others, **known):
         model, others = network(model), [network(other) for other in others]
+        with ExitStack() as kept:
+            for net in (model, *others):
+                kept.enter_context(buffers_kept(net))
+            return asked_for(self, model, splits, *others, **known)
+
+    def asked_for(self, model, splits, *others, **known):
         if splits is not None:
             if not (hasattr(splits, "test") or hasattr(splits, "image_shape")):
                 raise UserError(f"{self.label()} is given the three splits of a data set, as data.load returns them, "
@@ -246,13 +253,8 @@ def measured(call: Callable) -> Callable:
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block, also of networks within functions; the former mode of each module after it. Modules
-    that do something of their own when they change the mode do that. Buffers that are written in eval mode, too, hold
-    afterwards what they held before: those of observers, say, of a quantisation."""
-    modules = list(dict.fromkeys(_all_modules(model)))
-    modes = [(module, module.training) for module in modules]
-    buffers = [(module, name, held, held.detach().clone()) for module in modules
-               if not type(module).__module__.startswith(STEADY)
-               for name, held in module._buffers.items() if isinstance(held, Tensor) and not held.is_meta]
+    that do something of their own when they change the mode do that."""
+    modes = [(module, module.training) for module in dict.fromkeys(_all_modules(model))]
     own = [(module, training) for module, training in modes if type(module).train is not nn.Module.train
            or type(module).eval is not nn.Module.eval]
     try:
@@ -266,6 +268,18 @@ def evaluated(model: nn.Module) -> Iterator[None]:
             module.train(training)
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Buffers that are written in eval mode, too, those of observers of a quantisation, say, hold after the block what
+    they held before."""
+    buffers = [(module, name, held, held.detach().clone()) for module in dict.fromkeys(_all_modules(model))
+               if not type(module).__module__.startswith(STEADY)
+               for name, held in module._buffers.items() if isinstance(held, Tensor) and not held.is_meta]
+    try:
+        yield
+    finally:
         for module, name, held, before in buffers:
             module._buffers[name] = held
             if held.shape != before.shape or not torch.equal(held, before):

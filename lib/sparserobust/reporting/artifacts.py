@@ -116,7 +116,7 @@ CONTESTS = {"side_by_side": ("the five side by side", "the same network, data an
 
 
 # what the README begins with: page and line
-FINDINGS = (("01_fk_resnet", "C2b"), ("04_sparsity_theory", "C3.inf"), ("04_sparsity_theory", "C4"), ("05_tscnc", "C1"))
+FINDINGS = (("02_iwi", "C4"), ("02_iwi", "C6"), ("04_sparsity_theory", "C4"), ("05_tscnc", "C1"))
 
 
 def told_elsewhere() -> dict[str, dict[str, str]]:

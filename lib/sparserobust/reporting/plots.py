@@ -302,7 +302,7 @@ def claims(ledger: pandas.DataFrame) -> Figure:
                      zorder=4)
         if unit == "percentage points":
             for bend in (-10, 10):
-                axis.axvline(bend, color="0.6", linewidth=1, linestyle=":", zorder=0)
+                axis.axvline(bend, color="0.3", linewidth=1.5, linestyle=":", zorder=1)
             ticks = [-50, -10, -5, 0, 5, 10, 50]
             axis.set_xscale("symlog", linthresh=10, linscale=1.5)
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
