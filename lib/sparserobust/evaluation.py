@@ -108,7 +108,7 @@ class Accuracy(Measurement, kind="accuracy"):
         with global_seed(0, "evaluation noise", self.identity):
             chance = stream(0, "evaluation", self.identity, device=split.images.device)
             for trial in range(trials):
-                if trial and getattr(attack, "by_seed", False):  # it would do the same again
+                if trial and attack is not None and attack.by_seed:  # it would do the same again
                     chance = stream(0, "evaluation", self.identity, "trial", trial, device=split.images.device)
                 for index in tried.split(max(1, BATCH // draws)) if len(tried) else ():  # not one empty batch
                     images = split.images[index.to(split.images.device)].contiguous(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ class Function(nn.Module):
         super().__init__()
         self.function = function
         self.within = tuple(_within(function, set()))  # no parts of its own: it cannot be moved with them
-        self.training = any(net.training for net in (*self.within, function) if isinstance(net, nn.Module))
+        self.training = any(net.training for net in self.within)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
@@ -254,7 +254,7 @@ def measured(call: Callable) -> Callable:
 def evaluated(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block, also of networks within functions; the former mode of each module after it. Modules
     that do something of their own when they change the mode do that."""
-    modes = [(module, module.training) for module in dict.fromkeys(_all_modules(model))]
+    modes = [(module, module.training) for module in _all_modules(model)]
     own = [(module, training) for module, training in modes if type(module).train is not nn.Module.train
            or type(module).eval is not nn.Module.eval]
     try:
@@ -274,7 +274,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Buffers that are written in eval mode, too, those of observers of a quantisation, say, hold after the block what
     they held before."""
-    buffers = [(module, name, held, held.detach().clone()) for module in dict.fromkeys(_all_modules(model))
+    buffers = [(module, name, held, held.detach().clone()) for module in _all_modules(model)
                if not type(module).__module__.startswith(STEADY)
                for name, held in module._buffers.items() if isinstance(held, Tensor) and not held.is_meta]
     try:
@@ -287,11 +287,10 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
                     held.resize_(before.shape).copy_(before)
 
 
-def _all_modules(model: nn.Module) -> Iterator[nn.Module]:
-    for module in model.modules():
-        yield module
-        for net in module.within if isinstance(module, Function) else ():
-            yield from _all_modules(net)
+def _all_modules(model: nn.Module) -> list[nn.Module]:
+    """Each module once, those of networks within functions, too."""
+    within = [net for module in model.modules() if isinstance(module, Function) for net in module.within]
+    return list(dict.fromkeys([*model.modules(), *(module for net in within for module in _all_modules(net))]))
 
 
 def asked(model: nn.Module, images: Tensor) -> Any:

@@ -10,7 +10,6 @@ yours that this imports from its own folder or package; not what it reads, nor i
 """
 
 import ast
-import copy
 import hashlib
 import importlib
 import inspect
@@ -166,9 +165,9 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
             yield from (module / alias.name for alias in node.names)
 
 
-def called(name: str, ready: type | tuple[type, ...] = (), **offered: Any) -> Any:
+def called(name: str, ready: type[nn.Module] | tuple[()] = (), **offered: Any) -> Any:
     """What the code of this name returns: called with the arguments that the name gives, and those on offer that it has
-    a parameter for; a copy of it, where it is a `ready` thing itself. `UserError` if it is not there, has changed, or
+    a parameter for; a copy of it, where it is a `ready` network itself. `UserError` if it is not there, has changed, or
     raises anything."""
     place, part, content = parsed(name)
     path, arguments = _call(name)
@@ -176,7 +175,7 @@ def called(name: str, ready: type | tuple[type, ...] = (), **offered: Any) -> An
     if isinstance(found, ready):
         if arguments:
             raise UserError(f"{place}:{path} is ready, and takes no arguments: name it without ({part})")
-        return copied(found) if isinstance(found, nn.Module) else copy.deepcopy(found)
+        return copied(found)
     if not callable(found):
         raise UserError(f"{place}:{path} cannot be called, being of type {type(found).__name__}")
     given = [ast.literal_eval(value) for value in arguments.args] if arguments else []

@@ -52,12 +52,12 @@ class Artifacts:
         Lines without any entry are left out, and named in the caption.
         """
         empty = (table.isna() | table.eq("")).all(axis=1)
-        if table[~empty].empty:
+        missing, table = table.index[empty], table[~empty]
+        if table.empty:
             caption += " Nothing of this is known at this scale."
-        elif empty.any():
-            names = "; ".join(map(str, table.index[empty]))
+        elif len(missing):
+            names = "; ".join(map(str, missing))
             caption += f" Left out, since nothing is known of it at this scale: {names}."
-        table = table[~empty]
         left_out = f" In build/machine, since they differ from machine to machine: {'; '.join(machine)}."
         self._add_table(table.drop(columns=list(machine)), name, caption, frame, left_out if len(machine) else "")
         if len(machine):
